@@ -1,0 +1,70 @@
+"""fracskip: dynamic fractional skipping.
+
+For every input image and every residual block a small gate chooses: skip the block, execute it at
+a low bitwidth, or execute it in full. Names that need torch are loaded when first used, so that
+the base package imports without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fracskip.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FracskipError,
+    MissingExtraError,
+)
+from fracskip.options import Option, OptionSet
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fracskip.checkpoint import load, save
+    from fracskip.data import load_sample
+    from fracskip.dynamic import DynamicNetwork, Output, build_network, preprocess
+    from fracskip.evaluation import evaluate
+
+_LAZY = {
+    "DynamicNetwork": "fracskip.dynamic",
+    "Output": "fracskip.dynamic",
+    "build_network": "fracskip.dynamic",
+    "evaluate": "fracskip.evaluation",
+    "load": "fracskip.checkpoint",
+    "load_sample": "fracskip.data",
+    "preprocess": "fracskip.dynamic",
+    "save": "fracskip.checkpoint",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DynamicNetwork",
+    "FracskipError",
+    "MissingExtraError",
+    "Option",
+    "OptionSet",
+    "Output",
+    "build_network",
+    "evaluate",
+    "load",
+    "load_sample",
+    "preprocess",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fracskip' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(
+            f"fracskip.{name} needs torch: pip install 'fracskip[train]'"
+        ) from None

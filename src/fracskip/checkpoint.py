@@ -1,0 +1,274 @@
+"""Checkpoints: one safetensors file whose header says, in JSON, what network it holds.
+
+The header's metadata has one entry, `fracskip`: schema, version, spec, notes and a SHA-256 digest
+over the tensors and the rest of the metadata. Files are written beside the old one and renamed
+over it, so a crash or a full disk leaves the old one whole. Nothing here can unpickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from fracskip.config import ModelSpec, explain
+from fracskip.dynamic import DynamicNetwork, build_network
+from fracskip.errors import CheckpointError
+
+SCHEMA = "fracskip.checkpoint"
+VERSION = 1
+BUNDLED = {"bundled": "dfs_resnet38_cifar10.safetensors"}
+_MAX_HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Package:
+    """The contents of a file in fracskip's format.
+
+    Attributes:
+        schema: What kind of file it is.
+        meta: Its JSON metadata, without schema, version and digest.
+        tensors: Its tensors by name, on the CPU.
+        digest: 'sha256:...' over meta and tensors.
+    """
+
+    schema: str
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    digest: str
+
+
+def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        total.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return f"sha256:{total.hexdigest()}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it is either the old one or the new one, never a part of either.
+
+    Raises:
+        CheckpointError: if the disk is full or the folder cannot be written; the old file is
+            untouched.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written ({error.strerror or error}); what was there before is "
+            "unchanged: free some space or choose another folder, then resume"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_package(
+    path: str | Path, schema: str, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> str:
+    """Saves metadata and tensors in fracskip's format, atomically. Returns the digest.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    head = {"schema": schema, "version": VERSION, "meta": json.loads(json.dumps(meta))}
+    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    digest = _digest(head, flat)
+    text = json.dumps({**head, "digest": digest}, sort_keys=True)
+    write_atomically(Path(path), save_tensors(flat, metadata={"fracskip": text}))
+    return digest
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
+    """A safetensors file's bytes and its header's metadata."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"checkpoint {path} does not exist; give a .safetensors file or one of: "
+            f"{', '.join(BUNDLED)}"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(
+            f"{path} is a pickle (as torch.save writes them); fracskip never loads one, because "
+            "it can run code: save the state as safetensors"
+        )
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size]
+    if len(data) < 8 or size > _MAX_HEADER_BYTES or len(header) < size:
+        raise CheckpointError(
+            f"{path} is no complete safetensors file ({len(data)} bytes); copy it again or give "
+            "another"
+        )
+    try:
+        meta = json.loads(header).get("__metadata__")
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"{path} has a damaged header; copy it again") from None
+    return data, meta if isinstance(meta, dict) else None
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return load_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from None
+
+
+def read_package(path: str | Path, schema: str) -> Package:
+    """Loads a file in fracskip's format and verifies its schema, version and digest.
+
+    Raises:
+        CheckpointError: naming what does not fit.
+    """
+    path = Path(path)
+    data, meta = _read(path)
+    if not meta or "fracskip" not in meta:
+        raise CheckpointError(
+            f"{path} is a plain safetensors file without fracskip's metadata; a backbone's "
+            "weights go into a recipe's backbone.load, then train"
+        )
+    try:
+        head = json.loads(meta["fracskip"])
+        digest = head.pop("digest")
+        found = (head["schema"], head["version"])
+        content = head["meta"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} has damaged metadata; copy it again") from None
+    if found != (schema, VERSION):
+        raise CheckpointError(
+            f"{path} is {found[0]!r} version {found[1]}; this fracskip reads {schema!r} version "
+            f"{VERSION}: use the fracskip that wrote it, or train again"
+        )
+    tensors = _parse(path, data)
+    if _digest(head, tensors) != digest:
+        raise CheckpointError(
+            f"{path} does not match its digest: at least one byte was changed since it was "
+            "written; copy it again"
+        )
+    return Package(schema, content, tensors, digest)
+
+
+def apply_state(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
+    """Loads tensors into a module, all or nothing.
+
+    Raises:
+        CheckpointError: if one is missing, surplus, of another shape, or not finite.
+    """
+    wanted = module.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    surplus = sorted(tensors.keys() - wanted.keys())
+    if missing or surplus:
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in (("missing", missing), ("surplus", surplus))
+            if names
+        ]
+        raise CheckpointError(
+            f"{origin} does not fit the network: tensors {' and '.join(parts)}; check the model's "
+            "name, options and gate"
+        )
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{origin}: {name} has shape {tuple(value.shape)}, the network needs "
+                f"{tuple(wanted[name].shape)}; check the model's name and options"
+            )
+        # A range that no image has moved yet is NaN by design.
+        if value.is_floating_point() and not name.endswith("activation_range"):
+            bad = int((~value.isfinite()).sum())
+            if bad:
+                raise CheckpointError(
+                    f"{origin}: {name} has {bad} values that are NaN or infinite; train again "
+                    "with a smaller learning rate, or give another file"
+                )
+    module.load_state_dict(dict(tensors))
+
+
+def load_backbone(path: str | Path, module: nn.Module) -> str:
+    """Loads plain weights with torchvision's parameter names. Returns the file's SHA-256.
+
+    Raises:
+        CheckpointError: if the file is damaged or does not fit.
+    """
+    path = Path(path)
+    data, _ = _read(path)
+    tensors = _parse(path, data)
+    for name, value in module.state_dict().items():
+        # torch's step counter of BatchNorm; other writers leave it out.
+        if name.endswith("num_batches_tracked"):
+            tensors.setdefault(name, value)
+    apply_state(module, tensors, path)
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def save(
+    net: DynamicNetwork, path: str | Path, notes: Mapping[str, Any] | None = None
+) -> str:
+    """Saves a network. Returns its digest.
+
+    Args:
+        net: The network.
+        path: Where to; folders are made.
+        notes: JSON values to keep with it: where it comes from, what it reached.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    meta = {"spec": net.spec.model_dump(mode="json"), "notes": dict(notes or {})}
+    return write_package(path, SCHEMA, meta, net.state_dict())
+
+
+def resolve(name: str | Path) -> Path:
+    """A checkpoint's path: that of a bundled one by name, or the path itself."""
+    if str(name) in BUNDLED:
+        return Path(str(resources.files("fracskip") / "assets" / BUNDLED[str(name)]))
+    return Path(name)
+
+
+def load(name: str | Path) -> DynamicNetwork:
+    """Loads a network, ready to classify, on the CPU.
+
+    Args:
+        name: 'bundled' or a file's path.
+
+    Returns:
+        The network in evaluation mode; `net.digest` and `net.notes` say where it comes from.
+
+    Raises:
+        CheckpointError: if the file is damaged, of another schema, or does not fit.
+    """
+    path = resolve(name)
+    package = read_package(path, SCHEMA)
+    try:
+        spec = ModelSpec.model_validate(package.meta["spec"])
+    except (ValidationError, KeyError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else "no spec"
+        raise CheckpointError(f"{path} describes no network: {reason}") from None
+    net = build_network(spec)
+    apply_state(net, package.tensors, path)
+    net.digest = package.digest
+    net.notes = dict(package.meta.get("notes", {}))
+    return net.eval()

@@ -1,0 +1,343 @@
+"""Recipes: what a run does, as typed, frozen values. The only home of defaults.
+
+A recipe is a TOML file; `load_recipe` reads it, applies `--set key=value` overrides and validates
+everything before any work begins. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fracskip.errors import ConfigError
+from fracskip.options import OptionSet
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageConfig(_Frozen):
+    """How pixels become the network's input; it travels with every checkpoint.
+
+    Attributes:
+        size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        mean: Per-channel mean, in units of pixel / 255.
+        std: Per-channel standard deviation, in the same units.
+    """
+
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (32, 32)
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[Positive, ...] = (0.2470, 0.2435, 0.2616)
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> ImageConfig:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std need {self.channels} values each, one a channel; "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        return self
+
+
+class DataConfig(_Frozen):
+    """Which images train the network, and how they are varied.
+
+    Attributes:
+        name: cifar10, cifar100, fashion-mnist, sample (the bundled images), or folder:PATH.
+        image: Size, channels and normalisation.
+        validation: Images carved from the training set to choose by; the test set is read once.
+        train_limit: Use only the first so many training images, after carving (0: all of them).
+        crop_padding: Zero pixels added on each side before a random crop.
+        flip: Mirror half of the training images.
+    """
+
+    name: str = "cifar10"
+    image: ImageConfig = ImageConfig()
+    validation: Annotated[int, Field(ge=1)] = 5000
+    train_limit: Count = 0
+    crop_padding: Count = 4
+    flip: bool = True
+
+
+class ModelConfig(_Frozen):
+    """The backbone: `resnetD` with D = 6n + 2 (see `fracskip.models`)."""
+
+    name: str = "resnet38"
+
+
+class QuantConfig(_Frozen):
+    """How a block is quantised.
+
+    Attributes:
+        scheme: 'modern' (symmetric per-channel weights and learned steps, a private range and
+            BatchNorm per option, gradients masked where clipped) or 'paper' (affine per tensor,
+            min/max, one range and one BatchNorm for all widths).
+        calibration_images: Training images that initialise ranges and BatchNorm statistics.
+    """
+
+    scheme: Literal["modern", "paper"] = "modern"
+    calibration_images: Annotated[int, Field(ge=1)] = 1024
+
+
+class GateConfig(_Frozen):
+    """Who decides.
+
+    Attributes:
+        kind: 'recurrent' (the paper's: one shared LSTM over the blocks) or 'feedforward'.
+        width: Features a gate sees of its block's input, and the LSTM's width.
+        budget_input: Whether the gate also takes the target budget as an input.
+    """
+
+    kind: Literal["recurrent", "feedforward"] = "recurrent"
+    width: Annotated[int, Field(ge=1)] = 10
+    budget_input: bool = False
+
+
+class OptimConfig(_Frozen):
+    """SGD with Nesterov momentum and a learning rate schedule.
+
+    Attributes:
+        lr: The highest learning rate.
+        momentum: Of the weights' update.
+        weight_decay: For convolutions and the classifier; norms, steps and gates are exempt.
+        schedule: 'cosine' to zero, 'onecycle' (linear up, then linear down to zero), or 'step'
+            (a tenth at 1/2 and again at 3/4: the paper's).
+        warmup: Share of the stage spent rising linearly to `lr`.
+        label_smoothing: Of the cross-entropy.
+    """
+
+    lr: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 1e-4
+    schedule: Literal["cosine", "onecycle", "step"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class BackboneStage(_Frozen):
+    """Stage 1: the full-precision backbone, trained or loaded.
+
+    Attributes:
+        load: A safetensors file with torchvision's parameter names, or '' to train from scratch.
+        epochs: Training epochs (0 with `load`: take it as it is).
+        optim: The optimiser.
+    """
+
+    load: str = ""
+    epochs: Count = 0
+    optim: OptimConfig = OptimConfig(lr=0.2, weight_decay=5e-4, schedule="onecycle", warmup=0.25)
+
+
+class GateStage(_Frozen):
+    """Stage 2: gates alone, until they choose the most precise option everywhere.
+
+    Attributes:
+        epochs: Passes over the training set; forward only, so each costs about a third of one.
+        confidence: The probability that the gates learn to give the most precise option. Below 1
+            so that the softmax is not saturated when the joint stage begins.
+        lr: Of Adam.
+    """
+
+    epochs: Count = 1
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    lr: Positive = 3e-3
+
+
+class JointStage(_Frozen):
+    """Stage 3: weights and gates together, towards a computation percentage.
+
+    Attributes:
+        epochs: Training epochs.
+        target: The computation percentage to reach, as a share (0.05 is 5%).
+        optim: The weights' optimiser; its schedule also drives the gates' learning rate.
+        gate_lr: Highest learning rate of the gates (Adam).
+        objective: 'price' (a multiplier raised while the cost is above target) or 'paper' (the
+            sign of the error times `beta`).
+        price_rate: How fast the price follows the error, per step.
+        beta: The paper's factor, for a batch of 128 images.
+        descent: Share of the stage in which the target falls from 100% to `target`.
+        exploration: Scale of the Gumbel noise on the gates' logits; it falls to zero.
+        exploration_until: Share of the stage after which there is no noise.
+        gate_gradient: 'sampled' (options not chosen are tried on a few images: an unbiased
+            estimate) or 'dense' (every option for every image: the paper's way, about K times
+            the cost).
+        sample_rate: Share of images on which 'sampled' tries another option.
+        anchor_rate: Share of each batch whose blocks all execute one option, drawn anew each
+            step: keeps options that the gates have left able to compute (and to be compared).
+    """
+
+    epochs: Count = 10
+    target: Fraction = 0.05
+    optim: OptimConfig = OptimConfig(lr=0.02, schedule="cosine", warmup=0.05)
+    gate_lr: Positive = 2e-3
+    objective: Literal["price", "paper"] = "price"
+    price_rate: Positive = 0.01
+    beta: Positive = 1e-5
+    descent: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    exploration: NonNegative = 1.0
+    exploration_until: Fraction = 0.6
+    gate_gradient: Literal["sampled", "dense"] = "sampled"
+    sample_rate: Fraction = 0.25
+    anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
+
+
+class RuntimeConfig(_Frozen):
+    """Where and how a run executes.
+
+    Attributes:
+        device: 'auto' takes a GPU when there is one.
+        amp: 'auto' uses bfloat16 where the device computes in it, 'bf16' always, 'off' never.
+        channels_last: Memory layout of images and weights.
+        compile: Compile the backbone stage with torch.compile.
+        threads: CPU threads (0: torch's own choice).
+        checkpoint_steps: Also checkpoint every so many steps within an epoch (0: only per epoch).
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    threads: Count = 0
+    checkpoint_steps: Count = 0
+
+
+class Recipe(_Frozen):
+    """A whole run.
+
+    Attributes:
+        name: Names the run's folder and its record.
+        seed: All randomness follows from it.
+        batch_size: Images a step.
+        options: A preset's name or a list of options.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Count = 0
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    options: tuple[str, ...] = ("skip", "8", "16", "full")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    quant: QuantConfig = QuantConfig()
+    gate: GateConfig = GateConfig()
+    backbone: BackboneStage = BackboneStage()
+    gates: GateStage = GateStage()
+    joint: JointStage = JointStage()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options(cls, value: Any) -> tuple[str, ...]:
+        return OptionSet.of(value).labels
+
+    @property
+    def option_set(self) -> OptionSet:
+        """The options as a set."""
+        return OptionSet.of(self.options)
+
+
+class ModelSpec(_Frozen):
+    """What a checkpoint must say of itself so that its network can be built again.
+
+    Attributes:
+        target: The computation share it was trained for, if any; what a gate that takes a budget
+            is given when the caller names none.
+    """
+
+    model: ModelConfig
+    options: tuple[str, ...]
+    quant: QuantConfig
+    gate: GateConfig
+    image: ImageConfig
+    class_names: tuple[str, ...]
+    data_name: str
+    target: Fraction | None = None
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options(cls, value: Any) -> tuple[str, ...]:
+        return OptionSet.of(value).labels
+
+    @property
+    def option_set(self) -> OptionSet:
+        """The options as a set."""
+        return OptionSet.of(self.options)
+
+
+def explain(error: ValidationError) -> str:
+    """Says in one line what pydantic found wrong: key, reason, and what was given."""
+    parts = []
+    for item in error.errors():
+        key = ".".join(map(str, item["loc"])) or "recipe"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key {key!r}")
+        elif item["type"] == "missing":
+            parts.append(f"{key} is missing")
+        else:
+            parts.append(f"{key}: {item['msg']} (given: {item['input']!r})")
+    return "; ".join(parts)
+
+
+def _override(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes key=value, such as joint.epochs=4; got {assignment!r}")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {assignment}: {part!r} is a value, not a table")
+    tree[last] = value
+
+
+def recipe_from_dict(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Validates a recipe given as a dictionary.
+
+    Raises:
+        ConfigError: naming every key that is unknown, missing or out of range.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error)}") from None
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file and applies `key=value` overrides (dotted keys, JSON values).
+
+    A relative `backbone.load` is taken from the recipe's own folder.
+
+    Raises:
+        ConfigError: if the file is missing, no TOML, or says something impossible.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {path} does not exist; give the path of a .toml file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from None
+    for assignment in overrides:
+        _override(tree, assignment)
+    backbone = tree.get("backbone")
+    if isinstance(backbone, dict) and backbone.get("load"):
+        backbone["load"] = str((path.parent / str(backbone["load"])).resolve())
+    return recipe_from_dict(tree, origin=str(path))

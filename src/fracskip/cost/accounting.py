@@ -1,0 +1,88 @@
+"""Decisions to cost: the paper's computation percentage, the honest BitOps ratio, statistics.
+
+Decisions are integer matrices (images, gated blocks) of indices into an option set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracskip.cost.profile import NetworkProfile
+from fracskip.errors import ConfigError
+from fracskip.options import FULL_BITS, OptionSet
+
+Decisions = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """What a set of decisions costs.
+
+    Attributes:
+        cp: The paper's computation percentage, as a share: mean of (bits/32)² over images and
+            gated blocks, all blocks weighted alike.
+        bitops_ratio: BitOps (MACs x weight bits x activation bits) of everything executed - stem,
+            ungated blocks, shortcuts, gates and classifier at 32 bits included - over the plain
+            network's at 32 bits. Above 1 when a network with gates runs everything in full.
+        image_cp: cp of each image, (N,).
+    """
+
+    cp: float
+    bitops_ratio: float
+    image_cp: NDArray[np.float64]
+
+
+def _checked(decisions: Decisions, options: OptionSet, blocks: int | None = None) -> Decisions:
+    if decisions.ndim != 2 or (blocks is not None and decisions.shape[1] != blocks):
+        raise ConfigError(
+            f"decisions of shape {decisions.shape} do not fit: (images, "
+            f"{'blocks' if blocks is None else blocks}) is needed"
+        )
+    if len(decisions) == 0:
+        raise ConfigError("decisions of no image have no cost: give at least one row")
+    if decisions.size and not (0 <= decisions.min() and decisions.max() < len(options)):
+        raise ConfigError(f"decisions must be option indices from 0 to {len(options) - 1}")
+    return decisions
+
+
+def account(decisions: Decisions, options: OptionSet, profile: NetworkProfile) -> CostReport:
+    """Costs a decision matrix.
+
+    Args:
+        decisions: Option indices, (N, gated blocks), N at least 1.
+        options: What the indices mean.
+        profile: The network's MACs.
+
+    Raises:
+        ConfigError: if the shape or the indices do not fit.
+    """
+    gated = profile.gated
+    decisions = _checked(decisions, options, len(gated))
+    bits = np.array([option.bits for option in options], dtype=np.float64)[decisions]
+    cost = (bits / FULL_BITS) ** 2
+    branch = np.array([block.branch_macs for block in gated], dtype=np.float64)
+    executed = profile.fixed_macs + (cost @ branch).mean()
+    image_cp = cost.mean(axis=1) if gated else np.ones(len(decisions))
+    return CostReport(float(image_cp.mean()), float(executed / profile.backbone_macs), image_cp)
+
+
+def option_shares(decisions: Decisions, options: OptionSet) -> NDArray[np.float64]:
+    """Share of images that take each option, per block: (blocks, options), rows sum to 1."""
+    decisions = _checked(decisions, options)
+    chosen = decisions[:, :, None] == np.arange(len(options))
+    return np.asarray(chosen.mean(axis=0), dtype=np.float64)
+
+
+def decision_entropy_bits(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy of each block's decisions over images, in bits.
+
+    0 means that every image takes the same option: static mixed precision in disguise.
+
+    Args:
+        shares: (blocks, options), as `option_shares` gives them.
+    """
+    logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+    return np.asarray(np.abs((shares * logs).sum(axis=-1)))

@@ -1,0 +1,89 @@
+"""What a network's parts cost, in multiply-accumulates for one image.
+
+Convention: one multiply-add is one MAC. Convolutions and linear layers are counted; BatchNorm
+(folded in deployment), ReLU, pooling and the gates' activations are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+def conv_macs(
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, int],
+    out_size: tuple[int, int],
+    groups: int = 1,
+) -> int:
+    """MACs of one convolution for one image.
+
+    Args:
+        in_channels: Input channels, over all groups.
+        out_channels: Output channels, over all groups.
+        kernel: Height and width.
+        out_size: Height and width of the output.
+        groups: Groups of channels.
+
+    >>> conv_macs(16, 16, (3, 3), (32, 32))
+    2359296
+    """
+    return (
+        out_size[0] * out_size[1] * out_channels * (in_channels // groups) * kernel[0] * kernel[1]
+    )
+
+
+def linear_macs(in_features: int, out_features: int) -> int:
+    """MACs of one linear layer for one row."""
+    return in_features * out_features
+
+
+@dataclass(frozen=True)
+class BlockProfile:
+    """One residual block.
+
+    Attributes:
+        name: Its module path in the backbone.
+        branch_macs: The residual branch: what an option scales.
+        shortcut_macs: The projection shortcut, executed in full whatever is chosen.
+        gate_macs: Its gate (0 for a block without one).
+        gated: Whether an option is chosen for it; otherwise it is executed in full.
+    """
+
+    name: str
+    branch_macs: int
+    shortcut_macs: int = 0
+    gate_macs: int = 0
+    gated: bool = True
+
+
+@dataclass(frozen=True)
+class NetworkProfile:
+    """A whole network: stem, blocks in order, head."""
+
+    stem_macs: int
+    blocks: tuple[BlockProfile, ...]
+    head_macs: int
+
+    @cached_property
+    def gated(self) -> tuple[BlockProfile, ...]:
+        """The blocks for which an option is chosen, in order: the columns of a decision matrix."""
+        return tuple(block for block in self.blocks if block.gated)
+
+    @property
+    def backbone_macs(self) -> int:
+        """The plain network, executed in full, without gates."""
+        blocks = sum(block.branch_macs + block.shortcut_macs for block in self.blocks)
+        return self.stem_macs + blocks + self.head_macs
+
+    @property
+    def gate_macs(self) -> int:
+        """All gates together."""
+        return sum(block.gate_macs for block in self.blocks)
+
+    @property
+    def fixed_macs(self) -> int:
+        """What every image executes at 32 bits, whatever is chosen; gates included."""
+        gated = sum(block.branch_macs for block in self.gated)
+        return self.backbone_macs - gated + self.gate_macs

@@ -1,0 +1,22 @@
+"""Data sets: acquired once into a cache, verified whenever they are read, uint8 throughout."""
+
+from fracskip.data.catalog import DATASETS, DatasetSummary, acquire
+from fracskip.data.dataset import load_split
+from fracskip.data.decode import decode_image
+from fracskip.data.folder import load_folder
+from fracskip.data.imageset import ImageSet, split_validation
+from fracskip.data.sample import load_sample
+from fracskip.data.store import cache_dir
+
+__all__ = [
+    "DATASETS",
+    "DatasetSummary",
+    "ImageSet",
+    "acquire",
+    "cache_dir",
+    "decode_image",
+    "load_folder",
+    "load_sample",
+    "load_split",
+    "split_validation",
+]

@@ -1,0 +1,179 @@
+"""One residual block, every option.
+
+A `FractionalBlock` converts a residual block's branch in place (parameter names survive) and
+executes it at any option, for all images alike or for each by its own decision. What is not
+chosen is not computed.
+
+Skipping is executing with a residual of zero: the block's output is its shortcut after the
+block's last ReLU. Identity shortcuts carry a ReLU's output, so for them this is the input itself.
+
+Shapes: B images, K options, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fracskip.dynamic.gradient import pass_gate_gradient
+from fracskip.dynamic.layout import reorder
+from fracskip.options import Option, OptionSet
+from fracskip.quant.convolution import FractionalConv2d
+from fracskip.quant.normalisation import FractionalBatchNorm2d
+
+
+class ResidualBlock(Protocol):
+    """What a block must offer to be made fractional: relu(shortcut(x) + branch(x))."""
+
+    @property
+    def branch(self) -> tuple[tuple[str, str], ...]:
+        """Attribute names of the branch's (convolution, norm) pairs; ReLUs stand in between."""
+        ...
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The identity or a projection."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Options tried on a few images beside the chosen ones, for the gates' gradient.
+
+    Attributes:
+        rows: Which images, (T,).
+        options: Which option each tries, (T,).
+        weight: One over the probability that an image tries a given option.
+    """
+
+    rows: Tensor
+    options: Tensor
+    weight: float
+
+
+class FractionalBlock:
+    """Executes one residual block at any option of a set.
+
+    The module itself stays where it is in the backbone; this object only steers it.
+
+    Args:
+        name: The block's module path.
+        block: The block; its branch's convolutions and norms are converted in place.
+        options: What may be chosen.
+        scheme: 'modern' or 'paper' quantisation.
+    """
+
+    def __init__(self, name: str, block: nn.Module, options: OptionSet, scheme: str) -> None:
+        self.name = name
+        self.options = options
+        self._block = cast(ResidualBlock, block)
+        self._units: list[tuple[FractionalConv2d, FractionalBatchNorm2d]] = []
+        for conv_name, norm_name in self._block.branch:
+            conv = FractionalConv2d.of(getattr(block, conv_name), options, scheme)
+            norm = FractionalBatchNorm2d.of(
+                getattr(block, norm_name), options, shared=scheme == "paper"
+            )
+            setattr(block, conv_name, conv)
+            setattr(block, norm_name, norm)
+            self._units.append((conv, norm))
+        self.in_channels = self._units[0][0].in_channels
+
+    def _residual(self, x: Tensor, option: Option) -> Tensor:
+        for position, (conv, norm) in enumerate(self._units):
+            if position and not conv.absorbs_relu(option):
+                x = F.relu(x)
+            x = conv.execute(x, option, *norm.folded(option))
+        return x
+
+    def _skip(self, x: Tensor) -> Tensor:
+        shortcut = self._block.shortcut(x)
+        return x if shortcut is x else F.relu(shortcut)
+
+    def execute(self, x: Tensor, option: Option) -> Tensor:
+        """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
+        if option.is_skip:
+            return self._skip(x)
+        return F.relu(self._residual(x, option) + self._block.shortcut(x))
+
+    def route(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Executes each image's own option: images are grouped, each group runs once.
+
+        Args:
+            x: (B, C, H, W).
+            choice: Option indices (B,).
+
+        Returns:
+            (B, C', H', W'), in the order of the images.
+        """
+        counts = torch.bincount(choice, minlength=len(self.options)).tolist()
+        present = [index for index, count in enumerate(counts) if count]
+        if len(present) == 1:
+            return self.execute(x, self.options[present[0]])
+        order = torch.argsort(choice, stable=True)
+        inverse = torch.argsort(order)
+        groups = reorder(x, order, inverse).split([counts[index] for index in present])
+        outputs = [
+            self.execute(group, self.options[index])
+            for group, index in zip(groups, present, strict=True)
+        ]
+        return reorder(torch.cat(outputs), inverse, order)
+
+    def mix(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Executes every option for every image and mixes them: the paper's training.
+
+        Costs K times as much as `route`; `route_with_gradient` estimates the same gradient.
+
+        Args:
+            x: (B, C, H, W).
+            weights: Straight-through one-hots (B, K).
+        """
+        parts = [
+            self.execute(x, option) * weights[:, index, None, None, None]
+            for index, option in enumerate(self.options)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def route_with_gradient(
+        self, x: Tensor, weights: Tensor, choice: Tensor, trial: Trial
+    ) -> Tensor:
+        """Routes, and gives the gates an unbiased estimate of the gradient of `mix`.
+
+        Args:
+            x: (B, C, H, W).
+            weights: Straight-through one-hots (B, K).
+            choice: The options they choose (B,).
+            trial: Options to try on a few images; those equal to the choice cost nothing.
+        """
+        y = self.route(x, choice)
+        with torch.no_grad():
+            news = choice[trial.rows] != trial.options
+            rows, tried = trial.rows[news], trial.options[news]
+            skipped = self._skip(x) if self.options.can_skip else None
+            others = self.route(x[rows], tried) if len(rows) else y[:0]
+        return pass_gate_gradient(y, weights, skipped, others, rows, tried, trial.weight)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:
+        """Gathers an option's ranges (if `observe`) and BatchNorm statistics on one batch.
+
+        Returns:
+            The block's output, normalised by the batch's own statistics.
+        """
+        shortcut = self._block.shortcut(x)
+        for position, (conv, norm) in enumerate(self._units):
+            x = F.relu(x) if position else x
+            if observe:
+                conv.observe(x, option)
+            if norm.owns_statistics(option):
+                x = norm.estimate(conv.execute(x, option), option)
+            else:
+                x = conv.execute(x, option, *norm.folded(option))
+        return F.relu(x + shortcut)
+
+    def finish_calibration(self, option: Option) -> None:
+        """Stores the statistics gathered by `calibrate`."""
+        for _, norm in self._units:
+            norm.finish_estimate(option)

@@ -1,0 +1,262 @@
+"""A network that decides, image by image and block by block, how much to compute.
+
+Shapes: B images, L gated blocks, K options, N classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fracskip.config import ModelSpec
+from fracskip.cost.profile import NetworkProfile
+from fracskip.dynamic.block import FractionalBlock, Trial
+from fracskip.errors import ConfigError
+from fracskip.gating import choose, create_gate, gumbel_like, straight_through
+from fracskip.models import CifarResNet, create_model
+from fracskip.models.profile import profile_backbone
+from fracskip.options import Option
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How training explores options.
+
+    Attributes:
+        generator: All random choices come from it (a CPU generator).
+        noise: Scale of the Gumbel noise on the gates' logits.
+        dense: Compute every option for every image (K times the cost).
+        sample_rate: Otherwise: share of images that try an option not chosen.
+    """
+
+    generator: torch.Generator
+    noise: float = 0.0
+    dense: bool = False
+    sample_rate: float = 0.25
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network says of a batch.
+
+    Attributes:
+        logits: (B, N).
+        decisions: Option indices (B, L).
+        cost: Relative cost of each image over its gated blocks, (B,): 1 is all in full. In
+            training it carries the gates' gradient.
+    """
+
+    logits: Tensor
+    decisions: Tensor
+    cost: Tensor
+
+
+class DynamicNetwork(nn.Module):
+    """A backbone whose blocks are steered by a gate.
+
+    The first block is always executed in full, like the stem and the classifier. Build one with
+    `build_network`, or from a trained backbone.
+
+    Args:
+        backbone: A plain network; its gated blocks are converted in place.
+        spec: Options, quantisation, gate, image and classes.
+    """
+
+    def __init__(self, backbone: CifarResNet, spec: ModelSpec) -> None:
+        super().__init__()
+        plain_profile = profile_backbone(backbone, spec.image)
+        self.spec = spec
+        self.notes = {}
+        self.options = spec.option_set
+        self.backbone = backbone
+        _, *gated = backbone.named_blocks()
+        self.blocks = tuple(
+            FractionalBlock(name, block, self.options, spec.quant.scheme) for name, block in gated
+        )
+        channels = [block.in_channels for block in self.blocks]
+        # One option leaves nothing to decide: a static network.
+        adaptive = len(self.options) > 1
+        self.gate = create_gate(spec.gate, channels, len(self.options)) if adaptive else None
+        self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
+        self.profile = self._with_gates(plain_profile)
+
+    _costs: Tensor
+    digest: str = ""  # of the checkpoint it was loaded from
+    notes: dict[str, Any]
+
+    def _with_gates(self, plain: NetworkProfile) -> NetworkProfile:
+        if self.gate is None:
+            return plain
+        first, *gated = plain.blocks
+        counted = [
+            replace(block, gate_macs=self.gate.macs(index)) for index, block in enumerate(gated)
+        ]
+        return replace(plain, blocks=(first, *counted))
+
+    def train(self, mode: bool = True) -> DynamicNetwork:
+        """As in torch, but BatchNorm statistics stand still: no norm is ever in training mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forced(self, option: Option | int | str, images: int) -> Tensor:
+        """Decisions (B, L) that give every block the same option.
+
+        Raises:
+            ConfigError: if the option is not in the set.
+        """
+        return torch.full((images, len(self.blocks)), self.options.index(option))
+
+    def _begin(self, images: Tensor) -> Tensor:
+        image = self.spec.image
+        expected = (image.channels, *image.size)
+        if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
+            raise ConfigError(
+                f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
+                f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
+            )
+        (_, first), *_ = self.backbone.named_blocks()
+        out: Tensor = first(self.backbone.stem(images))
+        return out
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        budget: float | Tensor | None = None,
+        decisions: Tensor | None = None,
+        mixing: Mixing | None = None,
+    ) -> Output:
+        """Classifies a batch, each image by its own path.
+
+        Args:
+            images: Normalised floats (B, C, H, W); see `fracskip.preprocess`.
+            budget: Target computation share, for gates that take one (None: what the network was
+                trained for).
+            decisions: Option indices (B, L) to execute instead of asking the gate.
+            mixing: In training: how to explore, and the gates' gradient. Without it, decisions
+                are the gate's first maxima and nothing but what is chosen is computed.
+
+        Raises:
+            ConfigError: if images, decisions or budget do not fit the network.
+        """
+        x = self._begin(images)
+        count = len(images)
+        if decisions is not None:
+            decisions = self._check_decisions(decisions, count).to(x.device)
+        elif self.gate is None:
+            decisions = torch.zeros(count, len(self.blocks), dtype=torch.int64, device=x.device)
+        if decisions is not None:
+            for index, block in enumerate(self.blocks):
+                x = block.route(x, decisions[:, index])
+            return Output(self.backbone.head(x), decisions, self._costs[decisions].mean(1))
+        assert self.gate is not None
+        state = self.gate.start(count, self._budget(budget), x)
+        choices, costs = [], []
+        for index, block in enumerate(self.blocks):
+            # The features are cut from the graph: the backbone learns to classify, not to steer.
+            logits = self.gate(index, x.detach().mean((2, 3)), state).float()
+            if mixing is None:
+                choice = choose(logits)
+                x = block.route(x, choice)
+                costs.append(self._costs[choice])
+            else:
+                x, choice, cost = self._mixed(x, logits, block, mixing)
+                costs.append(cost)
+            choices.append(choice)
+        cost = torch.stack(costs, 1).mean(1)
+        return Output(self.backbone.head(x), torch.stack(choices, 1), cost)
+
+    def _mixed(
+        self, x: Tensor, logits: Tensor, block: FractionalBlock, mixing: Mixing
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if mixing.noise:
+            logits = logits + mixing.noise * gumbel_like(logits, mixing.generator)
+        choice = choose(logits)
+        weights = straight_through(logits.softmax(-1), choice)
+        if mixing.dense:
+            x = block.mix(x, weights)
+        else:
+            x = block.route_with_gradient(x, weights, choice, self._trial(len(x), mixing, x.device))
+        return x, choice, weights @ self._costs
+
+    def _budget(self, budget: float | Tensor | None) -> float | Tensor | None:
+        default = self.spec.target if self.spec.gate.budget_input else None
+        return default if budget is None else budget
+
+    def _trial(self, count: int, mixing: Mixing, device: torch.device) -> Trial:
+        lowest = 1 if self.options.can_skip else 0
+        executed = len(self.options) - lowest
+        tries = max(1, round(mixing.sample_rate * count))
+        rows = torch.randperm(count, generator=mixing.generator)[:tries]
+        tried = torch.randint(lowest, len(self.options), (tries,), generator=mixing.generator)
+        return Trial(rows.to(device), tried.to(device), executed * count / tries)
+
+    def _check_decisions(self, decisions: Tensor, count: int) -> Tensor:
+        shape = (count, len(self.blocks))
+        if decisions.shape != shape or decisions.is_floating_point():
+            raise ConfigError(
+                f"decisions of shape {tuple(decisions.shape)} and type {decisions.dtype} do not "
+                f"fit: integers of shape {shape} are needed"
+            )
+        if decisions.numel() and not 0 <= int(decisions.min()) <= int(decisions.max()) < len(
+            self.options
+        ):
+            raise ConfigError(f"decisions must be option indices, 0 to {len(self.options) - 1}")
+        return decisions.to(torch.int64)
+
+    def gate_logits(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
+        """The gates' logits while every block executes the top option: (B, L, K).
+
+        The backbone runs without a gradient; the gates' stage learns from this.
+        """
+        assert self.gate is not None, "a static network has no gate"
+        top = self.options[self.options.top]
+        with torch.no_grad():
+            x = self._begin(images)
+        state = self.gate.start(len(images), self._budget(budget), x)
+        logits = []
+        for index, block in enumerate(self.blocks):
+            logits.append(self.gate(index, x.mean((2, 3)), state).float())
+            with torch.no_grad():
+                x = block.execute(x, top)
+        return torch.stack(logits, 1)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Initialises every quantised option's ranges and BatchNorm statistics.
+
+        Each option runs alone through the whole network. Full execution keeps what the backbone
+        learned.
+
+        Args:
+            batches: Normalised images (B, C, H, W), a thousand or two in all.
+        """
+        was_training = self.training
+        self.eval()
+        for option in self.options:
+            if not option.is_quantised:
+                continue
+            for position, images in enumerate(batches):
+                x = self._begin(images)
+                for block in self.blocks:
+                    x = block.calibrate(x, option, observe=position == 0)
+            for block in self.blocks:
+                block.finish_calibration(option)
+        self.train(was_training)
+
+
+def build_network(spec: ModelSpec) -> DynamicNetwork:
+    """Makes a dynamic network with fresh weights.
+
+    Raises:
+        ConfigError: if the model's name is unknown.
+    """
+    backbone = create_model(spec.model.name, spec.image.channels, len(spec.class_names))
+    return DynamicNetwork(backbone, spec)

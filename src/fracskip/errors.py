@@ -1,0 +1,25 @@
+"""The errors that fracskip raises for what a user hands it.
+
+Every message says what was given, what is allowed and what to do, in one line: the command line
+prints it as it is and exits with 2. `assert` is for our own invariants.
+"""
+
+
+class FracskipError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(FracskipError, ValueError):
+    """A recipe, an option set or an argument that says something impossible."""
+
+
+class DataError(FracskipError, ValueError):
+    """Images, labels or archives that cannot be used as they are."""
+
+
+class CheckpointError(FracskipError, ValueError):
+    """A checkpoint that is damaged, foreign, of another schema, or does not fit."""
+
+
+class MissingExtraError(FracskipError, ImportError):
+    """A feature whose optional dependency is not installed."""

@@ -1,0 +1,169 @@
+"""Gates: what decides, block by block, how each image is treated.
+
+A gate sees the global average of its block's input (and, where it is made so, a target budget)
+and gives one logit per option. The protocol is one `start` per batch, then one `forward` per
+gated block, in order; the state that runs between them is the gate's own.
+
+Shapes: B batch, C channels of a block's input, K options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fracskip.config import GateConfig
+from fracskip.errors import ConfigError
+
+
+@dataclass
+class GateState:
+    """What a gate carries from block to block for one batch.
+
+    Attributes:
+        hidden: LSTM output (B, width), for recurrent gates.
+        cell: LSTM cell (B, width), for recurrent gates.
+        budget: Encoded budget (B, width), for gates that take one.
+    """
+
+    hidden: Tensor | None = None
+    cell: Tensor | None = None
+    budget: Tensor | None = None
+
+
+class Gate(nn.Module):
+    """Base of all gates: pooled features and the optional budget.
+
+    Args:
+        channels: Channels of each gated block's input, in order.
+        options: K.
+        width: Features per block.
+        budget_input: Whether `start` takes a budget.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], options: int, width: int, budget_input: bool
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.embed = nn.ModuleList([nn.Linear(count, width) for count in channels])
+        self.budget_embed = nn.Linear(1, width) if budget_input else None
+
+    def start(self, images: int, budget: float | Tensor | None, like: Tensor) -> GateState:
+        """Begins a batch.
+
+        Args:
+            images: B.
+            budget: Target computation share in (0, 1], one for all or (B,); None for gates that
+                take none.
+            like: A tensor whose device and dtype the state takes.
+
+        Raises:
+            ConfigError: if a budget is missing, superfluous or out of range.
+        """
+        if self.budget_embed is None:
+            if budget is not None:
+                raise ConfigError(
+                    "this network was trained for one budget and takes none: leave budget out"
+                )
+            return GateState()
+        if budget is None:
+            raise ConfigError("this network needs a budget: a computation share in (0, 1]")
+        value = torch.as_tensor(budget, dtype=torch.float32, device=like.device).expand(images)
+        if not bool(((value > 0) & (value <= 1)).all()):
+            raise ConfigError(f"budget {budget} is out of range: give a share in (0, 1]")
+        # Costs span three decades; the logarithm spreads them evenly over about -1..1.
+        scaled = value.log10()[:, None] / 1.5 + 1
+        return GateState(budget=self.budget_embed(scaled.to(like.dtype)))
+
+    def features(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """Embeds a block's pooled input (B, C) -> (B, width)."""
+        out: Tensor = self.embed[block](pooled)
+        return out if state.budget is None else out + state.budget
+
+    def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """Decides for one gated block.
+
+        Args:
+            block: Index among the gated blocks.
+            pooled: Mean over height and width of the block's input, (B, C).
+            state: From `start`; updated in place.
+
+        Returns:
+            Logits (B, K).
+        """
+        raise NotImplementedError
+
+    def macs(self, block: int) -> int:
+        """MACs of one decision for one image; the pooling counts as one MAC per channel."""
+        raise NotImplementedError
+
+    def _embed_macs(self, block: int) -> int:
+        embed = self.embed[block]
+        assert isinstance(embed, nn.Linear)
+        return embed.in_features * (embed.out_features + 1)
+
+
+class RecurrentGate(Gate):
+    """The paper's gate: per-block features, one LSTM shared by all blocks, one output layer.
+
+    DFS, section 3.3; Wang et al., "SkipNet", ECCV 2018. The features are those of a 1x1
+    convolution on the pooled input, which is a linear layer.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], options: int, width: int, budget_input: bool = False
+    ) -> None:
+        super().__init__(channels, options, width, budget_input)
+        self.lstm = nn.LSTMCell(width, width)
+        self.out = nn.Linear(width, options)
+
+    def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """See `Gate.forward`."""
+        features = self.features(block, pooled, state)
+        if state.hidden is None or state.cell is None:
+            state.hidden = state.cell = torch.zeros_like(features)
+        state.hidden, state.cell = self.lstm(features, (state.hidden, state.cell))
+        logits: Tensor = self.out(state.hidden)
+        return logits
+
+    def macs(self, block: int) -> int:
+        """See `Gate.macs`: features, the LSTM's two 4·width matrices and its 3 products, output."""
+        lstm = 2 * 4 * self.width**2 + 3 * self.width
+        return self._embed_macs(block) + lstm + self.width * self.out.out_features
+
+
+class FeedForwardGate(Gate):
+    """A gate per block with nothing between them: linear, ReLU, linear."""
+
+    def __init__(
+        self, channels: Sequence[int], options: int, width: int, budget_input: bool = False
+    ) -> None:
+        super().__init__(channels, options, width, budget_input)
+        self.out = nn.ModuleList([nn.Linear(width, options) for _ in channels])
+        self._options = options
+
+    def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """See `Gate.forward`."""
+        logits: Tensor = self.out[block](self.features(block, pooled, state).relu())
+        return logits
+
+    def macs(self, block: int) -> int:
+        """See `Gate.macs`."""
+        return self._embed_macs(block) + self.width * self._options
+
+
+def create_gate(config: GateConfig, channels: Sequence[int], options: int) -> Gate:
+    """Makes the gate that a recipe names, for the given blocks and number of options."""
+    kind = RecurrentGate if config.kind == "recurrent" else FeedForwardGate
+    gate = kind(channels, options, config.width, config.budget_input)
+    for layer in gate.embed:
+        # Inputs are pooled ReLU outputs of order 0.1 to 1: start with features of order one.
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+        nn.init.zeros_(layer.bias)
+    return gate

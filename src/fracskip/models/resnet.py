@@ -1,0 +1,101 @@
+"""CIFAR ResNets of depth 6n + 2, with torchvision's parameter names.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: a 3x3 stem,
+three stages of n basic blocks with 16, 32 and 64 channels, global average pooling, a classifier.
+Where the shape changes, the shortcut is a 1x1 convolution of stride 2 with BatchNorm.
+
+Shapes: B batch, C channels, H height, W width, N classes.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WIDTHS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + residual(x)) with two 3x3 convolutions in the residual branch."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    @property
+    def branch(self) -> tuple[tuple[str, str], ...]:
+        """Names of the residual branch's convolutions and their norms, with ReLUs in between."""
+        return (("conv1", "bn1"), ("conv2", "bn2"))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The identity, or the projection where the shape changes."""
+        return x if self.downsample is None else cast(Tensor, self.downsample(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the block adds to its shortcut."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return cast(Tensor, self.bn2(self.conv2(out)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """A CIFAR ResNet.
+
+    Args:
+        blocks_per_stage: n of depth 6n + 2.
+        in_channels: Of the images.
+        num_classes: Of the classifier.
+    """
+
+    def __init__(self, blocks_per_stage: int, in_channels: int = 3, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, WIDTHS[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks_per_stage, stride=1)
+        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks_per_stage, stride=2)
+        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks_per_stage, stride=2)
+        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def named_blocks(self) -> list[tuple[str, BasicBlock]]:
+        """The residual blocks in order of execution, with their module paths."""
+        return [
+            (f"layer{index}.{position}", cast(BasicBlock, block))
+            for index, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1)
+            for position, block in enumerate(stage)
+        ]
+
+    def stem(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 16, H, W)."""
+        return F.relu(self.bn1(self.conv1(x)))
+
+    def head(self, x: Tensor) -> Tensor:
+        """(B, 64, H, W) -> logits (B, N)."""
+        return cast(Tensor, self.fc(x.mean((2, 3))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, N)."""
+        x = self.stem(x)
+        for _, block in self.named_blocks():
+            x = block(x)
+        return self.head(x)
+
+
+def _stage(in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, channels, stride)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(count - 1)))

@@ -1,0 +1,107 @@
+"""BatchNorm for options: one set of statistics and affine terms for each.
+
+Beyond the backbone stage the statistics stand still (each option's are estimated once, on
+calibration images), so a BatchNorm is a gain and an offset per channel. They fold into the
+convolution before it, in training as in the deployed engine: no pass over the activations, no
+noise from small groups of images, and grouping images cannot change what they compute.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fracskip.options import Option, OptionSet
+
+
+class FractionalBatchNorm2d(nn.BatchNorm2d):
+    """A frozen-statistics BatchNorm with one row of terms per executed option.
+
+    The top option's row keeps the parent's names (weight, bias, running_mean, running_var), so a
+    plain network's state loads into it; the other rows are `option_*`, of shape (rows, C).
+    """
+
+    option_mean: Tensor
+    option_var: Tensor
+    _rows: dict[Option, int]
+    _shared: bool
+    _sums: tuple[Tensor, Tensor, int] | None
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d, options: OptionSet, shared: bool) -> FractionalBatchNorm2d:
+        """Converts a plain BatchNorm.
+
+        Args:
+            norm: The BatchNorm, with affine terms and running statistics.
+            options: The option set.
+            shared: One row for all options (the paper's) instead of one each.
+        """
+        new = cls(norm.num_features, norm.eps, device=norm.weight.device)
+        new.load_state_dict(norm.state_dict())
+        executed = [option for option in options if not option.is_skip]
+        lower = [] if shared else executed[:-1]
+        new._rows = {option: row for row, option in enumerate(lower)}
+        rows = len(lower)
+        new.option_weight = nn.Parameter(norm.weight.detach().repeat(rows, 1))
+        new.option_bias = nn.Parameter(norm.bias.detach().repeat(rows, 1))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        new.register_buffer("option_mean", norm.running_mean.repeat(rows, 1))
+        new.register_buffer("option_var", norm.running_var.repeat(rows, 1))
+        new._shared = shared
+        new._sums = None
+        return new
+
+    def owns_statistics(self, option: Option) -> bool:
+        """Whether the option has statistics to estimate: full execution keeps the backbone's."""
+        return option.is_quantised and not self._shared
+
+    def _terms(self, option: Option) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        row = self._rows.get(option)
+        if row is None:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            return self.weight, self.bias, self.running_mean, self.running_var
+        return (
+            self.option_weight[row],
+            self.option_bias[row],
+            self.option_mean[row],
+            self.option_var[row],
+        )
+
+    def folded(self, option: Option) -> tuple[Tensor, Tensor]:
+        """The option's gain and offset per channel, (C,) each."""
+        weight, bias, mean, var = self._terms(option)
+        gain = weight * torch.rsqrt(var + self.eps)
+        return gain, bias - mean * gain
+
+    @torch.no_grad()
+    def estimate(self, z: Tensor, option: Option) -> Tensor:
+        """Gathers an option's statistics and normalises by the batch's own.
+
+        Args:
+            z: The convolution's output (B, C, H, W).
+            option: Whose statistics to gather; `finish_estimate` stores them.
+
+        Returns:
+            The normalised batch, (B, C, H, W).
+        """
+        count = z.numel() // z.shape[1]
+        mean, square = z.mean((0, 2, 3)), z.square().mean((0, 2, 3))
+        seen = self._sums or (torch.zeros_like(mean), torch.zeros_like(mean), 0)
+        self._sums = (seen[0] + mean * count, seen[1] + square * count, seen[2] + count)
+        weight, bias, _, _ = self._terms(option)
+        gain = weight * torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)
+        return z * gain[:, None, None] + (bias - mean * gain)[:, None, None]
+
+    @torch.no_grad()
+    def finish_estimate(self, option: Option) -> None:
+        """Stores the statistics gathered since the last call, if any."""
+        if self._sums is None:
+            return
+        total, square, count = self._sums
+        _, _, mean, var = self._terms(option)
+        mean.copy_(total / count)
+        biased = (square / count - mean.square()).clamp_min(0)
+        var.copy_(biased * (count / max(count - 1, 1)))
+        self._sums = None

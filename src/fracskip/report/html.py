@@ -1,0 +1,173 @@
+"""Writes the page: reads the records, draws the figures, fills the template."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fracskip.errors import DataError
+from fracskip.report import figures, view, wording
+from fracskip.report.extras import report_extra
+from fracskip.report.palette import css_colours
+from fracskip.report.reading import RECORD_NAME, Source, read_source
+from fracskip.report.records import png_size
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure in the two widths between which the page's style sheet chooses."""
+
+    wide: Markup
+    narrow: Markup
+
+
+def write_report(records: Sequence[str | Path], out: str | Path) -> Path:
+    """Turns records into one HTML file that needs nothing beside itself.
+
+    The same records give the same bytes. The file is written beside its final place and moved
+    there whole, so that a reader never sees half of it.
+
+    Args:
+        records: Paths of evaluation records, run records or run folders, in any mix; the page
+            counts them in this order.
+        out: Where to write; folders that are missing are made.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: if no record is given, one is malformed or foreign, or `out` cannot be written.
+        MissingExtraError: if Jinja2 or matplotlib is not installed.
+    """
+    if isinstance(records, str | Path) or not records:
+        raise DataError(f"a report needs a list of at least one record; got {records!r}")
+    out = Path(out)
+    if not out.name or out.is_dir():
+        raise DataError(f"the report {out} is a folder; name a file, such as report.html")
+    paths = [Path(record) for record in records]
+    if any(out.resolve() in (path.resolve(), (path / RECORD_NAME).resolve()) for path in paths):
+        raise DataError(f"the report {out} would overwrite one of its records; name another file")
+    sources = list({source.sha256: source for source in map(read_source, paths)}.values())
+    _write_whole(out, _render(sources).encode("utf-8", "replace"))
+    return out
+
+
+def _write_whole(out: Path, content: bytes) -> None:
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise DataError(
+            f"the report {out} cannot be written: {error.strerror}; name a file in a folder that "
+            "may be written to"
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@cache
+def _environment() -> Environment:
+    with report_extra():
+        import matplotlib  # noqa: F401
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fracskip.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=wording.percent,
+        cost=wording.cost,
+        accuracy=wording.accuracy,
+        duration=wording.duration,
+        option_words=wording.option_words,
+        share_words=wording.share_words,
+        path_words=wording.path_words,
+        listed=wording.listed,
+        class_accuracy=view.class_accuracy,
+        recipe_lines=view.recipe_lines,
+        png_size=png_size,
+    )
+    return environment
+
+
+def _figure(draw: Callable[..., str], *args: Any, ident: str) -> Figure:
+    from markupsafe import Markup
+
+    # Our own SVG: matplotlib has escaped what the records put into it.
+    wide = Markup(draw(*args, ident=f"{ident}-wide"))
+    narrow = Markup(draw(*args, ident=f"{ident}-narrow", narrow=True))
+    return Figure(wide, narrow)
+
+
+def _render(sources: Sequence[Source]) -> str:
+    environment = _environment()
+    evaluations = view.measured(sources)
+    runs = view.trained(sources)
+    plots = [
+        (
+            data,
+            items,
+            [
+                _figure(
+                    figures.accuracy_cost,
+                    [(item.label, item.record) for item in items],
+                    measure,
+                    ident=f"cost-{number}-{measure}",
+                )
+                for measure in ("cp", "bitops_ratio")
+            ],
+        )
+        for number, (data, items) in enumerate(view.by_data(evaluations), 1)
+    ]
+    blocks = [
+        (
+            item,
+            _figure(
+                figures.block_shares,
+                item.record.blocks,
+                item.record.checkpoint.options,
+                ident=f"blocks-{number}",
+            ),
+        )
+        for number, item in enumerate(evaluations, 1)
+        if item.record.blocks
+    ]
+    training = [
+        (item, _figure(figures.training_curves, item.run, ident=f"run-{number}"))
+        for number, item in enumerate(runs, 1)
+        if item.run.epochs
+    ]
+    labels = view.option_labels(evaluations)
+    light, dark = css_colours(labels)
+    return environment.get_template(TEMPLATE).render(
+        sources=sources,
+        evaluations=evaluations,
+        runs=runs,
+        plots=plots,
+        blocks=blocks,
+        examples=[item for item in evaluations if item.references_of("examples")],
+        classes=[item for item in evaluations if item.references_of("classes")],
+        training=training,
+        options=labels,
+        light=light,
+        dark=dark,
+    )

@@ -1,0 +1,5 @@
+"""Training: the three stages as one resumable run."""
+
+from fracskip.training.loop import RunInterrupted, TrainingWatcher, train
+
+__all__ = ["RunInterrupted", "TrainingWatcher", "train"]

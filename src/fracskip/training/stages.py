@@ -1,0 +1,259 @@
+"""The three stages: a backbone, gates that choose full execution, everything towards a target.
+
+A stage knows its network, its optimisers and one step. The loop knows the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fracskip.config import Recipe
+from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.models import CifarResNet
+from fracskip.training.objective import CostPrice, paper_penalty, target_at
+from fracskip.training.randomness import generator_at
+from fracskip.training.schedule import lr_factor, weight_optimiser
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands.
+
+    Attributes:
+        epoch: From 0.
+        step: Within the epoch, from 0.
+        progress: Share of the stage that is done, in [0, 1).
+    """
+
+    epoch: int
+    step: int
+    progress: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, summed over its images.
+
+    Attributes:
+        loss: Sum of losses.
+        correct: Images classified right (in the gates' stage: decisions for the top option).
+        images: Images.
+        cost: Sum of relative costs; None in a stage without decisions.
+    """
+
+    loss: float
+    correct: float
+    images: int
+    cost: float | None
+
+
+class Stage(Protocol):
+    """What the loop asks of a stage."""
+
+    name: str
+    epochs: int
+    net: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """Trains on one batch: images (B, C, H, W), labels (B,)."""
+        ...
+
+    def lr(self, progress: float) -> float:
+        """The (first) learning rate at a point of the stage."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that a resumed stage needs beyond network and optimisers."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes what `state` gave."""
+        ...
+
+
+class _Base:
+    """What the stages share."""
+
+    optimisers: list[torch.optim.Optimizer]
+
+    def __init__(self, recipe: Recipe, device: torch.device, bf16: bool) -> None:
+        self.recipe = recipe
+        self._autocast = {
+            "device_type": device.type,
+            "dtype": torch.bfloat16,
+            "enabled": bf16,
+        }
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(**self._autocast)  # type: ignore[arg-type]
+
+    def update(self, loss: Tensor, rates: list[float]) -> None:
+        for optimiser, rate in zip(self.optimisers, rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+def _correct(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).sum())
+
+
+class BackboneTraining(_Base):
+    """Stage 1: plain supervised training of the plain network."""
+
+    name = "backbone"
+
+    def __init__(
+        self, net: CifarResNet, recipe: Recipe, device: torch.device, bf16: bool
+    ) -> None:
+        super().__init__(recipe, device, bf16)
+        self.net = net
+        self.epochs = recipe.backbone.epochs
+        self._config = recipe.backbone.optim
+        self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]
+        self._run = torch.compile(net) if recipe.runtime.compile else net
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`."""
+        return self._config.lr * lr_factor(self._config, progress)
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """See `Stage`."""
+        with self.autocast():
+            logits = self._run(images)
+        loss = F.cross_entropy(
+            logits.float(), labels, label_smoothing=self._config.label_smoothing
+        )
+        self.update(loss, [self.lr(place.progress)])
+        return StepResult(float(loss.detach()) * len(labels), _correct(logits, labels), len(labels), None)
+
+
+class GateTraining(_Base):
+    """Stage 2: gates alone, until each chooses the top option, with room left in the softmax.
+
+    The backbone only runs forward, in full, and stays as it is. What is learned is a soft label:
+    `confidence` for the top option, the rest spread evenly over the others.
+    """
+
+    name = "gates"
+
+    def __init__(
+        self, net: DynamicNetwork, recipe: Recipe, device: torch.device, bf16: bool
+    ) -> None:
+        super().__init__(recipe, device, bf16)
+        self.net = net
+        self.epochs = recipe.gates.epochs if net.gate is not None else 0
+        self._config = recipe.gates
+        gates = net.gate.parameters() if net.gate is not None else []
+        self.optimisers = [torch.optim.Adam(gates, lr=self._config.lr)] if self.epochs else []
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`."""
+        return self._config.lr
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """See `Stage`."""
+        options, top = len(self.net.options), self.net.options.top
+        with self.autocast():
+            logits = self.net.gate_logits(images)
+        label = torch.full((options,), (1 - self._config.confidence) / (options - 1))
+        label[top] = self._config.confidence
+        target = label.to(logits.device).expand(logits[..., 0].numel(), options)
+        loss = F.cross_entropy(logits.flatten(0, 1), target)
+        self.update(loss, [self.lr(place.progress)])
+        chosen = logits.detach().argmax(-1)
+        costs = torch.tensor(self.net.options.costs, device=chosen.device)[chosen]
+        right = float((chosen == top).float().mean(1).sum())
+        return StepResult(
+            float(loss.detach()) * len(labels), right, len(labels), float(costs.mean(1).sum())
+        )
+
+
+class JointTraining(_Base):
+    """Stage 3: weights and gates together, towards the target cost."""
+
+    name = "joint"
+
+    def __init__(
+        self, net: DynamicNetwork, recipe: Recipe, device: torch.device, bf16: bool
+    ) -> None:
+        super().__init__(recipe, device, bf16)
+        self.net = net
+        self.epochs = recipe.joint.epochs
+        self._config = recipe.joint
+        self._price = CostPrice(recipe.joint.price_rate)
+        gates = {f"gate.{name}" for name, _ in net.gate.named_parameters()} if net.gate else set()
+        weights = [(name, p) for name, p in net.named_parameters() if name not in gates]
+        self.optimisers = [weight_optimiser(weights, self._config.optim)]
+        if net.gate is not None:
+            self.optimisers.append(torch.optim.Adam(net.gate.parameters(), lr=self._config.gate_lr))
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`."""
+        return self._config.optim.lr * lr_factor(self._config.optim, progress)
+
+    def state(self) -> dict[str, Any]:
+        """See `Stage`."""
+        return {"price": self._price.integral}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Stage`."""
+        self._price.integral = state["price"]
+
+    def _penalty(self, cost: Tensor, progress: float) -> Tensor:
+        start = self.net.options.costs[self.net.options.top]
+        target = target_at(self._config, start, progress)
+        if self._config.objective == "paper":
+            return paper_penalty(cost, target, self._config.beta, len(self.net.blocks))
+        return self._price.penalty(cost, target)
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """See `Stage`."""
+        config, options = self._config, self.net.options
+        draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
+        anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
+        remaining = max(0.0, 1 - place.progress / config.exploration_until)
+        mixing = Mixing(
+            draw,
+            noise=config.exploration * remaining,
+            dense=config.gate_gradient == "dense",
+            sample_rate=config.sample_rate,
+        )
+        with self.autocast():
+            out = self.net(images[anchors:], mixing=mixing)
+            logits = out.logits.float()
+            if anchors:
+                # Every option is executed by some images at every block, chosen by gates or not.
+                lowest = 1 if options.can_skip else 0
+                option = int(torch.randint(lowest, len(options), (1,), generator=draw))
+                forced = self.net.forced(options[option], anchors)
+                anchored = self.net(images[:anchors], decisions=forced).logits.float()
+                logits = torch.cat([anchored, logits])
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
+        if self.net.gate is not None:
+            loss = loss + self._penalty(out.cost, place.progress)
+        factor = lr_factor(config.optim, place.progress)
+        rates = [config.optim.lr * factor, config.gate_lr * factor]
+        self.update(loss, rates[: len(self.optimisers)])
+        routed = len(labels) - anchors
+        return StepResult(
+            float(loss.detach()) * routed,
+            _correct(logits[anchors:], labels[anchors:]),
+            routed,
+            float(out.cost.detach().sum()),
+        )
