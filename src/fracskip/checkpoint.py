@@ -224,9 +224,7 @@ def load_backbone(path: str | Path, module: nn.Module) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def save(
-    net: DynamicNetwork, path: str | Path, notes: Mapping[str, Any] | None = None
-) -> str:
+def save(net: DynamicNetwork, path: str | Path, notes: Mapping[str, Any] | None = None) -> str:
     """Saves a network. Returns its digest.
 
     Args:

@@ -33,9 +33,7 @@ def computes_in_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(
-        capabilities.get("avx512_bf16")
-        or capabilities.get("amx_bf16")
-        or capabilities.get("bf16")
+        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
     )
 
 
@@ -51,7 +49,9 @@ def describe(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            models = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
         name = models[0] if models else name
     except OSError:
         pass

@@ -114,7 +114,8 @@ class FractionalBlock:
             return self.execute(x, self.options[present[0]])
         order = torch.argsort(choice, stable=True)
         inverse = torch.argsort(order)
-        groups = reorder(x, order, inverse).split([counts[index] for index in present])
+        sizes = [counts[index] for index in present]
+        groups = torch.split(reorder(x, order, inverse), sizes)
         outputs = [
             self.execute(group, self.options[index])
             for group, index in zip(groups, present, strict=True)

@@ -85,7 +85,9 @@ def quantise(
     """
     inverse = np.float32(1) / np.asarray(scale, np.float32)
     q = np.rint(np.asarray(x, np.float32) * inverse) + np.float32(zero_point)
-    return np.clip(q, *map(np.float32, bounds)).astype(np.int32)
+    low, high = bounds
+    clipped: NDArray[np.float32] = np.clip(q, np.float32(low), np.float32(high))
+    return clipped.astype(np.int32)
 
 
 def dequantise(q: ArrayLike, scale: ArrayLike, zero_point: int) -> NDArray[np.float32]:

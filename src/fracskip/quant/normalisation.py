@@ -23,6 +23,8 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
 
     option_mean: Tensor
     option_var: Tensor
+    option_weight: nn.Parameter
+    option_bias: nn.Parameter
     _rows: dict[Option, int]
     _shared: bool
     _sums: tuple[Tensor, Tensor, int] | None

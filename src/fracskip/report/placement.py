@@ -68,7 +68,7 @@ class LabelPlacer:
         """Labels the point; returns whether there was room."""
         column, row = self._pixel(x, y)
         width, height = len(text) * _CHARACTER * self.font_px, 1.15 * self.font_px
-        gap, near = _MARKER_PX / 2 + 1, _MARKER_PX / 4
+        gap, near, far = _MARKER_PX / 2 + 1, _MARKER_PX / 4, 1.4 * _MARKER_PX
         sides = (
             ("left", "bottom", near, gap),
             ("left", "top", near, -gap),
@@ -78,6 +78,8 @@ class LabelPlacer:
             ("right", "center", -gap, 0.0),
             ("center", "bottom", 0.0, gap),
             ("center", "top", 0.0, -gap),
+            ("center", "bottom", 0.0, far),
+            ("center", "top", 0.0, -far),
         )
         own = self._marker(x, y)
         taken = [*self._labels, own]

@@ -15,7 +15,6 @@ killed at any moment and resumed ends with the same weights, bit for bit, as one
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -52,7 +51,7 @@ STATE_SCHEMA = "fracskip.training-state"
 STAGES = ("backbone", "gates", "joint")
 
 
-class RunInterrupted(Exception):
+class RunInterrupted(Exception):  # noqa: N818 - not an error
     """The user stopped the run; its state is saved and `resume` goes on from there."""
 
 
@@ -132,6 +131,7 @@ class _Run:
         self.train = train
         self.batches = Batches(train, recipe.data, recipe.batch_size, recipe.seed, self.device)
         self.stop = False
+        self.backbone_digest = ""  # of the file it was loaded from, if it was
         has_gate = len(recipe.option_set) > 1
         self.spec = ModelSpec(
             model=recipe.model,
@@ -147,15 +147,17 @@ class _Run:
     # -- networks and stages ------------------------------------------------------------------
 
     def _place(self, net: torch.nn.Module) -> Any:
-        layout = torch.channels_last if self.recipe.runtime.channels_last else None
         net = net.to(self.device)
-        return net.to(memory_format=layout) if layout else net
+        if self.recipe.runtime.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net
 
     def _backbone(self) -> CifarResNet:
         image = self.recipe.data.image
         net = create_model(self.recipe.model.name, image.channels, len(self.spec.class_names))
-        if self.recipe.backbone.load:
-            checkpoint.load_backbone(self.recipe.backbone.load, net)
+        path = self.recipe.backbone_path
+        if path is not None:
+            self.backbone_digest = checkpoint.load_backbone(path, net)
         elif not self.recipe.backbone.epochs:
             raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
         return net
@@ -229,6 +231,7 @@ class _Run:
                 "recipe": self.recipe.model_dump(mode="json"),
                 "versions": versions(),
                 "device": describe(self.device),
+                "backbone_digest": self.backbone_digest,
             }
         )
         self.save(position, stage)
@@ -415,4 +418,3 @@ def train(
         position, stage = run.resume() if resume else run.start()
         last = run.execute(position, stage)
     return run.finish(position, last)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ def weight_optimiser(
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum; only convolutions and the classifier decay."""
     named = list(named)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [value for name, value in named if _decays(name, value)]},
         {"params": [value for name, value in named if not _decays(name, value)], "weight_decay": 0},
     ]

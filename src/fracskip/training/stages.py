@@ -57,8 +57,12 @@ class Stage(Protocol):
 
     name: str
     epochs: int
-    net: nn.Module
     optimisers: list[torch.optim.Optimizer]
+
+    @property
+    def net(self) -> nn.Module:
+        """What it trains."""
+        ...
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """Trains on one batch: images (B, C, H, W), labels (B,)."""
@@ -93,12 +97,17 @@ class _Base:
     def autocast(self) -> torch.autocast:
         return torch.autocast(**self._autocast)  # type: ignore[arg-type]
 
-    def update(self, loss: Tensor, rates: list[float]) -> None:
+    def update(self, loss: Tensor, rates: list[float], clip_norm: float = 0.0) -> None:
         for optimiser, rate in zip(self.optimisers, rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if clip_norm:
+            # The first optimiser holds the weights.
+            groups = self.optimisers[0].param_groups
+            weights = [value for group in groups for value in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, clip_norm)
         for optimiser in self.optimisers:
             optimiser.step()
 
@@ -118,9 +127,7 @@ class BackboneTraining(_Base):
 
     name = "backbone"
 
-    def __init__(
-        self, net: CifarResNet, recipe: Recipe, device: torch.device, bf16: bool
-    ) -> None:
+    def __init__(self, net: CifarResNet, recipe: Recipe, device: torch.device, bf16: bool) -> None:
         super().__init__(recipe, device, bf16)
         self.net = net
         self.epochs = recipe.backbone.epochs
@@ -136,11 +143,11 @@ class BackboneTraining(_Base):
         """See `Stage`."""
         with self.autocast():
             logits = self._run(images)
-        loss = F.cross_entropy(
-            logits.float(), labels, label_smoothing=self._config.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._config.label_smoothing)
+        self.update(loss, [self.lr(place.progress)], self._config.clip_norm)
+        return StepResult(
+            float(loss.detach()) * len(labels), _correct(logits, labels), len(labels), None
         )
-        self.update(loss, [self.lr(place.progress)])
-        return StepResult(float(loss.detach()) * len(labels), _correct(logits, labels), len(labels), None)
 
 
 class GateTraining(_Base):
@@ -249,7 +256,7 @@ class JointTraining(_Base):
             loss = loss + self._penalty(out.cost, place.progress)
         factor = lr_factor(config.optim, place.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
-        self.update(loss, rates[: len(self.optimisers)])
+        self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
         routed = len(labels) - anchors
         return StepResult(
             float(loss.detach()) * routed,

@@ -1,0 +1,204 @@
+"""What each command does. Functions are named run_COMMAND and return the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fracskip.cli import console
+from fracskip.config import load_recipe
+from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
+from fracskip.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from fracskip.dynamic import DynamicNetwork
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+DEMO_RECORD, DEMO_REPORT = "fracskip-demo.json", "fracskip-demo.html"
+BUNDLED_RUN = "dfs_resnet38_cifar10.run.json"
+
+
+def _write_json(path: str, value: Any) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _load(name: str) -> DynamicNetwork:
+    """A checkpoint's network, on the best device there is."""
+    from fracskip.checkpoint import load
+    from fracskip.devices import pick_device
+
+    return load(name).to(pick_device())
+
+
+def _check_classes(net: DynamicNetwork, data: ImageSet, name: str) -> None:
+    if data.class_names != net.spec.class_names:
+        raise DataError(
+            f"{name} has the classes {_some(data.class_names)}, the network was trained for "
+            f"{_some(net.spec.class_names)}: give a data set with the same classes"
+        )
+
+
+def _some(names: tuple[str, ...], most: int = 4) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _measure(net: DynamicNetwork, data: ImageSet, name: str) -> dict[str, Any]:
+    from fracskip.evaluation import evaluate
+
+    passes = 1 + sum(not option.is_skip for option in net.options if net.gate is not None)
+    with console.counting("images", passes * len(data)) as advance:
+        return evaluate(net, data, name=name, progress=advance)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """The bundled network on the bundled images: a table and a report."""
+    net = _load("bundled")
+    record = _measure(net, load_sample(), "bundled")
+    console.show_evaluation(record)
+    _write_json(DEMO_RECORD, record)
+    console.say(f"record: {DEMO_RECORD}")
+    records: list[str | Path] = [DEMO_RECORD]
+    run = Path(str(resources.files("fracskip") / "assets" / BUNDLED_RUN))
+    if run.exists():
+        records.append(run)
+    try:
+        from fracskip.report import write_report
+
+        out = write_report(records, Path(DEMO_REPORT))
+    except MissingExtraError as error:
+        console.say(f"no report was drawn: {error}")
+        return 0
+    console.say(f"report: {out}")
+    return 0
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """A recipe, from wherever its run stands."""
+    from fracskip.training import RunInterrupted, train
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    folder = Path("runs") / recipe.name
+    try:
+        with console.TrainingProgress() as watcher:
+            path = train(recipe, folder, resume=options.resume, watcher=watcher)
+    except RunInterrupted:
+        print(
+            f"fracskip: stopped; {folder} is saved: go on with the same command and --resume",
+            file=sys.stderr,
+        )
+        return 130
+    summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    console.show_evaluation(summary["test"])
+    console.say(f"network: {path}\nrecord: {folder / 'run.json'}")
+    return 0
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    """A network on a data set."""
+    net = _load(options.checkpoint)
+    data = load_split(options.data, options.split, net.spec.image)
+    _check_classes(net, data, options.data)
+    if options.limit and options.limit < len(data):
+        # Evenly spaced: sets that are sorted by class keep all their classes.
+        rows = np.linspace(0, len(data) - 1, options.limit).round().astype(int)
+        data = data.subset(rows)
+    record = _measure(net, data, options.checkpoint)
+    console.show_evaluation(record)
+    if options.json:
+        _write_json(options.json, record)
+        console.say(f"record: {options.json}")
+    return 0
+
+
+def _image_files(names: list[str]) -> list[Path]:
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise DataError(
+                f"folder {name} holds no images: files ending in "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))} are looked for"
+            )
+        files.extend(inside)
+    return files
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    """Image files, one by one. Those that can't be read don't keep the others from an answer."""
+    from fracskip.evaluation import predict
+
+    net = _load(options.checkpoint)
+    good, pixels, errors = [], [], []
+    for file in _image_files(options.images):
+        try:
+            pixels.append(decode_image(file, net.spec.image))
+            good.append(file)
+        except DataError as error:
+            errors.append(str(error))
+    rows = []
+    if good:
+        found = predict(net, np.stack(pixels))
+        costs = np.array(net.options.costs)[found.decisions].mean(1)
+        rows = [
+            {
+                "file": str(file),
+                "class": net.spec.class_names[index],
+                "probability": float(found.probabilities[row, index]),
+                "cp": float(costs[row]),
+                "path": [net.options.labels[choice] for choice in found.decisions[row]],
+            }
+            for row, (file, index) in enumerate(zip(good, found.predicted, strict=True))
+        ]
+        console.show_predictions(rows)
+    if options.json:
+        record = {"schema": "fracskip.predictions/1", "checkpoint_digest": net.digest}
+        _write_json(options.json, {**record, "predictions": rows, "errors": errors})
+    if errors:
+        more = f" (and {len(errors) - 1} more images)" if len(errors) > 1 else ""
+        raise DataError(errors[0] + more)
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Records to one HTML file."""
+    from fracskip.report import write_report
+
+    console.say(f"report: {write_report(options.records, Path(options.out))}")
+    return 0
+
+
+def run_data(options: argparse.Namespace) -> int:
+    """A data set into the cache."""
+    if options.name not in DATASETS:
+        raise DataError(f"data set {options.name!r} is unknown: use {', '.join(DATASETS)}")
+    source = Path(options.source) if options.source else None
+    found = acquire(options.name, source, progress=console.say)
+    console.say(
+        f"{found.title}: {found.train} training and {found.test} test images of "
+        f"{found.classes} classes in {found.path}, verified ({found.source})"
+    )
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """The machine and the installation; 2 if something a user must mend is wrong."""
+    from fracskip.cli.doctor import examine
+
+    findings = examine()
+    console.show_findings(findings)
+    return 0 if all(finding.ok for finding in findings) else 2

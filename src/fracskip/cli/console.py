@@ -1,0 +1,188 @@
+"""What a person sees: tables and progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fracskip.cli.doctor import Finding
+    from fracskip.training.loop import Totals
+    from fracskip.training.stages import Place
+
+_SHORT = {"skip": "·", "full": "F"}
+
+
+def _out() -> Console:
+    # soft_wrap for plain lines keeps paths whole; markup off: file names may hold brackets.
+    return Console(highlight=False, markup=False)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One plain line on standard output."""
+    _out().print(text, soft_wrap=True)
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=_err(), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share as a percentage.
+
+    >>> percent(0.0625)
+    '6.25%'
+    """
+    return f"{100 * share:.{digits}f}%"
+
+
+def show_evaluation(record: dict[str, Any]) -> None:
+    """The headline table: the network by its own decisions, and forced to each option."""
+    checkpoint, data = record["checkpoint"], record["data"]
+    table = Table(
+        title=f"{checkpoint['model']} ({checkpoint['name']}) on {record['images']:,} "
+        f"{data['name']} {data['split']} images",
+        title_justify="left",
+    )
+    table.add_column("blocks run")
+    for column in ("accuracy", "computation (cp)", "BitOps ratio", "seconds"):
+        table.add_column(column, justify="right")
+    for label in record["option_share"]:
+        table.add_column(label, justify="right")
+    dynamic = record["option_share"]
+    table.add_row(
+        "by the gates",
+        percent(record["accuracy"]),
+        percent(record["cp"]),
+        percent(record["bitops_ratio"]),
+        f"{record['seconds']:.1f}",
+        *(percent(share, 1) for share in dynamic.values()),
+        style="bold",
+    )
+    for point in reversed(record["static"]):
+        label = point["option"]
+        name = "all in full, 32 bits" if label == "full" else f"all at {label} bits"
+        table.add_row(
+            name,
+            percent(point["accuracy"]),
+            percent(point["cp"]),
+            percent(point["bitops_ratio"]),
+            f"{point['seconds']:.1f}",
+            *("100.0%" if label == other else "" for other in dynamic),
+        )
+    console = _out()
+    console.print(table)
+    console.print(
+        f"cp: mean over images and gated blocks of (bits/32)². BitOps ratio: everything executed, "
+        f"gates included, over the network at 32 bits. Mean decision entropy: "
+        f"{record['decision_entropy_bits']:.2f} bits a block. Device: {record['device']}."
+    )
+
+
+def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
+    """One line an image: class, probability, cost, path."""
+    table = Table()
+    for column in ("image", "class"):
+        table.add_column(column, overflow="fold")
+    for column in ("probability", "computation"):
+        table.add_column(column, justify="right")
+    table.add_column("path (· skip, bits, F full)", no_wrap=True)
+    for row in rows:
+        path = " ".join(_SHORT.get(label, label) for label in row["path"])
+        table.add_row(
+            row["file"], row["class"], percent(row["probability"], 1), percent(row["cp"]), path
+        )
+    _out().print(table)
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """What the doctor found."""
+    table = Table(show_header=False)
+    table.add_column("what")
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        table.add_row(finding.what, finding.found if finding.ok else f"PROBLEM: {finding.found}")
+    _out().print(table)
+
+
+class TrainingProgress:
+    """A bar per epoch with loss, accuracy, cp and the time left; a line when an epoch is done."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[means]}"),
+            console=_err(),
+        )
+        self._task: TaskID | None = None
+        self._stage, self._epochs, self._steps = "", 0, 0
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, name: str, epochs: int, steps: int) -> None:
+        """See `TrainingWatcher`."""
+        self._stage, self._epochs, self._steps = name, epochs, steps
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        # One bar for the whole stage, so that the time left is the stage's.
+        self._task = self._progress.add_task(name, total=epochs * steps, means="")
+
+    def step(self, place: Place, totals: Totals, lr: float) -> None:
+        """See `TrainingWatcher`."""
+        assert self._task is not None
+        means = totals.means()
+        parts = [f"loss {means['loss']:.3f}", f"accuracy {percent(means['accuracy'] or 0, 1)}"]
+        if means["cp"] is not None:
+            parts.append(f"cp {percent(means['cp'])}")
+        self._progress.update(
+            self._task,
+            description=f"{self._stage} {place.epoch + 1}/{self._epochs}",
+            completed=place.epoch * self._steps + place.step + 1,
+            means="  ".join(parts),
+        )
+
+    def epoch(self, event: dict[str, Any]) -> None:
+        """See `TrainingWatcher`."""
+        validation = event["validation"]
+        cp = "" if validation["cp"] is None else f", cp {percent(validation['cp'])}"
+        self._progress.console.print(
+            f"{event['stage']} {event['epoch']}: loss {event['loss']:.3f}, validation accuracy "
+            f"{percent(validation['accuracy'])}{cp}, {event['seconds']:.0f} s"
+        )

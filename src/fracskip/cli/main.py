@@ -1,0 +1,151 @@
+"""Commands, options, exit codes.
+
+Exit codes: 0 done; 2 bad usage or bad input, with one line on stderr; 1 a fault of ours, with its
+traceback; 130 stopped with Ctrl-C (a training run is saved and can be resumed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from fracskip import __version__
+from fracskip.errors import FracskipError, MissingExtraError
+
+DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, a whole number from 1 is needed")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; tests pin it."""
+    parser = _Parser(
+        prog="fracskip",
+        description="Dynamic fractional skipping: every image takes its own path of skipped, "
+        "quantised and full blocks.",
+        epilog="example: fracskip demo",
+    )
+    parser.add_argument("--version", action="version", version=f"fracskip {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, epilog=f"example: fracskip {example}"
+        )
+
+    command("demo", "Classify the bundled images with the bundled network, and report.", "demo")
+
+    train = command(
+        "train",
+        "Run a recipe: backbone, gates, joint training. The run's folder is runs/NAME.",
+        "train recipes/dfs_resnet38_cifar10.toml --set joint.target=0.05",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a .toml file")
+    train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a recipe's key, such as joint.epochs=4 (may be repeated)",
+    )
+
+    evaluate = command(
+        "eval",
+        "Measure a network's accuracy and cost on a data set.",
+        "eval bundled --data cifar10 --json record.json",
+    )
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="'bundled' or a file")
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help="cifar10, cifar100, fashion-mnist, sample or folder:PATH",
+    )
+    evaluate.add_argument("--split", choices=("train", "test"), default="test")
+    evaluate.add_argument(
+        "--limit", type=_positive, metavar="N", help="use N images, evenly spaced in the set"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write the record here")
+
+    predict = command(
+        "predict",
+        "Classify image files, each by its own path.",
+        "predict bundled cat.jpg ship.png",
+    )
+    predict.add_argument("checkpoint", metavar="CHECKPOINT", help="'bundled' or a file")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="an image file, or a folder")
+    predict.add_argument("--json", metavar="FILE", help="write the predictions here")
+
+    report = command(
+        "report",
+        "Draw records of evaluations and runs as one self-contained HTML file.",
+        "report runs/dfs_resnet38_cifar10 record.json --out report.html",
+    )
+    report.add_argument(
+        "records", metavar="RUN_OR_RECORD", nargs="+", help="a run's folder or a JSON record"
+    )
+    report.add_argument("--out", default="fracskip-report.html", metavar="FILE")
+
+    data = command("data", "Fetch a data set into the cache, or verify it there.", "data cifar10")
+    data.add_argument("name", metavar="NAME", help="cifar10, cifar100 or fashion-mnist")
+    data.add_argument(
+        "--from", dest="source", metavar="DIR", help="take the files from this folder instead"
+    )
+
+    command("doctor", "Say what this machine and this installation can do.", "doctor")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The words after `fracskip`; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        commands = importlib.import_module("fracskip.cli.commands")
+        code: int = getattr(commands, f"run_{options.command}")(options)
+        return code
+    except FracskipError as error:
+        print(f"fracskip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            traceback.print_exc()
+            return FAULT
+        missing = MissingExtraError(
+            f"fracskip {options.command} needs torch: pip install 'fracskip[train]'"
+        )
+        print(f"fracskip: error: {missing}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("fracskip: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception:
+        traceback.print_exc()
+        print("fracskip: this is a fault of fracskip, please report it", file=sys.stderr)
+        return FAULT
