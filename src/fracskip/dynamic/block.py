@@ -41,16 +41,16 @@ class ResidualBlock(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """Options tried on a few images beside the chosen ones, for the gates' gradient.
+    """An option tried on a few images beside their own, for the gates' gradient.
 
     Attributes:
         rows: Which images, (T,).
-        options: Which option each tries, (T,).
+        option: Index of what they try.
         weight: One over the probability that an image tries a given option.
     """
 
     rows: Tensor
-    options: Tensor
+    option: int
     weight: float
 
 
@@ -146,15 +146,14 @@ class FractionalBlock:
             x: (B, C, H, W).
             weights: Straight-through one-hots (B, K).
             choice: The options they choose (B,).
-            trial: Options to try on a few images; those equal to the choice cost nothing.
+            trial: What to try on a few images; those that chose it cost nothing.
         """
         y = self.route(x, choice)
         with torch.no_grad():
-            news = choice[trial.rows] != trial.options
-            rows, tried = trial.rows[news], trial.options[news]
+            rows = trial.rows[choice[trial.rows] != trial.option]
             skipped = self._skip(x) if self.options.can_skip else None
-            others = self.route(x[rows], tried) if len(rows) else y[:0]
-        return pass_gate_gradient(y, weights, skipped, others, rows, tried, trial.weight)
+            tried = self.execute(x[rows], self.options[trial.option]) if len(rows) else y[:0]
+        return pass_gate_gradient(y, weights, skipped, tried, rows, trial.option, trial.weight)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:

@@ -32,27 +32,28 @@ class _GateGradient(torch.autograd.Function):
         y: Tensor,
         weights: Tensor,
         skipped: Tensor | None,
-        others: Tensor,
+        tried: Tensor,
         rows: Tensor,
-        options: Tensor,
+        option: int,
         factor: float,
     ) -> Tensor:
-        ctx.save_for_backward(y, skipped, others, rows, options)
-        ctx.shape, ctx.dtype, ctx.factor = weights.shape, weights.dtype, factor
+        ctx.save_for_backward(y, skipped, tried, rows)
+        ctx.shape, ctx.dtype = weights.shape, weights.dtype
+        ctx.option, ctx.factor = option, factor
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
-        y, skipped, others, rows, options = ctx.saved_tensors
+        y, skipped, tried, rows = ctx.saved_tensors
         by_weight = g.new_zeros(ctx.shape, dtype=ctx.dtype)
         if skipped is not None:
             gain = inner_per_image(g, skipped) - inner_per_image(g, y)
             by_weight[:, 0] = gain.to(ctx.dtype)
         if len(rows):
-            gain = inner_per_image(g[rows], others - y[rows]) * ctx.factor
-            by_weight[rows, options] = gain.to(ctx.dtype)
+            gain = inner_per_image(g[rows], tried - y[rows]) * ctx.factor
+            by_weight[rows, ctx.option] = gain.to(ctx.dtype)
         return g, by_weight, None, None, None, None, None
 
 
@@ -60,9 +61,9 @@ def pass_gate_gradient(
     y: Tensor,
     weights: Tensor,
     skipped: Tensor | None,
-    others: Tensor,
+    tried: Tensor,
     rows: Tensor,
-    options: Tensor,
+    option: int,
     factor: float,
 ) -> Tensor:
     """Returns y as it is; in the backward pass, gives `weights` its estimated gradient.
@@ -71,10 +72,10 @@ def pass_gate_gradient(
         y: The chosen options' outputs (B, C, H, W).
         weights: Straight-through one-hots (B, K).
         skipped: What skipping gives (B, C, H, W); None where option 0 is not skip.
-        others: Outputs of options not chosen, (T, C, H, W).
-        rows: Their images (T,), each at most once.
-        options: Their options (T,).
+        tried: Outputs of an option on images that did not choose it, (T, C, H, W).
+        rows: Those images (T,), each at most once.
+        option: That option's index.
         factor: One over the probability that an image tries a given option.
     """
-    out = _GateGradient.apply(y, weights, skipped, others, rows, options, factor)  # type: ignore[no-untyped-call]
+    out = _GateGradient.apply(y, weights, skipped, tried, rows, option, factor)  # type: ignore[no-untyped-call]
     return out  # type: ignore[no-any-return]

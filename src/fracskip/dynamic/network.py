@@ -31,12 +31,17 @@ class Mixing:
         noise: Scale of the Gumbel noise on the gates' logits.
         dense: Compute every option for every image (K times the cost).
         sample_rate: Otherwise: share of images that try an option not chosen.
+        anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
+            nothing, and their cost means nothing.
+        anchor_option: Index of that option.
     """
 
     generator: torch.Generator
     noise: float = 0.0
     dense: bool = False
     sample_rate: float = 0.25
+    anchors: int = 0
+    anchor_option: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,11 @@ class DynamicNetwork(nn.Module):
         if mixing.noise:
             logits = logits + mixing.noise * gumbel_like(logits, mixing.generator)
         choice = choose(logits)
+        choice[: mixing.anchors] = mixing.anchor_option
         weights = straight_through(logits.softmax(-1), choice)
+        if mixing.anchors:
+            fixed = weights[: mixing.anchors].detach()
+            weights = torch.cat([fixed, weights[mixing.anchors :]])
         if mixing.dense:
             x = block.mix(x, weights)
         else:
@@ -195,8 +204,8 @@ class DynamicNetwork(nn.Module):
         executed = len(self.options) - lowest
         tries = max(1, round(mixing.sample_rate * count))
         rows = torch.randperm(count, generator=mixing.generator)[:tries]
-        tried = torch.randint(lowest, len(self.options), (tries,), generator=mixing.generator)
-        return Trial(rows.to(device), tried.to(device), executed * count / tries)
+        option = int(torch.randint(lowest, len(self.options), (), generator=mixing.generator))
+        return Trial(rows.to(device), option, executed * count / tries)
 
     def _check_decisions(self, decisions: Tensor, count: int) -> Tensor:
         shape = (count, len(self.blocks))

@@ -235,25 +235,21 @@ class JointTraining(_Base):
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
         remaining = max(0.0, 1 - place.progress / config.exploration_until)
+        lowest = 1 if options.can_skip else 0
         mixing = Mixing(
             draw,
             noise=config.exploration * remaining,
             dense=config.gate_gradient == "dense",
             sample_rate=config.sample_rate,
+            anchors=anchors,
+            anchor_option=int(torch.randint(lowest, len(options), (), generator=draw)),
         )
         with self.autocast():
-            out = self.net(images[anchors:], mixing=mixing)
-            logits = out.logits.float()
-            if anchors:
-                # Every option is executed by some images at every block, chosen by gates or not.
-                lowest = 1 if options.can_skip else 0
-                option = int(torch.randint(lowest, len(options), (1,), generator=draw))
-                forced = self.net.forced(options[option], anchors)
-                anchored = self.net(images[:anchors], decisions=forced).logits.float()
-                logits = torch.cat([anchored, logits])
+            out = self.net(images, mixing=mixing)
+        logits, cost = out.logits.float(), out.cost[anchors:]
         loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
         if self.net.gate is not None:
-            loss = loss + self._penalty(out.cost, place.progress)
+            loss = loss + self._penalty(cost, place.progress)
         factor = lr_factor(config.optim, place.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
         self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
@@ -262,5 +258,5 @@ class JointTraining(_Base):
             float(loss.detach()) * routed,
             _correct(logits[anchors:], labels[anchors:]),
             routed,
-            float(out.cost.detach().sum()),
+            float(cost.detach().sum()),
         )
