@@ -21,8 +21,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from fracskip.cli.doctor import Finding
-    from fracskip.training.loop import Totals
     from fracskip.training.stages import Place
+    from fracskip.training.state import Totals
 
 _SHORT = {"skip": "·", "full": "F"}
 

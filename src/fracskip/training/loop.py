@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -44,8 +44,8 @@ from fracskip.training.stages import (
     JointTraining,
     Place,
     Stage,
-    StepResult,
 )
+from fracskip.training.state import Position, Totals, load_optimiser, optimiser_tensors
 
 STATE_SCHEMA = "fracskip.training-state"
 STAGES = ("backbone", "gates", "joint")
@@ -75,45 +75,6 @@ class _Silent:
     def stage(self, name: str, epochs: int, steps: int) -> None: ...
     def step(self, place: Place, totals: Totals, lr: float) -> None: ...
     def epoch(self, event: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Totals:
-    """Sums over an epoch so far."""
-
-    loss: float = 0.0
-    correct: float = 0.0
-    images: int = 0
-    cost: float | None = None
-    seconds: float = 0.0
-
-    def add(self, result: StepResult, seconds: float) -> None:
-        """Adds a step."""
-        self.loss += result.loss
-        self.correct += result.correct
-        self.images += result.images
-        self.seconds += seconds
-        if result.cost is not None:
-            self.cost = (self.cost or 0.0) + result.cost
-
-    def means(self) -> dict[str, float | None]:
-        """Per image: loss, accuracy, cp."""
-        count = max(self.images, 1)
-        cp = None if self.cost is None else self.cost / count
-        return {"loss": self.loss / count, "accuracy": self.correct / count, "cp": cp}
-
-
-@dataclass
-class _Position:
-    """Where a run stands: everything that is not a tensor."""
-
-    stage: str = STAGES[0]
-    epoch: int = 0
-    step: int = 0
-    recorded: int = 0  # epochs in the record
-    seconds: float = 0.0
-    totals: Totals = field(default_factory=Totals)
-    stage_state: dict[str, Any] = field(default_factory=dict)
 
 
 class _Run:
@@ -181,7 +142,7 @@ class _Run:
         dynamic.calibrate([self.batches.get("calibration", 0, step)[0] for step in range(count)])
         return GateTraining(dynamic, self.recipe, self.device, self.bf16)
 
-    def _restore(self, position: _Position, tensors: dict[str, torch.Tensor]) -> Stage:
+    def _restore(self, position: Position, tensors: dict[str, torch.Tensor]) -> Stage:
         """A stage as it was when its state was saved."""
         stage: Stage
         if position.stage == "backbone":
@@ -199,18 +160,18 @@ class _Run:
         origin = self.folder / "state.safetensors"
         checkpoint.apply_state(stage.net, parts["net"], origin)
         for index, optimiser in enumerate(stage.optimisers):
-            _load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
+            load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
         torch.set_rng_state(parts["random"]["cpu"])
         stage.load_state(position.stage_state)
         return stage
 
     # -- saving ---------------------------------------------------------------------------------
 
-    def save(self, position: _Position, stage: Stage) -> None:
+    def save(self, position: Position, stage: Stage) -> None:
         position.stage_state = stage.state()
         tensors = {f"net.{name}": value for name, value in stage.net.state_dict().items()}
         for index, optimiser in enumerate(stage.optimisers):
-            for name, value in _optimiser_tensors(optimiser).items():
+            for name, value in optimiser_tensors(optimiser).items():
                 tensors[f"optimiser{index}.{name}"] = value
         tensors["random.cpu"] = torch.get_rng_state()
         meta = {"position": asdict(position), "recipe": self.recipe.model_dump(mode="json")}
@@ -218,11 +179,11 @@ class _Run:
 
     # -- running --------------------------------------------------------------------------------
 
-    def start(self) -> tuple[_Position, Stage]:
+    def start(self) -> tuple[Position, Stage]:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = self.recipe.model_dump_json(indent=1)
         checkpoint.write_atomically(self.folder / "recipe.json", text.encode())
-        position, stage = _Position(), self._begin(STAGES[0], None)
+        position, stage = Position(), self._begin(STAGES[0], None)
         self.record.path.unlink(missing_ok=True)
         self.record.append(
             {
@@ -237,7 +198,9 @@ class _Run:
         self.save(position, stage)
         return position, stage
 
-    def resume(self) -> tuple[_Position, Stage]:
+    def resume(self) -> tuple[Position, Stage]:
+        for litter in self.folder.glob(".*.part"):  # of a write that was killed
+            litter.unlink()
         package = checkpoint.read_package(self.folder / "state.safetensors", STATE_SCHEMA)
         before = recipe_from_dict(package.meta["recipe"])
         # Where a run computes may change between sittings; what it computes may not.
@@ -247,11 +210,11 @@ class _Run:
                 "one, or start anew with another name"
             )
         values = dict(package.meta["position"])
-        position = _Position(**{**values, "totals": Totals(**values["totals"])})
+        position = Position(**{**values, "totals": Totals(**values["totals"])})
         self.record.rewind(position.recorded)
         return position, self._restore(position, package.tensors)
 
-    def execute(self, position: _Position, stage: Stage) -> Stage:
+    def execute(self, position: Position, stage: Stage) -> Stage:
         """Runs what is left of the stages; returns the last one."""
         while True:
             self._run_stage(position, stage)
@@ -262,7 +225,7 @@ class _Run:
             position.stage, position.epoch, position.step = stage.name, 0, 0
             self.save(position, stage)
 
-    def _run_stage(self, position: _Position, stage: Stage) -> None:
+    def _run_stage(self, position: Position, stage: Stage) -> None:
         steps = self.batches.steps
         self.watcher.stage(stage.name, stage.epochs, steps)
         stage.net.train()
@@ -286,7 +249,7 @@ class _Run:
             self.save(position, stage)
             self.watcher.epoch(event)
 
-    def _run_epoch(self, position: _Position, stage: Stage, steps: int) -> None:
+    def _run_epoch(self, position: Position, stage: Stage, steps: int) -> None:
         every = self.recipe.runtime.checkpoint_steps
         while position.step < steps:
             begin = time.perf_counter()
@@ -316,7 +279,7 @@ class _Run:
         stage.net.train()
         return result
 
-    def finish(self, position: _Position, stage: Stage) -> Path:
+    def finish(self, position: Position, stage: Stage) -> Path:
         """Saves the network, reads the test set - once - and closes the record."""
         net = stage.net
         assert isinstance(net, DynamicNetwork)
@@ -340,23 +303,6 @@ def _plain_accuracy(net: torch.nn.Module, data: ImageSet, spec: ModelSpec) -> fl
         predicted = net(preprocess(pixels, spec.image)).argmax(1).cpu().numpy()
         right += int((predicted == data.labels[start : start + 250]).sum())
     return right / len(data)
-
-
-def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in optimiser.state_dict()["state"].items()
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 @contextmanager

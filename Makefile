@@ -1,0 +1,61 @@
+# make demo   set everything up and run the main job
+# make test   set up what the tests need; lint, types, import rules, tests
+# The rest    slow proofs, whose outcomes are kept under results/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Without a GPU a CPU build of torch is a fifth of the download; not every index carries one.
+TORCH_CPU ?= torch==2.13.0+cpu
+TORCH ?= torch>=2.8
+
+.PHONY: demo test lint bundled-results resume-proof training-cost clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/fracskip demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The whole test set through the bundled network.
+bundled-results: $(VENV)/demo.stamp
+	$(BIN)/fracskip data cifar10
+	$(BIN)/fracskip eval bundled --data cifar10 --json results/eval_bundled_cifar10.json
+
+# 2,000 steps, killed at ten random moments and resumed: the same weights, bit for bit.
+resume-proof: $(VENV)/demo.stamp
+	$(BIN)/python tools/prove_resume.py --steps 2000 --kills 10 --json results/resume_proof.json
+
+# What a step of joint training costs, in plain steps.
+training-cost: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/training_cost.py --json results/training_cost.json
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fracskip needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V`: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/torch.stamp: $(VENV)/python.stamp
+	@if nvidia-smi >/dev/null 2>&1; then $(PIP) '$(TORCH)'; \
+	 elif $(PIP) '$(TORCH_CPU)' 2>/dev/null; then echo 'torch: a CPU build'; \
+	 else echo 'torch: no CPU build found, installing the default one'; $(PIP) '$(TORCH)'; fi
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) --editable '.[train,report]'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(PIP) --editable '.[train,report,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist fracskip-demo.html fracskip-demo.json
