@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickletools
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -81,7 +83,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             "unchanged: free some space or choose another folder, then resume"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_package(
@@ -100,6 +103,16 @@ def write_package(
     return digest
 
 
+def _is_pickle(data: bytes) -> bool:
+    """Whether bytes are a pickle, or a ZIP file, which is where torch.save puts one."""
+    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return True
+    # Protocols 0 and 1 have no mark: read the opcodes (which runs nothing) up to STOP.
+    with suppress(Exception):
+        return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(data))
+    return False
+
+
 def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
     """A safetensors file's bytes and its header's metadata."""
     try:
@@ -111,21 +124,21 @@ def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
         ) from None
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(
-            f"{path} is a pickle (as torch.save writes them); fracskip never loads one, because "
-            "it can run code: save the state as safetensors"
-        )
     size = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + size]
     if len(data) < 8 or size > _MAX_HEADER_BYTES or len(header) < size:
+        if _is_pickle(data):
+            raise CheckpointError(
+                f"{path} is a pickle (as torch.save writes them); fracskip never loads one, "
+                "because it can run code: save the state as safetensors"
+            )
         raise CheckpointError(
             f"{path} is no complete safetensors file ({len(data)} bytes); copy it again or give "
             "another"
         )
     try:
         meta = json.loads(header).get("__metadata__")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} has a damaged header; copy it again") from None
     return data, meta if isinstance(meta, dict) else None
 
@@ -133,7 +146,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
 def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return load_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again") from None
 
 
@@ -154,8 +167,11 @@ def read_package(path: str | Path, schema: str) -> Package:
         head = json.loads(meta["fracskip"])
         digest = head.pop("digest")
         found = (head["schema"], head["version"])
-        content = head["meta"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        content = dict(head["meta"])
+        # Another spelling of the same values is damage too: every byte is vouched for.
+        if json.dumps({**head, "digest": digest}, sort_keys=True) != meta["fracskip"]:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} has damaged metadata; copy it again") from None
     if found != (schema, VERSION):
         raise CheckpointError(
@@ -190,15 +206,16 @@ def apply_state(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | 
             f"{origin} does not fit the network: tensors {' and '.join(parts)}; check the model's "
             "name, options and gate"
         )
-    for name, value in tensors.items():
-        if value.shape != wanted[name].shape:
+    for name, own in wanted.items():
+        value = tensors[name]
+        if value.shape != own.shape:
             raise CheckpointError(
                 f"{origin}: {name} has shape {tuple(value.shape)}, the network needs "
-                f"{tuple(wanted[name].shape)}; check the model's name and options"
+                f"{tuple(own.shape)}; check the model's name and options"
             )
         # A range that no image has moved yet is NaN by design.
         if value.is_floating_point() and not name.endswith("activation_range"):
-            bad = int((~value.isfinite()).sum())
+            bad = int((~value.to(own.dtype).isfinite()).sum())
             if bad:
                 raise CheckpointError(
                     f"{origin}: {name} has {bad} values that are NaN or infinite; train again "
@@ -261,12 +278,12 @@ def load(name: str | Path) -> DynamicNetwork:
     path = resolve(name)
     package = read_package(path, SCHEMA)
     try:
-        spec = ModelSpec.model_validate(package.meta["spec"])
-    except (ValidationError, KeyError) as error:
-        reason = explain(error) if isinstance(error, ValidationError) else "no spec"
+        net = build_network(ModelSpec.model_validate(package.meta.get("spec", {})))
+        notes = dict(package.meta.get("notes", {}))
+    except (ValueError, TypeError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(f"{path} describes no network: {reason}") from None
-    net = build_network(spec)
     apply_state(net, package.tensors, path)
     net.digest = package.digest
-    net.notes = dict(package.meta.get("notes", {}))
+    net.notes = notes
     return net.eval()

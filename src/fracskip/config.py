@@ -32,7 +32,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ImageConfig(_Frozen):

@@ -8,6 +8,7 @@ from importlib import metadata
 
 import torch
 
+from fracskip import __version__
 from fracskip.errors import ConfigError
 
 
@@ -60,8 +61,8 @@ def describe(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("fracskip", "torch", "numpy"):
+    found = {"python": platform.python_version(), "fracskip": __version__}
+    for package in ("torch", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

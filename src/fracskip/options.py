@@ -38,8 +38,10 @@ class Option:
     bits: int
 
     def __post_init__(self) -> None:
-        known = self.bits in (SKIP_BITS, FULL_BITS) or MIN_BITS <= self.bits <= MAX_BITS
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not known:
+        whole = isinstance(self.bits, int) and not isinstance(self.bits, bool)
+        if not whole or not (
+            self.bits in (SKIP_BITS, FULL_BITS) or MIN_BITS <= self.bits <= MAX_BITS
+        ):
             raise ConfigError(
                 f"option {self.bits!r} is unknown: use 'skip' (0), a width from {MIN_BITS} to "
                 f"{MAX_BITS}, or 'full' ({FULL_BITS})"
@@ -128,6 +130,11 @@ class OptionSet:
                     "list such as ['skip', 4, 8]"
                 )
             return PRESETS[value]
+        if not isinstance(value, Iterable):
+            raise ConfigError(
+                f"options {value!r} are unknown: use one of {', '.join(PRESETS)}, or a list such "
+                "as ['skip', 4, 8]"
+            )
         return cls(tuple(Option.parse(item) for item in value))
 
     def __len__(self) -> int:

@@ -27,13 +27,19 @@ if TYPE_CHECKING:
 _SHORT = {"skip": "·", "full": "F"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to `main` to say what that means."""
+        raise BrokenPipeError
+
+
 def _out() -> Console:
     # soft_wrap for plain lines keeps paths whole; markup off: file names may hold brackets.
-    return Console(highlight=False, markup=False)
+    return _Console(highlight=False, markup=False)
 
 
 def _err() -> Console:
-    return Console(stderr=True, highlight=False)
+    return _Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
@@ -45,7 +51,14 @@ def say(text: str) -> None:
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=_err(), transient=True) as progress:
+    console = _err()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -68,37 +81,36 @@ def show_evaluation(record: dict[str, Any]) -> None:
         title_justify="left",
     )
     table.add_column("blocks run")
-    for column in ("accuracy", "computation (cp)", "BitOps ratio", "seconds"):
-        table.add_column(column, justify="right")
+    for column in ("accuracy", "cp", "BitOps"):
+        table.add_column(column, justify="right", no_wrap=True)
     for label in record["option_share"]:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", no_wrap=True)
     dynamic = record["option_share"]
     table.add_row(
         "by the gates",
         percent(record["accuracy"]),
         percent(record["cp"]),
         percent(record["bitops_ratio"]),
-        f"{record['seconds']:.1f}",
         *(percent(share, 1) for share in dynamic.values()),
         style="bold",
     )
     for point in reversed(record["static"]):
         label = point["option"]
-        name = "all in full, 32 bits" if label == "full" else f"all at {label} bits"
+        name = "all at 32 bits" if label == "full" else f"all at {label} bits"
         table.add_row(
             name,
             percent(point["accuracy"]),
             percent(point["cp"]),
             percent(point["bitops_ratio"]),
-            f"{point['seconds']:.1f}",
-            *("100.0%" if label == other else "" for other in dynamic),
+            *("100%" if label == other else "" for other in dynamic),
         )
     console = _out()
     console.print(table)
     console.print(
-        f"cp: mean over images and gated blocks of (bits/32)². BitOps ratio: everything executed, "
-        f"gates included, over the network at 32 bits. Mean decision entropy: "
-        f"{record['decision_entropy_bits']:.2f} bits a block. Device: {record['device']}."
+        f"cp: mean of (bits/32)² over images and gated blocks. BitOps: all that is executed, gates "
+        f"included, over the plain network at 32 bits. Shares of blocks by option on the right.\n"
+        f"Decision entropy {record['decision_entropy_bits']:.2f} bits a block; "
+        f"{record['seconds']:.1f} s on {record['device']}."
     )
 
 
@@ -132,6 +144,7 @@ class TrainingProgress:
     """A bar per epoch with loss, accuracy, cp and the time left; a line when an epoch is done."""
 
     def __init__(self) -> None:
+        console = _err()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -139,7 +152,8 @@ class TrainingProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[means]}"),
-            console=_err(),
+            console=console,
+            disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
         self._stage, self._epochs, self._steps = "", 0, 0

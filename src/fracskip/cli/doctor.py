@@ -97,7 +97,8 @@ def examine() -> list[Finding]:
     if importlib.util.find_spec("torch") is not None:
         findings += _torch() + _bundled()
     cached = [name for name in DATASETS if (cache_dir() / name / "manifest.json").exists()]
-    free = shutil.disk_usage(os.path.expanduser("~")).free / 2**30
+    existing = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 2**30
     findings.append(
         Finding(
             "data sets", f"{', '.join(cached) or 'none'} in {cache_dir()} ({free:.0f} GiB free)"

@@ -22,7 +22,8 @@ DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        line = " ".join(message.split())
+        self.exit(BAD_INPUT, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
 
 
 def _positive(text: str) -> int:
@@ -58,11 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
     train.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="override a recipe's key, such as joint.epochs=4 (may be repeated)",
+        help="override the recipe's keys: --set joint.epochs=4 joint.target=0.05",
     )
 
     evaluate = command(

@@ -193,7 +193,8 @@ class DynamicNetwork(nn.Module):
             x = block.mix(x, weights)
         else:
             x = block.route_with_gradient(x, weights, choice, self._trial(len(x), mixing, x.device))
-        return x, choice, weights @ self._costs
+        # A product and a sum, not `@`: autocast would round the costs to bfloat16.
+        return x, choice, (weights * self._costs).sum(1)
 
     def _budget(self, budget: float | Tensor | None) -> float | Tensor | None:
         default = self.spec.target if self.spec.gate.budget_input else None

@@ -73,7 +73,13 @@ class Gate(nn.Module):
             return GateState()
         if budget is None:
             raise ConfigError("this network needs a budget: a computation share in (0, 1]")
-        value = torch.as_tensor(budget, dtype=torch.float32, device=like.device).expand(images)
+        value = torch.as_tensor(budget, dtype=torch.float32, device=like.device)
+        if value.shape not in ((), (1,), (images,)):
+            raise ConfigError(
+                f"budget of shape {tuple(value.shape)} does not fit: give one share, or one for "
+                f"each of the {images} images"
+            )
+        value = value.expand(images)
         if not bool(((value > 0) & (value <= 1)).all()):
             raise ConfigError(f"budget {budget} is out of range: give a share in (0, 1]")
         # Costs span three decades; the logarithm spreads them evenly over about -1..1.

@@ -34,8 +34,8 @@ def round_to_grid(x: Tensor, step: Tensor, bounds: tuple[int, int], zero_point: 
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    for order in (range(a.dim()), (0, *range(2, a.dim()), 1)):
-        x, y = a.permute(*order), b.permute(*order)
+    for order in (tuple(range(a.dim())), (0, *range(2, a.dim()), 1)[: a.dim()]):
+        x, y = a.permute(order), b.permute(order)
         if x.is_contiguous() and y.is_contiguous():
             return torch.dot(x.view(-1), y.view(-1))  # no product tensor is written
     return (a * b).sum()
@@ -63,13 +63,13 @@ class _FakeQuantise(torch.autograd.Function):
         (g,) = grads
         x, step, y = ctx.saved_tensors
         low, high = ctx.bounds
-        # A value up to half a step beyond the last integer still rounds to it; LSQ masks at the
-        # integer itself.
+        # A value up to half a step beyond the last integer still rounds to it; LSQ masks from the
+        # integer itself on (equation 3), and so does hardtanh.
         if step.numel() == 1:
             edge = float(step)
             g_x = torch.ops.aten.hardtanh_backward(g, x, low * edge, high * edge)
         else:
-            g_x = g * ((x >= low * step) & (x <= high * step))
+            g_x = g * ((x > low * step) & (x < high * step))
         g_step = None
         if ctx.needs_input_grad[1]:
             if step.numel() == 1:
@@ -89,7 +89,7 @@ def fake_quantise(x: Tensor, step: Tensor, bounds: tuple[int, int]) -> Tensor:
 
     Args:
         x: Values of any shape.
-        step: Positive step size: one value, or one per slice of `x` (broadcastable).
+        step: Positive step size: one value, or one per slice of `x` (as many dimensions as `x`).
         bounds: Smallest and largest integer; (0, q_max) also applies a ReLU.
 
     Returns:

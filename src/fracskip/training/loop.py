@@ -180,7 +180,6 @@ class _Run:
     # -- running --------------------------------------------------------------------------------
 
     def start(self) -> tuple[Position, Stage]:
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = self.recipe.model_dump_json(indent=1)
         checkpoint.write_atomically(self.folder / "recipe.json", text.encode())
         position, stage = Position(), self._begin(STAGES[0], None)
@@ -209,6 +208,8 @@ class _Run:
                 f"the run in {self.folder} was started with another recipe: resume it with that "
                 "one, or start anew with another name"
             )
+        for part in self.folder.glob(".*.part"):  # what a kill left of a write
+            part.unlink(missing_ok=True)
         values = dict(package.meta["position"])
         position = Position(**{**values, "totals": Totals(**values["totals"])})
         self.record.rewind(position.recorded)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fracskip.checkpoint import write_atomically
+from fracskip.errors import CheckpointError
 
 SCHEMA = "fracskip.run/1"
 
@@ -33,9 +34,19 @@ class Record:
         return found
 
     def append(self, event: dict[str, Any]) -> None:
-        """Adds an event."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Adds an event.
+
+        Raises:
+            CheckpointError: if the disk is full or the file cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} could not be written ({error.strerror or error}): free some space, "
+                "then resume"
+            ) from error
 
     def rewind(self, epochs: int) -> None:
         """Keeps the start and the first so many epochs."""

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fracskip.quant.affine import IntegerGrid
+from fracskip.quant.fake import round_to_grid
+from fracskip.quant.observer import best_step, update_range
+
+
+def test_the_first_range_is_the_values_own() -> None:
+    running = torch.full((2,), torch.nan)
+    update_range(running, torch.tensor([[3.0, -1.0], [0.5, 2.0]]), 0.9)
+    assert running.tolist() == [-1.0, 3.0]
+
+
+def test_nine_tenths_of_the_old_range_are_kept() -> None:
+    running = torch.tensor([-1.0, 3.0])
+    update_range(running, torch.tensor([-11.0, 0.0, 13.0]), 0.9)
+    torch.testing.assert_close(running, torch.tensor([-2.0, 4.0]))
+    update_range(running, torch.tensor([8.0]), 0.9)
+    torch.testing.assert_close(running, torch.tensor([-1.0, 4.4]))
+
+
+def test_an_update_needs_no_gradient_and_leaves_none() -> None:
+    running = torch.tensor([0.0, 1.0])
+    update_range(running, torch.randn(4, requires_grad=True) * 2, 0.5)
+    assert not running.requires_grad
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 16), st.booleans())
+def test_the_best_step_is_no_worse_than_the_largest_magnitudes(
+    seed: int, bits: int, signed: bool
+) -> None:
+    bounds = IntegerGrid(bits, signed).bounds
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(3, 64, generator=generator) * torch.tensor([[0.01], [1.0], [30.0]])
+    rows = rows if signed else rows.relu()
+    steps = best_step(rows, bounds)
+    assert steps.shape == (3, 1)
+    assert (steps > 0).all()
+
+    def error(step: torch.Tensor) -> torch.Tensor:
+        return (rows - round_to_grid(rows, step, bounds)).square().mean(1)
+
+    widest = rows.abs().amax(1, keepdim=True) / bounds[1]
+    # Single precision may see two candidates of equal error in another order.
+    assert (error(steps) <= error(widest) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_at_few_bits_the_best_step_clips_a_gaussian(bits: int) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(1, 4096)
+    bounds = IntegerGrid(bits, signed=True).bounds
+    step, widest = best_step(rows, bounds), rows.abs().amax(1, keepdim=True) / bounds[1]
+    errors = [
+        float((rows - round_to_grid(rows, s, bounds)).square().mean()) for s in (step, widest)
+    ]
+    assert float(step) < 0.8 * float(widest)
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_values_on_a_grid_find_it() -> None:
+    rows = torch.arange(-7.0, 8.0)[None] * 0.125
+    assert best_step(rows, (-7, 7)).tolist() == [[0.125]]
+
+
+def test_an_unsigned_step_does_not_look_at_negative_values() -> None:
+    rows = torch.tensor([[0.0, 1.0, 2.0, 3.0, -100.0]])
+    assert best_step(rows, (0, 3)).tolist() == [[1.0]]
+
+
+def test_a_row_of_zeros_gets_a_harmless_positive_step() -> None:
+    steps = best_step(torch.stack([torch.zeros(8), torch.ones(8)]), (-127, 127))
+    assert (steps > 0).all()
+    assert float(steps[0]) < 1e-9
+    assert round_to_grid(torch.zeros(8), steps[0], (-127, 127)).tolist() == [0.0] * 8

@@ -1,0 +1,96 @@
+"""A short loss trace of the joint stage: what a step computes may only change on purpose.
+
+Weights and images come from numpy's frozen RandomState, and everything runs on one thread in
+float32, so the values hold on every machine to within rounding. Where a change of the numerics
+is meant, run this file with python to print the new ones.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from fracskip.config import ModelSpec, Recipe, recipe_from_dict
+from fracskip.dynamic import build_network
+from fracskip.training.stages import JointTraining, Place
+
+STEPS = 3
+CASES = {
+    "price": {},
+    "paper": {
+        "quant": {"scheme": "paper"},
+        "joint": {"objective": "paper", "gate_gradient": "dense", "beta": 1e-4},
+    },
+    "feedforward": {"gate": {"kind": "feedforward"}, "joint": {"anchor_rate": 0.25}},
+}
+# Loss, and relative cost, summed over the images that the gates routed.
+GOLDEN = {
+    "price": [(4.02199, 0.25223), (5.6777, 0.35714), (1.32859, 0.0)],
+    "paper": [(1.16461, 0.25223), (1.40111, 0.35714), (1.42066, 0.5)],
+    "feedforward": [(1.29408, 0.05404), (1.62422, 0.01302), (0.96618, 0.00846)],
+}
+
+
+def make_recipe(case: str) -> Recipe:
+    changes = CASES[case]
+    joint = {"epochs": 1, "target": 0.1, "gate_lr": 0.05, "price_rate": 0.1, "descent": 0.0}
+    tree = {
+        "name": "golden",
+        "seed": 7,
+        "options": ["skip", 4, "full"],
+        "model": {"name": "resnet8"},
+        "data": {"image": {"size": [8, 8]}},
+        **changes,
+        "joint": {**joint, **changes.get("joint", {})},
+    }
+    return recipe_from_dict(tree)
+
+
+def trace(case: str) -> list[tuple[float, float]]:
+    recipe = make_recipe(case)
+    spec = ModelSpec(
+        model=recipe.model,
+        options=recipe.options,
+        quant=recipe.quant,
+        gate=recipe.gate,
+        image=recipe.data.image,
+        class_names=("a", "b", "c"),
+        data_name="golden",
+        target=recipe.joint.target,
+    )
+    draw = np.random.RandomState(2)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(draw.standard_normal(shape)).float()
+
+    net = build_network(spec)
+    with torch.no_grad():
+        for name, value in net.named_parameters():
+            if value.dim() == 4:
+                value.copy_(normal(*value.shape) * (2 / value[0].numel()) ** 0.5)
+            elif name.startswith("gate."):
+                value.copy_(normal(*value.shape))
+            elif "fc." in name:
+                value.copy_(normal(*value.shape) / 10)
+    net.calibrate([normal(16, 3, 8, 8)])
+    net.train()
+    stage = JointTraining(net, recipe, torch.device("cpu"), bf16=False)
+    found = []
+    for step in range(STEPS):
+        labels = torch.from_numpy(draw.randint(0, 3, 16))
+        result = stage.step(normal(16, 3, 8, 8), labels, Place(0, step, step / STEPS))
+        assert result.cost is not None
+        found.append((result.loss / result.images, result.cost / result.images))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_trace_is_the_golden_one(case: str) -> None:
+    torch.set_num_threads(1)
+    for found, expected in zip(trace(case), GOLDEN[case], strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case in CASES:
+        print(f'    "{case}": {[tuple(round(v, 5) for v in step) for step in trace(case)]},')
