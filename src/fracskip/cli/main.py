@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -124,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # File names and our own signs may not fit the terminal's encoding: that is no fault.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         commands = importlib.import_module("fracskip.cli.commands")
         code: int = getattr(commands, f"run_{options.command}")(options)

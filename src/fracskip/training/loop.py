@@ -208,8 +208,6 @@ class _Run:
                 f"the run in {self.folder} was started with another recipe: resume it with that "
                 "one, or start anew with another name"
             )
-        for part in self.folder.glob(".*.part"):  # what a kill left of a write
-            part.unlink(missing_ok=True)
         values = dict(package.meta["position"])
         position = Position(**{**values, "totals": Totals(**values["totals"])})
         self.record.rewind(position.recorded)

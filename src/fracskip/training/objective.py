@@ -12,6 +12,7 @@ from torch import Tensor
 from fracskip.config import JointStage
 
 PROPORTIONAL = 10.0  # the price's immediate answer to an error, in units of its rate
+LARGEST_SUBSIDY = 0.1  # how far below zero the price may settle
 
 
 def target_at(config: JointStage, start: float, progress: float) -> float:
@@ -32,7 +33,9 @@ class CostPrice:
     """A price on computation that rises while too much of it is used (a PI controller).
 
     loss = price · cost / target. The integral part is the state that a resumed run needs; it
-    settles at the exchange rate between accuracy and computation.
+    settles at the exchange rate between accuracy and computation. Under the target the price may
+    become a small subsidy: on training images that are all but learned, the cross-entropy alone
+    would not lead a network that has overshot back to its target.
     """
 
     rate: float
@@ -46,11 +49,10 @@ class CostPrice:
             target: The mean to reach.
         """
         mean = cost.mean()
-        error = float(mean.detach()) / target - 1
         # A long way above the target says no more than "above".
-        error = min(error, 1.0)
-        self.integral = max(0.0, self.integral + self.rate * error)
-        price = max(0.0, self.integral + PROPORTIONAL * self.rate * error)
+        error = min(float(mean.detach()) / target - 1, 1.0)
+        self.integral = max(-LARGEST_SUBSIDY, self.integral + self.rate * error)
+        price = self.integral + PROPORTIONAL * self.rate * error
         return price * mean / target
 
 

@@ -165,7 +165,9 @@ def test_a_backbone_loads_with_and_without_step_counters(
 def test_a_backbone_of_other_classes_does_not_fit(backbone: tuple[nn.Module, Path]) -> None:
     other = create_model("resnet8", 3, 5)
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(4, 64\), .* needs \(5, 64\)"):
+    with pytest.raises(
+        CheckpointError, match=r"fc\.weight has shape \(4, 64\), .* needs \(5, 64\)"
+    ):
         checkpoint.load_backbone(backbone[1], other)
     for name, value in other.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} was touched although the file is refused"

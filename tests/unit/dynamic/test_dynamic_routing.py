@@ -10,6 +10,7 @@ from tiny_networks import counted_macs, every_option, make_images, make_network,
 from torch import Tensor, nn
 
 from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.dynamic.block import Trial
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalConv2d
 
@@ -142,6 +143,12 @@ def test_skipping_passes_the_shortcut_on(net: DynamicNetwork) -> None:
         assert torch.equal(y, (torch.zeros_like(y) + module.shortcut(x)).relu())
 
 
+def test_images_that_agree_are_not_copied(net: DynamicNetwork) -> None:
+    identity = net.blocks[0]
+    x = torch.rand(3, identity.in_channels, 4, 4)
+    assert identity.route(x, torch.zeros(3, dtype=torch.int64)) is x
+
+
 def test_full_execution_is_the_plain_block(net: DynamicNetwork) -> None:
     plain = make_network(make_spec(["full"])).backbone  # the same seed: the same weights
     blocks = dict(plain.named_blocks())
@@ -177,15 +184,28 @@ def test_routed_gradients_are_those_of_the_images_alone(net: DynamicNetwork) -> 
 
 
 def test_in_training_only_trials_are_executed_beside_the_chosen(
-    executed: Counter[tuple[int, str]],
+    executed: Counter[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = make_network(make_spec()).train()
+    trials: list[Trial] = []
+    draw = net._trial
+    monkeypatch.setattr(net, "_trial", lambda *args: trials.append(draw(*args)) or trials[-1])
     mixing = Mixing(torch.Generator().manual_seed(0), noise=1.0, sample_rate=0.5)
     executed.clear()
     out = net(make_images(net.spec, COUNT), mixing=mixing)
-    beside = executed - wanted_rows(net, out.decisions)
-    assert not wanted_rows(net, out.decisions) - executed
-    assert 0 < sum(beside.values()) <= 2 * len(net.blocks) * 3  # two convolutions, 3 of 6 images
+    wanted = wanted_rows(net, out.decisions)
+    modules = dict(net.backbone.named_modules())
+    again = 0
+    for block, trial, column in zip(net.blocks, trials, out.decisions.T, strict=True):
+        assert len(trial.rows) == 3
+        # Who chose the option that is tried has computed it already.
+        new = int((column[trial.rows] != trial.option).sum())
+        again += 3 - new
+        for name in ("conv1", "conv2"):
+            module = modules[f"{block.name}.{name}"]
+            wanted[id(module), net.options.labels[trial.option]] += new
+    assert again > 0
+    assert executed == wanted
 
 
 def test_dense_mixing_executes_every_option_for_every_image(

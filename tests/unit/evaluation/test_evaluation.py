@@ -84,7 +84,7 @@ def test_no_images(net: DynamicNetwork, data: ImageSet) -> None:
 def test_images_that_do_not_fit(net: DynamicNetwork, data: ImageSet) -> None:
     with pytest.raises(DataError, match=r"uint8 \(images, height, width, 3\) is needed"):
         predict(net, data.images[..., :1])
-    with pytest.raises(DataError, match="type torch.float32 do not fit"):
+    with pytest.raises(DataError, match="float32 do not fit"):
         predict(net, data.images.astype(np.float32))
 
 

@@ -198,7 +198,7 @@ def test_a_step_can_not_change_its_sign() -> None:
     new = FractionalConv2d.of(plain(), OPTIONS, "modern")
     with torch.no_grad():
         new.quantiser.activation_step.fill_(-1.0)
-        new.quantiser.weight_step.fill_(0.0)
+        new.quantiser.weight_step.fill_(-0.01)
     x = torch.rand(1, 4, 5, 5)
     found = new.quantiser.activation(x, 1)
     assert found.isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fracskip.config import JointStage
-from fracskip.training.objective import CostPrice, paper_penalty, target_at
+from fracskip.training.objective import LARGEST_SUBSIDY, CostPrice, paper_penalty, target_at
 
 
 def cost(*values: float) -> torch.Tensor:
@@ -42,10 +42,10 @@ def test_the_price_follows_the_error() -> None:
     loss = price.penalty(cost(0.1, 0.2), target=0.1)
     assert price.integral == pytest.approx(0.005)
     assert loss.item() == pytest.approx((0.005 + 0.05) * 1.5)
-    # Half under it: back to zero; the immediate answer would be negative, so there is none.
+    # Half under it: the integral is back at zero, the immediate answer is a subsidy.
     loss = price.penalty(cost(0.05), target=0.1)
     assert price.integral == pytest.approx(0.0, abs=1e-8)
-    assert loss.item() == 0.0
+    assert loss.item() == pytest.approx(-0.05 * 0.5)
 
 
 def test_the_price_rises_above_the_target_and_falls_under_it() -> None:
@@ -62,15 +62,13 @@ def test_the_price_rises_above_the_target_and_falls_under_it() -> None:
     assert all(a > b for a, b in itertools.pairwise([rising[-1], *falling]))
 
 
-def test_the_price_is_never_negative() -> None:
-    price = CostPrice(rate=0.5)
-    for value in (0.0, 0.01, 0.05, 0.0):
-        loss = price.penalty(cost(value), target=0.1)
-        assert price.integral == 0.0
-        assert loss.item() == 0.0
-    # So that it rises at once when the cost does.
-    price.penalty(cost(0.2), target=0.1)
-    assert price.integral == 0.5
+def test_the_subsidy_is_bounded() -> None:
+    price = CostPrice(rate=0.05)
+    for _ in range(40):
+        price.penalty(cost(0.0001), target=0.5)
+    assert price.integral == -LARGEST_SUBSIDY
+    price.penalty(cost(1.0), target=0.5)
+    assert price.integral == pytest.approx(-LARGEST_SUBSIDY + 0.05)
 
 
 def test_far_above_the_target_says_no_more_than_above() -> None:

@@ -1,0 +1,110 @@
+"""The bundled network: what is shipped is what was measured, and it works here too."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fracskip import checkpoint
+from fracskip.data import ImageSet, load_sample
+from fracskip.dynamic import DynamicNetwork
+from fracskip.evaluation import evaluate
+from fracskip.report.records import EvaluationRecord, RunRecord
+
+ASSETS = Path(str(resources.files("fracskip") / "assets"))
+RUN = ASSETS / "dfs_resnet38_cifar10.run.json"
+RESULTS = Path(__file__).parents[2] / "results"
+MEBIBYTE = 2**20
+
+PUBLISHED_ACCURACY = 0.9294  # what the method's authors report for ResNet-38 on CIFAR-10
+MOST_COMPUTATION = 0.06
+
+
+@pytest.fixture(scope="module")
+def bundled() -> DynamicNetwork:
+    return checkpoint.load("bundled")
+
+
+@pytest.fixture(scope="module")
+def run() -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(RUN.read_text(encoding="utf-8"))
+    return tree
+
+
+@pytest.fixture(scope="module")
+def sample() -> ImageSet:
+    return load_sample()
+
+
+@pytest.fixture(scope="module")
+def measured(bundled: DynamicNetwork, sample: ImageSet) -> dict[str, Any]:
+    return evaluate(bundled, sample, static=False, examples=0)
+
+
+def test_it_loads_and_its_digest_is_that_of_the_run(
+    bundled: DynamicNetwork, run: dict[str, Any]
+) -> None:
+    assert bundled.digest == run["test"]["checkpoint_digest"]
+    assert not bundled.training
+
+
+def test_what_is_shipped_is_small() -> None:
+    assert checkpoint.resolve("bundled").stat().st_size < 4 * MEBIBYTE
+    images = [ASSETS / "cifar10_sample.png", ASSETS / "cifar10_sample.json"]
+    assert sum(path.stat().st_size for path in images) < 3 * MEBIBYTE
+    assert RUN.stat().st_size < MEBIBYTE
+
+
+def test_it_is_the_network_that_it_should_be(
+    bundled: DynamicNetwork, sample: ImageSet, run: dict[str, Any]
+) -> None:
+    spec = bundled.spec
+    assert spec.model.name == "resnet38"
+    assert len(bundled.blocks) == 17
+    assert spec.image.size == (32, 32)
+    assert spec.image.channels == 3
+    assert spec.class_names == sample.class_names
+    assert bundled.gate is not None
+    assert bundled.options.can_skip
+    assert bundled.options[bundled.options.top].is_full
+    assert any(option.is_quantised for option in bundled.options)
+    assert spec.target is not None
+    assert spec.target <= MOST_COMPUTATION
+    assert list(spec.options) == run["recipe"]["options"] == run["test"]["checkpoint"]["options"]
+    assert bundled.notes["recipe"] == run["name"]
+
+
+def test_its_run_is_whole_and_of_the_test_set(run: dict[str, Any]) -> None:
+    record = RunRecord.model_validate(run)
+    assert record.is_finished
+    assert record.test is not None
+    assert record.test.images == 10_000
+    assert record.test.data.split == "test"
+    assert record.epochs[-1].stage == "joint"
+
+
+def test_it_does_here_what_it_did_there(measured: dict[str, Any], run: dict[str, Any]) -> None:
+    assert measured["images"] == 1000
+    assert measured["accuracy"] == pytest.approx(run["test"]["accuracy"], abs=0.02)
+    assert measured["cp"] == pytest.approx(run["test"]["cp"], abs=0.01)
+
+
+def test_its_decisions_depend_on_the_image(measured: dict[str, Any]) -> None:
+    assert measured["decision_entropy_bits"] > 0
+
+
+def test_the_published_result_is_of_this_network(
+    bundled: DynamicNetwork, run: dict[str, Any]
+) -> None:
+    tree = json.loads((RESULTS / "eval_bundled_cifar10.json").read_text(encoding="utf-8"))
+    record = EvaluationRecord.model_validate(tree)
+    assert record.digest == bundled.digest
+    assert record.images == 10_000
+    assert record.data.split == "test"
+    assert record.accuracy == pytest.approx(PUBLISHED_ACCURACY, abs=0.005)
+    assert record.cp <= MOST_COMPUTATION
+    # Another machine's rounding may move a few images.
+    assert record.accuracy == pytest.approx(run["test"]["accuracy"], abs=0.002)
+    assert record.cp == pytest.approx(run["test"]["cp"], abs=0.002)

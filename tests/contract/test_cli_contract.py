@@ -1,0 +1,132 @@
+"""The command line's surface: commands, options, help, exit codes. Scripts depend on it."""
+
+import argparse
+import shlex
+
+import pytest
+
+from fracskip.cli import main
+from fracskip.cli.main import BAD_INPUT, DONE, FAULT, INTERRUPTED, build_parser
+
+# Command -> argument -> (metavar or choices, required, how many).
+SURFACE = {
+    "demo": {},
+    "train": {
+        "recipe": ("RECIPE", True, 1),
+        "--resume": (None, False, 0),
+        "--set": ("KEY=VALUE", False, "+"),
+    },
+    "eval": {
+        "checkpoint": ("CHECKPOINT", True, 1),
+        "--data": ("NAME", True, 1),
+        "--split": (("train", "test"), False, 1),
+        "--limit": ("N", False, 1),
+        "--json": ("FILE", False, 1),
+    },
+    "predict": {
+        "checkpoint": ("CHECKPOINT", True, 1),
+        "images": ("IMAGE", True, "+"),
+        "--json": ("FILE", False, 1),
+    },
+    "report": {"records": ("RUN_OR_RECORD", True, "+"), "--out": ("FILE", False, 1)},
+    "data": {"name": ("NAME", True, 1), "--from": ("DIR", False, 1)},
+    "doctor": {},
+}
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return dict(action.choices)
+
+
+def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.dest != "help"]
+
+
+def test_commands_and_their_arguments() -> None:
+    found = {
+        name: {
+            "/".join(action.option_strings) or action.dest: (
+                tuple(action.choices) if action.choices else action.metavar,
+                action.required,
+                1 if action.nargs is None else action.nargs,
+            )
+            for action in arguments(parser)
+        }
+        for name, parser in commands().items()
+    }
+    assert found == SURFACE
+    assert list(found) == list(SURFACE), "the order is that of the help"
+
+
+def test_defaults() -> None:
+    parse = build_parser().parse_args
+    assert vars(parse(["train", "r"])) == {
+        "command": "train",
+        "recipe": "r",
+        "resume": False,
+        "overrides": [],
+    }
+    assert vars(parse(["eval", "c", "--data", "d"])) == {
+        "command": "eval",
+        "checkpoint": "c",
+        "data": "d",
+        "split": "test",
+        "limit": None,
+        "json": None,
+    }
+    assert vars(parse(["predict", "c", "i"])) == {
+        "command": "predict",
+        "checkpoint": "c",
+        "images": ["i"],
+        "json": None,
+    }
+    assert parse(["report", "a", "b"]).out == "fracskip-report.html"
+    assert vars(parse(["data", "n"])) == {"command": "data", "name": "n", "source": None}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--set", "a=1", "b=2", "c=3"],
+        ["--set", "a=1", "--set", "b=2", "--set", "c=3"],
+        ["--set", "a=1", "b=2", "--resume", "--set", "c=3"],
+    ],
+)
+def test_settings_one_after_the_other_or_each_with_its_flag(words: list[str]) -> None:
+    parse = build_parser().parse_args
+    assert parse(["train", "r.toml", *words]).overrides == ["a=1", "b=2", "c=3"]
+    assert parse(["train", "r.toml"]).overrides == [], "one call's settings leaked into the next"
+
+
+@pytest.mark.parametrize("name", ["", *SURFACE])
+def test_help_and_its_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*name.split(), "--help"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert out.startswith(f"usage: fracskip {name}".rstrip())
+
+    parser = commands()[name] if name else build_parser()
+    assert parser.epilog is not None
+    example = parser.epilog.removeprefix("example: ")
+    assert " ".join(example.split()) in " ".join(out.split())
+    program, *words = shlex.split(example)
+    assert program == "fracskip"
+    # It is a command that works as it stands.
+    assert build_parser().parse_args(words).command == (name or "demo")
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_every_command_says_what_it_does(name: str) -> None:
+    parser = commands()[name]
+    assert parser.description
+    assert parser.description.endswith(".")
+
+
+def test_exit_codes() -> None:
+    assert (DONE, FAULT, BAD_INPUT, INTERRUPTED) == (0, 1, 2, 130)

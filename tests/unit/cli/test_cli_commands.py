@@ -1,0 +1,282 @@
+"""What the commands do when all is well."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fracskip import __version__
+from fracskip.checkpoint import load
+from fracskip.cli import commands, doctor
+from fracskip.data import DatasetSummary, load_split
+from fracskip.evaluation import predict
+from fracskip.report import load_record
+
+Run = Callable[..., Any]  # conftest.Answer
+
+
+@pytest.fixture
+def recipe(pictures: Path) -> Path:
+    """One epoch of each stage."""
+    path = Path("r.toml")
+    path.write_text(
+        f'name = "tiny"\nbatch_size = 12\noptions = ["skip", 4, "full"]\n'
+        f'[data]\nname = "folder:{pictures}"\nvalidation = 9\nimage = {{ size = [8, 8] }}\n'
+        '[model]\nname = "resnet8"\n[backbone]\nepochs = 1\n[joint]\nepochs = 1\n'
+        f"[runtime]\nthreads = {torch.get_num_threads()}\n"
+    )
+    return path
+
+
+# -- eval -----------------------------------------------------------------------------------------
+
+
+def test_eval(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
+    answer = fracskip("eval", checkpoint_file, "--data", f"folder:{pictures}", "--json", "a/r.json")
+    assert (answer.code, answer.err) == (0, "")
+    record = json.loads(Path("a/r.json").read_text())
+    assert load_record("a/r.json").images == record["images"] == 12
+    assert record["checkpoint"]["name"] == str(checkpoint_file)
+    assert record["data"]["split"] == "test"
+    assert f"{100 * record['accuracy']:.2f}%" in answer.out
+    assert f"{100 * record['cp']:.2f}%" in answer.out
+    assert "all at 32 bits" in answer.out
+    assert "all at 4 bits" in answer.out
+    assert answer.out.splitlines()[-1] == "record: a/r.json"
+
+
+def test_eval_of_another_split(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
+    words = ("eval", checkpoint_file, "--data", f"folder:{pictures}", "--json", "r.json")
+    assert fracskip(*words, "--split", "train").code == 0
+    record = json.loads(Path("r.json").read_text())
+    assert (record["images"], record["data"]["split"]) == (48, "train")
+
+
+def test_a_limit_is_spread_over_the_set(
+    fracskip: Run, checkpoint_file: Path, pictures: Path
+) -> None:
+    words = ("eval", checkpoint_file, "--data", f"folder:{pictures}", "--json", "r.json")
+    assert fracskip(*words, "--split", "train", "--limit", "6").code == 0
+    record = json.loads(Path("r.json").read_text())
+    # The folder is sorted by class.
+    assert [(row["name"], row["images"]) for row in record["classes"]] == [
+        ("blue", 2),
+        ("green", 2),
+        ("red", 2),
+    ]
+    for limit, images in ((1, 1), (12, 12), (10**6, 12)):
+        assert fracskip(*words, "--limit", limit).code == 0
+        assert json.loads(Path("r.json").read_text())["images"] == images
+
+
+# -- predict --------------------------------------------------------------------------------------
+
+
+def test_predict(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
+    folder = pictures / "val" / "red"
+    files = sorted(folder.iterdir())
+    answer = fracskip("predict", checkpoint_file, files[1], folder, "--json", "p.json")
+    assert (answer.code, answer.err) == (0, "")
+    found = json.loads(Path("p.json").read_text())
+    net = load(checkpoint_file)
+    assert set(found) == {"schema", "checkpoint_digest", "predictions", "errors"}
+    assert found["schema"] == "fracskip.predictions/1"
+    assert found["checkpoint_digest"] == net.digest
+    assert found["errors"] == []
+    assert [row["file"] for row in found["predictions"]] == list(map(str, [files[1], *files]))
+
+    images = load_split(f"folder:{pictures}", "test", net.spec.image).images[-4:]
+    expected = predict(net, images)
+    for row, probabilities, path in zip(
+        found["predictions"][1:], expected.probabilities, expected.decisions, strict=True
+    ):
+        assert set(row) == {"file", "class", "probability", "cp", "path"}
+        assert row["class"] == net.spec.class_names[probabilities.argmax()]
+        assert row["probability"] == pytest.approx(float(probabilities.max()), abs=1e-5)
+        assert row["path"] == [net.options.labels[choice] for choice in path]
+        assert row["cp"] == pytest.approx(float(np.array(net.options.costs)[path].mean()))
+    first = found["predictions"][0]
+    assert f"{100 * first['probability']:.1f}%" in answer.out
+    assert " ".join({"skip": "·", "full": "F"}.get(o, o) for o in first["path"]) in answer.out
+
+
+def test_images_of_any_size_and_kind(fracskip: Run, checkpoint_file: Path) -> None:
+    Image.new("L", (50, 20), 90).save("grey.png")
+    Image.new("RGBA", (5, 5), (1, 2, 3, 4)).save("clear.webp")
+    Image.new("RGB", (8, 8)).save("[bold]odd name[red].bmp")
+    answer = fracskip("predict", checkpoint_file, ".")
+    assert (answer.code, answer.err) == (0, "")
+    for name in ("grey.png", "clear.webp", "[bold]odd name[red].bmp"):
+        assert name in answer.out
+
+
+def test_one_bad_image_among_good_ones(fracskip: Run, checkpoint_file: Path) -> None:
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(name)
+    Path("b.png").write_bytes(b"no image")
+    answer = fracskip("predict", checkpoint_file, ".", "--json", "p.json")
+    assert answer.error == (
+        "image b.png is not an image that can be read: use one of JPEG, PNG, WEBP, BMP, GIF, TIFF"
+    )
+    assert "a.png" in answer.out
+    assert "c.png" in answer.out
+    found = json.loads(Path("p.json").read_text())
+    assert [row["file"] for row in found["predictions"]] == ["a.png", "c.png"]
+    assert found["errors"] == [answer.error]
+
+
+def test_several_bad_images_are_counted(fracskip: Run, checkpoint_file: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        Path(name).write_bytes(b"")
+    answer = fracskip("predict", checkpoint_file, ".", "--json", "p.json")
+    assert answer.error.startswith("image a.png is empty")
+    assert answer.error.endswith(" (and 2 more images)")
+    assert answer.out == ""
+    assert len(json.loads(Path("p.json").read_text())["errors"]) == 3
+
+
+# -- train ----------------------------------------------------------------------------------------
+
+
+def test_train_and_what_comes_after(fracskip: Run, recipe: Path) -> None:
+    """A run, its resumption, its report, and the use of its network."""
+    answer = fracskip("train", recipe, "--set", "name=other", "gates.epochs=2", "--set", "seed=5")
+    assert answer.code == 0
+    run = Path("runs/other")
+    written = json.loads((run / "recipe.json").read_text())
+    assert (written["name"], written["gates"]["epochs"], written["seed"]) == ("other", 2, 5)
+    assert [line.split(":")[0] for line in answer.err.splitlines()] == [
+        *["backbone 1", "gates 1", "gates 2", "joint 1"]
+    ]
+    assert answer.out.splitlines()[-2:] == [
+        f"network: {run}/model.safetensors",
+        f"record: {run}/run.json",
+    ]
+    accuracy = json.loads((run / "run.json").read_text())["test"]["accuracy"]
+    assert f"{100 * accuracy:.2f}%" in answer.out
+
+    same = ("train", recipe, "--set", "name=other", "gates.epochs=2", "seed=5")
+    assert fracskip(*same).error.startswith("runs/other already holds a run: add --resume")
+    again = fracskip(*same, "--resume")
+    assert (again.code, again.err) == (0, "")
+    assert again.out == answer.out
+
+    assert fracskip("report", run, "--out", "out.html").out == "report: out.html\n"
+    assert Path("out.html").stat().st_size > 10_000
+    data = f"folder:{written['data']['name'].removeprefix('folder:')}"
+    assert fracskip("eval", run / "model.safetensors", "--data", data, "--json", "e.json").code == 0
+    assert json.loads(Path("e.json").read_text())["accuracy"] == accuracy
+    assert fracskip("report", run / "run.json", "e.json").out == "report: fracskip-report.html\n"
+
+
+def test_interrupted_training_can_be_resumed(
+    fracskip: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fracskip import training
+
+    def stop(*_: object, **__: object) -> None:
+        raise training.RunInterrupted("runs/tiny")
+
+    monkeypatch.setattr(training, "train", stop)
+    answer = fracskip("train", recipe)
+    assert (answer.code, answer.out) == (130, "")
+    assert answer.err == (
+        "fracskip: stopped; runs/tiny is saved: go on with the same command and --resume\n"
+    )
+
+
+# -- data, doctor, demo, version ------------------------------------------------------------------
+
+
+def test_data(fracskip: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def acquire(name: str, source: Path | None, progress: Callable[[str], None]) -> DatasetSummary:
+        calls.append((name, source))
+        progress("fetching")
+        return DatasetSummary(
+            name=name, path=Path("c"), train=5, test=3, classes=2, source="here", title="CIFAR-10"
+        )
+
+    monkeypatch.setattr(commands, "acquire", acquire)
+    for words, source in ((("cifar10",), None), (("cifar10", "--from", "dir"), Path("dir"))):
+        answer = fracskip("data", *words)
+        assert answer.out == (
+            "fetching\nCIFAR-10: 5 training and 3 test images of 2 classes in c, verified (here)\n"
+        )
+        assert calls[-1] == ("cifar10", source)
+
+
+def test_doctor(
+    fracskip: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    checkpoint_file: Path,
+) -> None:
+    monkeypatch.setattr("fracskip.checkpoint.resolve", lambda name: checkpoint_file)
+    monkeypatch.setattr(doctor, "load_sample", lambda: _sample(checkpoint_file, right=85))
+    answer = fracskip("doctor")
+    assert (answer.code, answer.err) == (0, "")
+    for words in (
+        f"fracskip {__version__}"[9:],
+        f"torch {torch.__version__}",
+        "resnet8, sha256:",
+        "85 of 100 bundled images right",
+        f"none in {tmp_path / 'cache'}",
+    ):
+        assert words in answer.out, words
+    assert "PROBLEM" not in answer.out
+
+    monkeypatch.setattr(doctor, "load_sample", lambda: _sample(checkpoint_file, right=79))
+    answer = fracskip("doctor")
+    assert answer.code == 2
+    assert "PROBLEM: 79 of 100 bundled images right" in answer.out
+    monkeypatch.setattr("fracskip.checkpoint.resolve", lambda name: tmp_path / "gone")
+    answer = fracskip("doctor")
+    assert answer.code == 2
+    assert "PROBLEM: checkpoint" in answer.out
+
+
+def _sample(checkpoint: Path, right: int) -> Any:
+    """A hundred images, so many of which the network gets right."""
+    from fracskip.data import ImageSet
+
+    net = load(checkpoint)
+    images = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 3)).astype(np.uint8)
+    labels = predict(net, images).predicted.copy()
+    labels[right:] = (labels[right:] + 1) % 3
+    return ImageSet(images, labels, net.spec.class_names, "Sample", "test", "made up")
+
+
+def test_doctor_without_a_home(fracskip: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("FRACSKIP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(doctor, "_bundled", list)
+    answer = fracskip("doctor")
+    assert (answer.code, answer.err) == (0, "")
+    assert "none in /nonexistent/.cache/fracskip (" in answer.out
+
+
+def test_demo(fracskip: Run, monkeypatch: pytest.MonkeyPatch, checkpoint_file: Path) -> None:
+    monkeypatch.setattr("fracskip.checkpoint.resolve", lambda name: checkpoint_file)
+    monkeypatch.setattr(commands, "load_sample", lambda: _sample(checkpoint_file, right=90))
+    answer = fracskip("demo")
+    assert (answer.code, answer.err) == (0, "")
+    record = json.loads(Path("fracskip-demo.json").read_text())
+    assert (record["images"], record["accuracy"]) == (100, 0.9)
+    assert "90.00%" in answer.out
+    assert answer.out.splitlines()[-2:] == [
+        "record: fracskip-demo.json",
+        "report: fracskip-demo.html",
+    ]
+    assert "<html" in Path("fracskip-demo.html").read_text()[:300]
+
+
+def test_version(fracskip: Run) -> None:
+    assert fracskip("--version").out == f"fracskip {__version__}\n"

@@ -1,0 +1,472 @@
+"""A user's mistake: exit code 2 and one line. Our own: exit code 1 and a traceback."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fracskip import checkpoint
+from fracskip.cli import commands
+
+Run = Callable[..., Any]  # conftest.Answer
+
+
+@pytest.fixture
+def recipe(pictures: Path) -> Path:
+    path = Path("r.toml")
+    path.write_text(
+        f'name = "tiny"\n[data]\nname = "folder:{pictures}"\nvalidation = 9\n'
+        'image = { size = [8, 8] }\n[model]\nname = "resnet8"\n[backbone]\nepochs = 1\n'
+    )
+    return path
+
+
+# -- usage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND (see fracskip --help)"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["--loud"], "the following arguments are required: COMMAND"),
+        (["train"], "the following arguments are required: RECIPE (see fracskip train --help)"),
+        (["train", "r.toml", "--set"], "argument --set: expected at least one argument"),
+        (["train", "r.toml", "more.toml"], "unrecognized arguments: more.toml"),
+        (["eval", "bundled"], "the following arguments are required: --data"),
+        (["eval", "bundled", "--data", "sample", "--limit", "0"], "'0' is given, a whole number"),
+        (["eval", "bundled", "--data", "sample", "--limit", "-3"], "'-3' is given"),
+        (["eval", "bundled", "--data", "sample", "--limit", "2.5"], "'2.5' is given"),
+        (["eval", "bundled", "--data", "sample", "--limit", "many"], "'many' is given"),
+        (["eval", "bundled", "--data", "sample", "--split", "dev"], "invalid choice: 'dev'"),
+        (["predict", "bundled"], "the following arguments are required: IMAGE"),
+        (["report"], "the following arguments are required: RUN_OR_RECORD"),
+        (["data"], "the following arguments are required: NAME"),
+        (["doctor", "now\nplease"], "unrecognized arguments: now please"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_bad_usage(fracskip: Run, words: list[str], message: str) -> None:
+    answer = fracskip(*words)
+    assert message in answer.error
+    assert answer.out == ""
+
+
+# -- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "x"\ncolour = "red"', "r.toml: unknown key 'colour'"),
+        ('name = "x"\n[joint]\ntraget = 0.1', "r.toml: unknown key 'joint.traget'"),
+        ("seed = 1", "r.toml: name is missing"),
+        ('name = "../x"', "r.toml: name: "),
+        ('name = "x"\noptions = ["skip", 1]', "options: Value error, option 1 is unknown"),
+        ('name = "x"\n[joint]\ntarget = 2', "joint.target: "),
+        ('name = "x"\n[gate]\nkind = "oracle"', "gate.kind: "),
+        ("name = ", "r.toml is not valid TOML"),
+    ],
+)
+def test_bad_recipes(fracskip: Run, text: str, message: str) -> None:
+    Path("r.toml").write_text(text)
+    answer = fracskip("train", "r.toml")
+    assert message in answer.error
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("words", [["gone.toml"], ["."]])
+def test_no_recipe(fracskip: Run, words: list[str]) -> None:
+    assert f"recipe {words[0]} " in fracskip("train", *words).error
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("joint", "--set takes key=value, such as joint.epochs=4; got 'joint'"),
+        ("=4", "--set takes key=value"),
+        ("name.first=4", "'name' is a value, not a table"),
+        ("joint.epochs=many", "joint.epochs: Input should be a valid integer"),
+        ("joint.epochs=-1", "joint.epochs: "),
+        ("joint.ecophs=4", "unknown key 'joint.ecophs'"),
+        ("data.name=cifar11", "data set 'cifar11' is unknown: use one of cifar10, "),
+        ("data.name=cifar10", "data set cifar10 is not in the cache"),
+        ("data.name=folder:gone", "image folder gone cannot be read"),
+        ("model.name=resnet9", "model 'resnet9' is unknown: use resnetD with D = 6n + 2"),
+        ("backbone.load=gone", "gone does not exist"),
+        ("backbone.epochs=0", "backbone.epochs is 0 and backbone.load is empty"),
+        ("data.validation=47", "47 validation images cannot be carved"),
+    ],
+)
+def test_bad_settings(fracskip: Run, recipe: Path, assignment: str, message: str) -> None:
+    assert message in fracskip("train", recipe, "--set", assignment).error
+
+
+def test_the_cache_says_how_to_fill_it(fracskip: Run, recipe: Path) -> None:
+    answer = fracskip("train", recipe, "--set", "data.name=cifar10")
+    assert answer.error.endswith(": run `fracskip data cifar10`")
+
+
+def test_nothing_to_resume(fracskip: Run, recipe: Path) -> None:
+    error = fracskip("train", recipe, "--resume").error
+    assert error == "runs/tiny holds no run to resume: start it without --resume"
+
+
+def test_a_full_disk_amid_training(
+    fracskip: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier epochs have said their line; then there is one line for the error."""
+    writes = []
+    write = checkpoint.write_atomically
+
+    def fills(path: Path, data: bytes) -> None:
+        writes.append(path)
+        if len(writes) == 4:
+            raise checkpoint.CheckpointError(f"{path} could not be written (No space left)")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", fills)
+    threads = f"runtime.threads={torch.get_num_threads()}"
+    answer = fracskip("train", recipe, "--set", "backbone.epochs=3", threads)
+    assert answer.code == 2
+    assert "Traceback" not in answer.err
+    *before, last = answer.err.splitlines()
+    assert [line.split(":")[0] for line in before] == ["backbone 1"]
+    assert (
+        last == "fracskip: error: runs/tiny/state.safetensors could not be written (No space left)"
+    )
+    assert fracskip("train", recipe, "--set", "backbone.epochs=3", threads).error
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["gone", "empty", "pickle", "torch", "plain", "flipped", "folder"])
+def bad_checkpoint(request: pytest.FixtureRequest, checkpoint_file: Path) -> tuple[str, str]:
+    path = Path("bad.safetensors")
+    data = checkpoint_file.read_bytes()
+    flipped = bytearray(data)
+    flipped[-1] ^= 16
+    match request.param:
+        case "gone":
+            return "gone.safetensors", "does not exist"
+        case "folder":
+            path.mkdir()
+            return str(path), "Is a directory"
+        case "empty":
+            path.write_bytes(b"")
+            return str(path), "is no complete safetensors file"
+        case "pickle":
+            path.write_bytes(pickle.dumps({"w": 1}, 0))
+            return str(path), "is a pickle"
+        case "torch":
+            torch.save({"w": torch.ones(1)}, path)
+            return str(path), "is a pickle"
+        case "plain":
+            from safetensors.torch import save_file
+
+            save_file({"w": torch.ones(1)}, path)
+            return str(path), "is a plain safetensors file"
+        case _:
+            path.write_bytes(flipped)
+            return str(path), "does not match its digest"
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_bad_checkpoints(
+    fracskip: Run, bad_checkpoint: tuple[str, str], command: str, pictures: Path
+) -> None:
+    name, message = bad_checkpoint
+    rest = ("--data", f"folder:{pictures}") if command == "eval" else (pictures,)
+    error = fracskip(command, name, *rest).error
+    assert name in error
+    assert message in error
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar11", "data set 'cifar11' is unknown: use one of cifar10, cifar100, fashion-mnist"),
+        ("cifar10", "data set cifar10 is not in the cache"),
+        ("folder:gone", "image folder gone cannot be read at gone/train"),
+        ("sample", "sample has the classes airplane, automobile, bird, cat, ... (10 in all), the "),
+    ],
+)
+def test_bad_data(fracskip: Run, checkpoint_file: Path, name: str, message: str) -> None:
+    assert message in fracskip("eval", checkpoint_file, "--data", name).error
+
+
+def test_other_classes(fracskip: Run, checkpoint_file: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("blue", "red"):
+            Path("pets", split, name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(Path("pets", split, name, "1.png"))
+    assert fracskip("eval", checkpoint_file, "--data", "folder:pets").error == (
+        "folder:pets has the classes blue, red, the network was trained for blue, green, red: "
+        "give a data set with the same classes"
+    )
+
+
+def test_a_corrupt_image_in_a_set(fracskip: Run, checkpoint_file: Path) -> None:
+    for split in ("train", "val"):
+        Path("pets", split, "red").mkdir(parents=True)
+        Path("pets", split, "red", "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    error = fracskip("eval", checkpoint_file, "--data", "folder:pets").error
+    assert error.startswith("1 of 1 images in pets/val cannot be used: image pets/val/red/1.png")
+
+
+def test_bad_images(fracskip: Run, checkpoint_file: Path) -> None:
+    Path("empty").mkdir()
+    Path("text.png").write_text("no image")
+    for name, message in (
+        ("gone.png", "image gone.png does not exist"),
+        ("text.png", "image text.png is not an image that can be read"),
+        ("empty", "folder empty holds no images: files ending in .bmp, .gif, .jpeg, "),
+    ):
+        answer = fracskip("predict", checkpoint_file, name)
+        assert answer.error.startswith(message)
+        assert answer.out == ""
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_record_that_cannot_be_written(
+    fracskip: Run, checkpoint_file: Path, pictures: Path, command: str
+) -> None:
+    Path("file").write_text("")
+    rest = ("--data", f"folder:{pictures}") if command == "eval" else (pictures / "val" / "red",)
+    answer = fracskip(command, checkpoint_file, *rest, "--json", "file/r.json")
+    assert answer.error.startswith("file/r.json cannot be written: ")
+
+
+def test_data_sets_to_fetch(fracskip: Run) -> None:
+    assert fracskip("data", "imagenet").error == (
+        "data set 'imagenet' is unknown: use cifar10, cifar100, fashion-mnist"
+    )
+    assert "gone is no folder" in fracskip("data", "cifar10", "--from", "gone").error
+
+
+def test_reports_of_foreign_files(fracskip: Run) -> None:
+    Path("text.json").write_text("no JSON")
+    Path("foreign.json").write_text(json.dumps({"schema": "other/1"}))
+    Path("folder").mkdir()
+    for name, message in (
+        ("gone.json", "record gone.json does not exist"),
+        ("text.json", "text.json is not valid JSON"),
+        ("foreign.json", "foreign.json has schema 'other/1'; allowed are"),
+        ("folder", "folder holds no record.jsonl"),
+    ):
+        assert fracskip("report", name).error.startswith(message)
+    assert not Path("fracskip-report.html").exists()
+
+
+# -- our own faults, Ctrl-C, and other ways to end ------------------------------------------------
+
+
+def test_a_fault_of_ours_shows_its_traceback(
+    fracskip: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object) -> int:
+        raise ZeroDivisionError("our own")
+
+    monkeypatch.setattr(commands, "run_doctor", fail)
+    answer = fracskip("doctor")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("Traceback (most recent call last):")
+    *_, last, report = answer.err.splitlines()
+    assert last == "ZeroDivisionError: our own"
+    assert report == "fracskip: this is a fault of fracskip, please report it"
+
+
+def test_a_module_that_is_missing_by_our_fault(
+    fracskip: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object) -> int:
+        raise ModuleNotFoundError("No module named 'numpy.core'", name="numpy.core")
+
+    monkeypatch.setattr(commands, "run_doctor", fail)
+    answer = fracskip("doctor")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+
+
+def test_ctrl_c(fracskip: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run_doctor", stop)
+    answer = fracskip("doctor")
+    assert (answer.code, answer.out, answer.err) == (130, "", "fracskip: interrupted\n")
+
+
+def test_an_error_of_several_lines_is_told_in_one(
+    fracskip: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object) -> int:
+        raise commands.DataError("first\n  second\tthird")
+
+    monkeypatch.setattr(commands, "run_doctor", fail)
+    assert fracskip("doctor").error == "first second third"
+
+
+READER_HAS_LEFT = """
+import sys
+from fracskip.cli import commands, console, main
+def run(options):
+    for _ in range(20_000):
+        console.say("words that nobody reads any more")
+    return 0
+commands.run_doctor = run
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_a_reader_that_leaves(tmp_path: Path) -> None:
+    """As in `fracskip ... | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER_HAS_LEFT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), errors) == (0, b"")
+
+
+SIGNS = """
+import sys
+from fracskip.cli import commands, console, main
+def run(options):
+    console.say("· (bits/32)² caf\\udce9.png")
+    raise commands.DataError("caf\\udce9.png")
+commands.run_doctor = run
+sys.exit(main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "signs"), [("ascii", r"\xb7 (bits/32)\xb2"), ("utf-8", "· (bits/32)²")]
+)
+def test_signs_that_the_terminal_does_not_have(python: Run, encoding: str, signs: str) -> None:
+    """And names of files that are no UTF-8."""
+    answer = python(SIGNS, PYTHONIOENCODING=encoding)
+    assert answer.error == r"caf\udce9.png"
+    assert answer.out.startswith(signs)
+
+
+# -- without torch --------------------------------------------------------------------------------
+
+# None in sys.modules is how Python itself says that a module is not to be had.
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from fracskip.cli import main
+try:
+    code = main(sys.argv[1:])
+finally:
+    assert not [name for name in sys.modules if name.startswith("torch.")]
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "bundled", "--data", "sample"],
+        ["predict", "bundled", "x.png"],
+        ["demo"],
+        ["train", "r.toml"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_that_need_torch_say_how_to_get_it(
+    python: Run, recipe: Path, words: list[str]
+) -> None:
+    answer = python(WITHOUT_TORCH, *words)
+    assert answer.error == f"fracskip {words[0]} needs torch: pip install 'fracskip[train]'"
+    assert answer.out == ""
+
+
+def test_reports_need_no_torch(
+    fracskip: Run, python: Run, checkpoint_file: Path, pictures: Path
+) -> None:
+    words = ("--data", f"folder:{pictures}", "--json", "r.json")
+    assert fracskip("eval", checkpoint_file, *words).code == 0
+    answer = python(WITHOUT_TORCH, "report", "r.json")
+    assert (answer.code, answer.out, answer.err) == (0, "report: fracskip-report.html\n", "")
+
+
+def test_the_doctor_needs_no_torch(python: Run) -> None:
+    answer = python(WITHOUT_TORCH, "doctor", COLUMNS="200")
+    assert (answer.code, answer.err) == (0, "")
+    assert "not installed (pip install 'fracskip[train]')" in answer.out
+
+
+def test_help_needs_no_torch(python: Run) -> None:
+    answer = python(WITHOUT_TORCH, "eval", "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith("usage: fracskip eval")
+
+
+BASE_IMPORT = """
+import sys
+import fracskip, fracskip.cli
+from fracskip import Option, OptionSet, ConfigError
+assert "torch" not in sys.modules
+print(fracskip.OptionSet.of("cpu").labels)
+"""
+
+
+def test_the_base_package_loads_no_torch(python: Run) -> None:
+    answer = python(BASE_IMPORT)
+    assert (answer.code, answer.out, answer.err) == (0, "('skip', '8', 'full')\n", "")
+
+
+LAZY_NAMES = """
+import sys
+sys.modules["torch"] = None
+import fracskip
+assert len(fracskip.load_sample()) == 1000
+for name in ("load", "save", "evaluate", "build_network", "preprocess", "DynamicNetwork"):
+    try:
+        getattr(fracskip, name)
+    except fracskip.MissingExtraError as error:
+        print(error)
+try:
+    fracskip.nonsense
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_names_that_need_torch_say_how_to_get_it(python: Run) -> None:
+    answer = python(LAZY_NAMES)
+    assert answer.err == ""
+    names = ("load", "save", "evaluate", "build_network", "preprocess", "DynamicNetwork")
+    assert answer.out.splitlines() == [
+        *(f"fracskip.{name} needs torch: pip install 'fracskip[train]'" for name in names),
+        "module 'fracskip' has no attribute 'nonsense'",
+    ]
+
+
+def test_the_command_is_also_a_module() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "fracskip.cli", "dance"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 1
