@@ -184,6 +184,8 @@ class JointStage(_Frozen):
         descent: Share of the stage in which the target falls from 100% to `target`.
         exploration: Scale of the Gumbel noise on the gates' logits; it falls to zero.
         exploration_until: Share of the stage after which there is no noise.
+        temperature: Of the softmax that carries the gates' gradient. Decisions do not depend on it;
+            above 1 it keeps options in reach that the gates have all but ruled out.
         gate_gradient: 'sampled' (options not chosen are tried on a few images: an unbiased
             estimate) or 'dense' (every option for every image: the paper's way, about K times
             the cost).
@@ -202,6 +204,7 @@ class JointStage(_Frozen):
     descent: Annotated[float, Field(ge=0, lt=1)] = 0.3
     exploration: NonNegative = 1.0
     exploration_until: Fraction = 0.6
+    temperature: Positive = 3.0
     gate_gradient: Literal["sampled", "dense"] = "sampled"
     sample_rate: Fraction = 0.25
     anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125

@@ -29,6 +29,7 @@ class Mixing:
     Attributes:
         generator: All random choices come from it (a CPU generator).
         noise: Scale of the Gumbel noise on the gates' logits.
+        temperature: Of the softmax that carries the gates' gradient.
         dense: Compute every option for every image (K times the cost).
         sample_rate: Otherwise: share of images that try an option not chosen.
         anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
@@ -38,6 +39,7 @@ class Mixing:
 
     generator: torch.Generator
     noise: float = 0.0
+    temperature: float = 1.0
     dense: bool = False
     sample_rate: float = 0.25
     anchors: int = 0
@@ -185,7 +187,7 @@ class DynamicNetwork(nn.Module):
             logits = logits + mixing.noise * gumbel_like(logits, mixing.generator)
         choice = choose(logits)
         choice[: mixing.anchors] = mixing.anchor_option
-        weights = straight_through(logits.softmax(-1), choice)
+        weights = straight_through((logits / mixing.temperature).softmax(-1), choice)
         if mixing.anchors:
             fixed = weights[: mixing.anchors].detach()
             weights = torch.cat([fixed, weights[mixing.anchors :]])

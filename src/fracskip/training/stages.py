@@ -239,6 +239,7 @@ class JointTraining(_Base):
         mixing = Mixing(
             draw,
             noise=config.exploration * remaining,
+            temperature=config.temperature,
             dense=config.gate_gradient == "dense",
             sample_rate=config.sample_rate,
             anchors=anchors,
