@@ -277,6 +277,9 @@ class ModelSpec(_Frozen):
     Attributes:
         target: The computation share it was trained for, if any; what a gate that takes a budget
             is given when the caller names none.
+        lean: Added to the gates' logits at evaluation, times the option's rank (0 for the first
+            option to 1 for the last): above 0 decisions lean towards more computation. Found on
+            validation images so that the mean cost meets the target.
     """
 
     model: ModelConfig
@@ -287,6 +290,7 @@ class ModelSpec(_Frozen):
     class_names: tuple[str, ...]
     data_name: str
     target: Fraction | None = None
+    lean: float = 0.0
 
     @field_validator("options", mode="before")
     @classmethod

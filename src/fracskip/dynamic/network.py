@@ -88,10 +88,13 @@ class DynamicNetwork(nn.Module):
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
         self.gate = create_gate(spec.gate, channels, len(self.options)) if adaptive else None
+        ranks = torch.linspace(0, 1, len(self.options))
+        self.register_buffer("_ranks", ranks, persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
         self.profile = self._with_gates(plain_profile)
 
     _costs: Tensor
+    _ranks: Tensor
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
 
@@ -170,7 +173,7 @@ class DynamicNetwork(nn.Module):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
             logits = self.gate(index, x.detach().mean((2, 3)), state).float()
             if mixing is None:
-                choice = choose(logits)
+                choice = choose(logits + self.spec.lean * self._ranks)
                 x = block.route(x, choice)
                 costs.append(self._costs[choice])
             else:

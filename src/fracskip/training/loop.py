@@ -36,6 +36,7 @@ from fracskip.errors import ConfigError
 from fracskip.evaluation import evaluate
 from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
+from fracskip.training.calibration import meet_target
 from fracskip.training.randomness import derive_seed
 from fracskip.training.record import Record
 from fracskip.training.stages import (
@@ -282,12 +283,16 @@ class _Run:
         """Saves the network, reads the test set - once - and closes the record."""
         net = stage.net
         assert isinstance(net, DynamicNetwork)
+        if net.spec.target is not None:
+            meet_target(net, self.validation, net.spec.target)
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
         test = load_split(self.recipe.data.name, "test", self.recipe.data.image)
         found = evaluate(net, test, name=self.recipe.name)
-        self.record.append({"event": "end", "test": found, "seconds": position.seconds})
+        self.record.append(
+            {"event": "end", "test": found, "lean": net.spec.lean, "seconds": position.seconds}
+        )
         self.record.write_summary(self.folder / "run.json")
         return path
 
