@@ -18,8 +18,7 @@ from fracskip.errors import (
     MissingExtraError,
 )
 from fracskip.options import Option, OptionSet
-
-__version__ = "0.1.0"
+from fracskip.version import __version__
 
 if TYPE_CHECKING:
     from fracskip.checkpoint import load, save
@@ -48,6 +47,7 @@ __all__ = [
     "Option",
     "OptionSet",
     "Output",
+    "__version__",
     "build_network",
     "evaluate",
     "load",

@@ -8,8 +8,8 @@ from importlib import metadata
 
 import torch
 
-from fracskip import __version__
 from fracskip.errors import ConfigError
+from fracskip.version import __version__
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
