@@ -101,7 +101,17 @@ def test_the_file(checkpoint_file: Path) -> None:
     assert head["version"] == 1
     assert set(head["meta"]) == {"spec", "notes"}
     assert set(head["meta"]["spec"]) == {
-        *("model", "options", "quant", "gate", "image", "class_names", "data_name", "target"),
+        *(
+            "model",
+            "options",
+            "quant",
+            "gate",
+            "image",
+            "class_names",
+            "data_name",
+            "target",
+            "lean",
+        ),
     }
     assert names == {f"backbone.{name}" for name in backbone(True)} | GATES["recurrent"]
 
@@ -131,6 +141,7 @@ def test_public_names() -> None:
         "Option",
         "OptionSet",
         "Output",
+        "__version__",
         "build_network",
         "evaluate",
         "load",

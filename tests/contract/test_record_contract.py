@@ -152,7 +152,7 @@ def test_events_of_a_run(folder: Path) -> None:
     assert joint["stage"] == "joint"
     assert set(joint["validation"]) == VALIDATION
 
-    assert types(end) == {"event": str, "test": dict, "seconds": float}
+    assert types(end) == {"event": str, "test": dict, "lean": float, "seconds": float}
     assert types(end["test"]) == EVALUATION
 
 

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from fracskip import checkpoint
+from fracskip.checkpoint import read_package
 from fracskip.config import Recipe
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.training import RunInterrupted, train
+from fracskip.training.loop import STATE_SCHEMA
 
 Make = Callable[..., Recipe]
 Go = Callable[..., Any]  # conftest.Run
@@ -99,6 +102,29 @@ def test_killed_in_every_stage_and_resumed(
     same(opened(folder), whole)
 
 
+def test_killed_between_the_record_of_an_epoch_and_the_state(
+    tiny_recipe: Make, run: Go, opened: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is in the record, the state says that it is not done: it is told once."""
+    write, writes = checkpoint.write_package, []
+
+    def dies_once(path: Path, *rest: Any) -> str:
+        writes.append(path)
+        if len(writes) == 3:
+            raise Killed
+        return write(path, *rest)
+
+    recipe, folder = tiny_recipe(**FEW), tmp_path / "killed"
+    monkeypatch.setattr(checkpoint, "write_package", dies_once)
+    with pytest.raises(Killed):
+        train(recipe, folder)
+    assert len(opened(folder).epochs) == 2
+    position = read_package(folder / "state.safetensors", STATE_SCHEMA).meta["position"]
+    assert (position["recorded"], position["epoch"]) == (1, 1)
+    train(recipe, folder, resume=True)
+    same(opened(folder), run(recipe, "whole"))
+
+
 def test_killed_between_the_network_and_the_summary(
     tiny_recipe: Make,
     run: Go,
@@ -178,19 +204,25 @@ class Presser(Killer):
                 os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 8, 11])
+@pytest.mark.parametrize(
+    ("steps", "place"),
+    [(1, ("backbone", 0, 1)), (3, ("backbone", 0, 3)), (8, ("gates", 0, 2)), (11, ("joint", 0, 2))],
+)
 def test_interrupted_and_resumed(
     tiny_recipe: Make,
     run: Go,
     opened: Go,
     tmp_path: Path,
     steps: int,
+    place: tuple[str, int, int],
 ) -> None:
     recipe, folder = tiny_recipe(**FEW), tmp_path / "stopped"
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(RunInterrupted, match="stopped"):
         train(recipe, folder, watcher=Presser(steps))
     assert signal.getsignal(signal.SIGINT) is before
+    position = read_package(folder / "state.safetensors", STATE_SCHEMA).meta["position"]
+    assert (position["stage"], position["epoch"], position["step"]) == place
     train(recipe, folder, resume=True)
     same(opened(folder), run(recipe, "whole"))
 
