@@ -7,7 +7,7 @@ the test must be the same but for the seconds.
 
     python tools/prove_resume.py --steps 2000 --kills 10 --json results/resume.json
 
-The moments are spread over the whole run: the i-th kill waits until the i-th of `kills` random
+The moments are spread over the run: each kill waits until a random step of its own share of the
 steps has been saved. Then half of the kills wait a random while longer, which ends anywhere: in a
 step, in a validation, or (where the resumed run stands beyond that step already) while it starts.
 The other half wait for the next write, and kill amid it if they are quick enough.
@@ -203,8 +203,9 @@ def prove(steps: int, kills: int, seed: int, folder: Path) -> dict[str, Any]:
 
     (folder / "killed").mkdir()
     done: list[dict[str, Any]] = []
-    # The last quarter is left alone, so that the run does not end before it is killed.
-    for after_step in sorted(draw.randrange(int(0.75 * total)) for _ in range(kills)):
+    for number in range(kills):
+        # The last quarter is left alone, so that the run does not end before it is killed.
+        after_step = int(draw.uniform(number, number + 1) / kills * 0.75 * total)
         run = folder / "killed" / "runs" / NAME
         beyond = steps_done(saved_place(run), epochs) >= after_step
         patience_s = draw.uniform(0, 1.2 * startup_s if beyond else 5 * step_s)
