@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 if TYPE_CHECKING:
     from fracskip.config import ModelSpec, Recipe
     from fracskip.dynamic import DynamicNetwork
+
+# A loaded machine draws slowly; that says nothing about the code.
+settings.register_profile(
+    "fracskip", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("fracskip")
+
+# They hold no doctests, and as modules they would all have the same name.
+collect_ignore_glob = ["*conftest.py"]
 
 CLASSES = ("blue", "green", "red")
 

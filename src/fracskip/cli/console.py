@@ -119,7 +119,7 @@ def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
     table = Table()
     for column in ("image", "class"):
         table.add_column(column, overflow="fold")
-    for column in ("probability", "computation"):
+    for column in ("prob.", "cp"):
         table.add_column(column, justify="right")
     table.add_column("path (· skip, bits, F full)", no_wrap=True)
     for row in rows:

@@ -502,3 +502,61 @@ def test_pixels_become_normalised_images() -> None:
     ):
         with pytest.raises(DataError, match=r"do not fit: uint8 \(images, height, width, 3\)"):
             preprocess(bad, image)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_lean_moves_decisions_by_rank_at_evaluation_alone(gate: str) -> None:
+    plain = make_network(make_spec(gate=gate))
+    images = make_images(plain.spec, COUNT)
+
+    def leaning(lean: float) -> DynamicNetwork:
+        net = copy.deepcopy(plain)
+        net.spec = net.spec.model_copy(update={"lean": lean})
+        return net
+
+    # At the first gated block the logits are the same whatever was chosen before.
+    logits = plain.gate_logits(images)[:, 0]
+    seen = set()
+    for lean in (-4.0, -0.5, 0.0, 0.5, 4.0):
+        rows = logits + lean * torch.tensor([0.0, 1 / 3, 2 / 3, 1.0])
+        wanted = [row.index(max(row)) for row in rows.tolist()]
+        assert leaning(lean)(images).decisions[:, 0].tolist() == wanted
+        seen.add(tuple(wanted))
+    assert len(seen) > 1
+    assert (leaning(1e4)(images).decisions == 3).all()
+    assert (leaning(-1e4)(images).decisions == 0).all()
+    # Forced decisions, training and the gates' own logits know nothing of it.
+    forced = every_option(plain, COUNT)
+    assert torch.equal(leaning(1e4)(images, decisions=forced).decisions, forced)
+    trained = leaning(1e4)(images, mixing=mixing(dense=True)).decisions
+    assert torch.equal(trained, plain(images).decisions)
+    assert torch.equal(leaning(1e4).gate_logits(images), plain.gate_logits(images))
+    assert "_ranks" not in plain.state_dict()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_temperature_softens_the_gradient_and_no_decision(dense: bool) -> None:
+    net = make_network(make_spec(gate="feedforward")).train()
+    assert net.gate is not None
+    images = make_images(net.spec, COUNT)
+    bias = net.gate.out[0].bias
+
+    def run(temperature: float) -> tuple[Output, Tensor]:
+        net.zero_grad(set_to_none=True)
+        out = net(images, mixing=mixing(dense=dense, temperature=temperature))
+        out.cost.sum().backward()
+        assert bias.grad is not None
+        return out, bias.grad
+
+    logits = net.gate_logits(images)[:, 0].detach()
+    outs = []
+    for temperature in (1.0, 3.0):
+        out, grad = run(temperature)
+        leaf = logits.clone().requires_grad_()
+        costs = torch.tensor(net.options.costs)
+        ((leaf / temperature).softmax(-1) @ costs).sum().div(len(net.blocks)).backward()
+        assert leaf.grad is not None
+        torch.testing.assert_close(grad, leaf.grad.sum(0), rtol=1e-4, atol=1e-7)
+        outs.append(out)
+    assert torch.equal(outs[0].decisions, outs[1].decisions)
+    assert torch.equal(outs[0].logits, outs[1].logits)
