@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -29,6 +29,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+# A preset's name or a list of options, kept as labels.
+OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
 
 class _Frozen(BaseModel):
@@ -243,7 +245,7 @@ class Recipe(_Frozen):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Count = 0
     batch_size: Annotated[int, Field(ge=1)] = 128
-    options: tuple[str, ...] = ("skip", "8", "16", "full")
+    options: OptionLabels = ("skip", "8", "16", "full")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     quant: QuantConfig = QuantConfig()
@@ -259,11 +261,6 @@ class Recipe(_Frozen):
     def backbone_path(self) -> Path | None:
         """The backbone's weights to load; a relative path counts from the recipe's folder."""
         return self._folder / self.backbone.load if self.backbone.load else None
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _options(cls, value: Any) -> tuple[str, ...]:
-        return OptionSet.of(value).labels
 
     @property
     def option_set(self) -> OptionSet:
@@ -283,7 +280,7 @@ class ModelSpec(_Frozen):
     """
 
     model: ModelConfig
-    options: tuple[str, ...]
+    options: OptionLabels
     quant: QuantConfig
     gate: GateConfig
     image: ImageConfig
@@ -291,11 +288,6 @@ class ModelSpec(_Frozen):
     data_name: str
     target: Fraction | None = None
     lean: float = 0.0
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _options(cls, value: Any) -> tuple[str, ...]:
-        return OptionSet.of(value).labels
 
     @property
     def option_set(self) -> OptionSet:
