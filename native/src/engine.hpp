@@ -1,0 +1,66 @@
+// Runs a network, image by image.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "network.hpp"
+
+namespace fracskip {
+
+// Instruction sets, each able to run what stands before it. `automatic` takes the best of this CPU.
+enum class Isa { automatic, scalar, avx2, avx512_vnni };
+
+bool isa_supported(Isa isa);
+Isa best_isa();
+const char* isa_name(Isa isa);
+
+// How images come: uint8 pixels (H, W, C), or floats (H, W, C) that are already normalised.
+enum class PixelType { u8, f32 };
+
+struct RunRequest {
+  const void* images = nullptr;
+  PixelType pixels = PixelType::u8;
+  std::size_t count = 0;
+  const std::uint8_t* forced = nullptr;  // (count, gated blocks) option indices, or null
+  const float* budgets = nullptr;        // (count), or null
+  float* logits = nullptr;               // (count, classes)
+  std::uint8_t* decisions = nullptr;     // (count, gated blocks)
+  float* latency_us = nullptr;           // (count)
+};
+
+// What executes one option of one block, for `doctor` and for tests that int8 really ran.
+struct KernelInfo {
+  std::string block, option;
+  std::vector<std::string> kernels;  // one a convolution of the branch
+};
+
+// Immutable once built, so any number of threads may call `run` at once; each call takes an arena
+// of its own from a pool.
+class Engine {
+ public:
+  // Throws std::invalid_argument if the CPU lacks the instruction set.
+  Engine(const Network& network, Isa isa, int threads);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  int gated_blocks() const;
+  int classes() const;
+  int options() const;
+  int threads() const;
+  Isa isa() const;
+  std::vector<KernelInfo> kernels() const;
+
+  // Spreads the images over the threads. Decisions must be in range; images must be finite.
+  void run(const RunRequest& request) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace fracskip
