@@ -68,6 +68,7 @@ struct Gate {
   std::vector<float> budget_weight, budget_bias; // (width); empty: takes no budget
   Linear lstm_input, lstm_hidden;                // (4 width, width), order i f g o; bias in input
   std::vector<Linear> out;                       // one shared, or one per gated block
+  std::vector<float> block_bias;                 // (gated blocks, options); empty: none
 };
 
 struct Network {

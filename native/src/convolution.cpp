@@ -1,0 +1,132 @@
+#include "convolution.hpp"
+
+#include <algorithm>
+
+namespace fracskip {
+namespace {
+
+// [block][kernel_h][kernel_w][groups][kBlock][group], zero where there is no such channel.
+template <class To, class From>
+Buffer pack_direct(const Conv& conv, const std::vector<From>& weight, int group) {
+  const int blocks = round_up(conv.out, kBlock) / kBlock, groups = (conv.in + group - 1) / group;
+  const int taps = conv.window.kernel_h * conv.window.kernel_w;
+  Buffer buffer(sizeof(To) * blocks * taps * groups * kBlock * group);
+  To* to = buffer.as<To>();
+  for (int block = 0; block < blocks; ++block) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int g = 0; g < groups; ++g) {
+        for (int o = 0; o < kBlock; ++o) {
+          for (int i = 0; i < group; ++i, ++to) {
+            const int out = block * kBlock + o, in = g * group + i;
+            if (out >= conv.out || in >= conv.in) continue;
+            *to = static_cast<To>(weight[(static_cast<std::size_t>(out) * taps + tap) * conv.in + in]);
+          }
+        }
+      }
+    }
+  }
+  return buffer;
+}
+
+constexpr int kIntegerRows[kTileIn][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}};
+constexpr double kFractions[kTileIn] = {1. / 4, -1. / 6, -1. / 6, 1. / 24, 1. / 24, 1.};
+
+// G g Gᵀ; [block][position][groups][kBlock][group]. Integers leave the fractions out.
+template <class To, class From>
+Buffer pack_winograd(const Conv& conv, const std::vector<From>& weight, int group) {
+  const int channels = round_up(conv.in, kBlock);
+  const int blocks = round_up(conv.out, kBlock) / kBlock, groups = channels / group;
+  Buffer buffer(sizeof(To) * blocks * kTileArea * groups * kBlock * group);
+  To* to = buffer.as<To>();
+  for (int out = 0; out < conv.out; ++out) {
+    for (int in = 0; in < conv.in; ++in) {
+      for (int i = 0; i < kTileIn; ++i) {
+        for (int j = 0; j < kTileIn; ++j) {
+          double sum = 0;
+          for (int y = 0; y < 3; ++y) {
+            for (int x = 0; x < 3; ++x) {
+              const auto at = (static_cast<std::size_t>(out) * 9 + y * 3 + x) * conv.in + in;
+              sum += static_cast<double>(kIntegerRows[i][y] * kIntegerRows[j][x]) * static_cast<double>(weight[at]);
+            }
+          }
+          if (std::is_same_v<To, float>) sum *= kFractions[i] * kFractions[j];
+          const int block = out / kBlock, position = i * kTileIn + j;
+          const std::size_t vector = (static_cast<std::size_t>(block) * kTileArea + position) * groups + in / group;
+          to[(vector * kBlock + out % kBlock) * group + in % group] = static_cast<To>(sum);
+        }
+      }
+    }
+  }
+  return buffer;
+}
+
+// Whether every accumulator stays within the exact kernel's reach, whatever the levels.
+bool winograd_is_exact(const Conv& conv) {
+  const std::size_t each = conv.weight_i8.size() / conv.out;
+  for (int o = 0; o < conv.out; ++o) {
+    std::int64_t positive = 0, negative = 0;
+    for (std::size_t i = 0; i < each; ++i) {
+      const int w = conv.weight_i8[o * each + i];
+      (w > 0 ? positive : negative) += w;
+    }
+    if (255 * std::max(positive, -negative) >= kWinogradLimit) return false;
+  }
+  return true;
+}
+
+Buffer padded(const std::vector<float>& values, int count) {
+  Buffer buffer(sizeof(float) * count);
+  std::copy(values.begin(), values.end(), buffer.as<float>());
+  return buffer;
+}
+
+}  // namespace
+
+Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd)
+    : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()) {
+  const Window& w = window_;
+  const bool plain_3x3 = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
+                         w.pad_h == 1 && w.pad_w == 1;  // tiles end within the border
+  const ConvFunction fast = integer_ ? kernels.winograd_int : kernels.winograd_float;
+  const bool winograd = allow_winograd && plain_3x3 && fast && (!integer_ || winograd_is_exact(conv));
+  name_ = std::string(kernels.name) + (integer_ ? "_int8" : "_fp32");
+  if (winograd) {
+    function_ = fast;
+    name_ += "_winograd";
+    scratch_ = winograd_scratch(in_, integer_ ? sizeof(std::int16_t) : sizeof(float));
+    weights_ = integer_ ? pack_winograd<std::int16_t>(conv, conv.weight_i8, 2) : pack_winograd<float>(conv, conv.weight_f32, 1);
+  } else {
+    function_ = integer_ ? kernels.conv_int : kernels.conv_float;
+    name_ += "_direct";
+    widens_ = integer_ && kernels.int_widens;
+    if (!integer_) {
+      weights_ = pack_direct<float>(conv, conv.weight_f32, 1);
+    } else if (kernels.int_group == 2) {
+      weights_ = pack_direct<std::int16_t>(conv, conv.weight_i8, 2);
+    } else {
+      weights_ = pack_direct<std::int8_t>(conv, conv.weight_i8, kernels.int_group);
+    }
+  }
+  const int out = round_up(out_, kBlock);
+  if (integer_) scale_ = padded(conv.scale, out);
+  bias_ = padded(conv.bias, out);
+}
+
+ConvArgs Convolution::arguments() const {
+  ConvArgs a{};
+  a.in_channels = in_;
+  a.kernel_h = window_.kernel_h;
+  a.kernel_w = window_.kernel_w;
+  a.stride_h = window_.stride_h;
+  a.stride_w = window_.stride_w;
+  a.weights = weights_.as<void>();
+  a.out_blocks = round_up(out_, kBlock) / kBlock;
+  a.scale = integer_ ? scale_.as<float>() : nullptr;
+  a.bias = bias_.as<float>();
+  a.residual_type = Residual::none;
+  a.out_type = Output::u8;
+  a.top = 255.f;
+  return a;
+}
+
+}  // namespace fracskip

@@ -1,0 +1,43 @@
+// A convolution made ready for one instruction set: weights packed, kernel chosen.
+#pragma once
+
+#include <string>
+
+#include "kernels/kernels.hpp"
+#include "memory.hpp"
+#include "network.hpp"
+
+namespace fracskip {
+
+// Largest |acc| that the exact integer Winograd kernel can bring back; see winograd_avx2.cpp.
+inline constexpr std::int64_t kWinogradLimit = std::int64_t{1} << 25;
+
+class Convolution {
+ public:
+  Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd = true);
+
+  // The arguments that do not depend on where activations lie. Pointers stay valid while the
+  // convolution is not moved from or destroyed.
+  ConvArgs arguments() const;
+  void run(const ConvArgs& args) const { function_(args); }
+
+  // Needs the output's size and the strides.
+  std::size_t scratch_bytes(const ConvArgs& args) const { return widens_ ? widened_scratch(args) : scratch_; }
+  const std::string& kernel_name() const { return name_; }
+  const Window& window() const { return window_; }
+  int in() const { return in_; }
+  int out() const { return out_; }
+  bool is_integer() const { return integer_; }
+
+ private:
+  Window window_;
+  int in_, out_;
+  bool integer_;
+  ConvFunction function_;
+  std::string name_;
+  Buffer weights_, scale_, bias_;
+  std::size_t scratch_ = 0;
+  bool widens_ = false;
+};
+
+}  // namespace fracskip

@@ -1,0 +1,208 @@
+// AVX2: convolutions of any shape, elementwise passes, the gate.
+//
+// vpmaddubsw saturates sums of two products at 16 bits, so integers are widened to 16 bits and go
+// through vpmaddwd, which is exact.
+#include <immintrin.h>
+
+#include "epilogue_avx2.hpp"
+#include "kernels.hpp"
+
+#define FRACSKIP_GATE_NAMESPACE gate_avx2
+#include "gate.inl"
+
+namespace fracskip {
+namespace avx2 {
+namespace {
+
+inline constexpr int kPixels = 4;
+
+// Weights: [block][kernel_h][kernel_w][pairs of in_channels][kBlock][2], 16 bits.
+struct IntMath {
+  using In = std::int16_t;  // widened beforehand
+  using Weight = std::int16_t;
+  using Sum = __m256i;
+  static constexpr int kGroup = 2;
+  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum load(const Weight* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
+  static Sum spread(const In* from) {
+    std::int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof pair);
+    return _mm256_set1_epi32(pair);
+  }
+  static Sum add(Sum sum, Sum value, Sum weight) { return _mm256_add_epi32(sum, _mm256_madd_epi16(value, weight)); }
+};
+
+// Weights: [block][kernel_h][kernel_w][in_channels][kBlock].
+struct FloatMath {
+  using In = float;
+  using Weight = float;
+  using Sum = __m256;
+  static constexpr int kGroup = 1;
+  static Sum zero() { return _mm256_setzero_ps(); }
+  static Sum load(const Weight* from) { return _mm256_load_ps(from); }
+  static Sum spread(const In* from) { return _mm256_broadcast_ss(from); }
+  static Sum add(Sum sum, Sum value, Sum weight) { return _mm256_fmadd_ps(value, weight, sum); }
+};
+
+template <class Math, int Pixels, Residual R, Output O>
+static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums& sums) {
+  using Weight = typename Math::Weight;
+  constexpr int kHalf = 8 * Math::kGroup;
+  const int groups = (a.in_channels + Math::kGroup - 1) / Math::kGroup;
+  const int step = a.stride_w * a.in_pixel;
+  const Weight* weight = static_cast<const Weight*>(a.weights) +
+                         static_cast<std::ptrdiff_t>(block) * a.kernel_h * a.kernel_w * groups * 2 * kHalf;
+  typename Math::Sum sum[kPixels][2];
+  for (int p = 0; p < Pixels; ++p) sum[p][0] = sum[p][1] = Math::zero();
+  for (int y = 0; y < a.kernel_h; ++y) {
+    for (int x = 0; x < a.kernel_w; ++x) {
+      const typename Math::In* in = static_cast<const typename Math::In*>(a.in) +
+                                    (h * a.stride_h + y) * a.in_row +
+                                    static_cast<std::ptrdiff_t>(w * a.stride_w + x) * a.in_pixel;
+      for (int g = 0; g < groups; ++g, weight += 2 * kHalf, in += Math::kGroup) {
+        const auto first = Math::load(weight), second = Math::load(weight + kHalf);
+#pragma GCC unroll 4
+        for (int p = 0; p < Pixels; ++p) {
+          const auto value = Math::spread(in + p * step);
+          sum[p][0] = Math::add(sum[p][0], value, first);
+          sum[p][1] = Math::add(sum[p][1], value, second);
+        }
+      }
+    }
+  }
+  const int channel = block * kBlock;
+#pragma GCC unroll 2
+  for (int p = 0; p < Pixels; p += 2) {
+    const bool both = p + 1 < Pixels;
+    const int q = both ? p + 1 : p;
+    __m256 pair[2][2] = {{finish(a, channel, sum[p][0]), finish(a, channel + 8, sum[p][1])},
+                         {finish(a, channel, sum[q][0]), finish(a, channel + 8, sum[q][1])}};
+    emit<R, O>(a, h, w + p, channel, both, pair, sums);
+  }
+}
+
+template <class Math, Residual R, Output O>
+static void direct(const ConvArgs& a) {
+  for (int block = 0; block < a.out_blocks; ++block) {
+    Sums sums;
+    sums.clear();
+    for (int h = 0; h < a.out_h; ++h) {
+      int w = 0;
+      for (; w + kPixels <= a.out_w; w += kPixels) row_piece<Math, 4, R, O>(a, h, w, block, sums);
+      switch (a.out_w - w) {
+        case 3: row_piece<Math, 3, R, O>(a, h, w, block, sums); break;
+        case 2: row_piece<Math, 2, R, O>(a, h, w, block, sums); break;
+        case 1: row_piece<Math, 1, R, O>(a, h, w, block, sums); break;
+        default: break;
+      }
+    }
+    add_sums(a, block * kBlock, sums);
+  }
+}
+
+// All of the input as 16 bits, once: the kernel reads each level many times.
+static ConvArgs widened(const ConvArgs& a) {
+  ConvArgs wide = a;
+  const int rows = (a.out_h - 1) * a.stride_h + a.kernel_h, columns = (a.out_w - 1) * a.stride_w + a.kernel_w;
+  const int channels = round_up(a.in_channels, kBlock);
+  std::int16_t* to = static_cast<std::int16_t*>(a.scratch);
+  wide.in = to;
+  wide.in_pixel = channels;
+  wide.in_row = static_cast<std::ptrdiff_t>(columns) * channels;
+  for (int h = 0; h < rows; ++h) {
+    // A row's pixels lie side by side, padded channels included.
+    const std::uint8_t* from = static_cast<const std::uint8_t*>(a.in) + h * a.in_row;
+    for (std::ptrdiff_t i = 0; i < wide.in_row; i += kBlock, to += kBlock) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(bytes));
+    }
+  }
+  return wide;
+}
+
+template <Residual R, Output O>
+struct DirectInt {
+  static void run(const ConvArgs& a) { direct<IntMath, R, O>(widened(a)); }
+};
+template <Residual R, Output O>
+struct DirectFloat {
+  static void run(const ConvArgs& a) { direct<FloatMath, R, O>(a); }
+};
+
+// 16 values in, 16 out.
+template <class Load, class Store>
+static inline void each_block(const MapArgs& a, std::size_t in_size, std::size_t out_size, Load load,
+                              Store store) {
+  for (int h = 0; h < a.h; ++h) {
+    for (int w = 0; w < a.w; ++w) {
+      const char* in = static_cast<const char*>(a.in) +
+                       (h * a.in_row + static_cast<std::ptrdiff_t>(w) * a.in_pixel) * static_cast<std::ptrdiff_t>(in_size);
+      char* out = static_cast<char*>(a.out) +
+                  (h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel) * static_cast<std::ptrdiff_t>(out_size);
+      for (int c = 0; c < a.channels; c += kBlock) {
+        __m256 low, high;
+        load(in + c * in_size, low, high);
+        store(out + c * out_size, low, high);
+      }
+    }
+  }
+}
+
+static inline void load_u8(const char* from, __m256& low, __m256& high) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+  high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
+}
+
+static inline void load_f32(const char* from, __m256& low, __m256& high) {
+  low = _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+  high = _mm256_loadu_ps(reinterpret_cast<const float*>(from) + 8);
+}
+
+static inline void store_level(char* to, __m256 low, __m256 high, __m256 top) {
+  const __m256i a = _mm256_cvtps_epi32(_mm256_min_ps(low, top));
+  const __m256i b = _mm256_cvtps_epi32(_mm256_min_ps(high, top));
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+}
+
+static void u8_to_u8(const MapArgs& a) {
+  const __m256 step = _mm256_set1_ps(a.step), scale = _mm256_set1_ps(a.scale), top = _mm256_set1_ps(a.top);
+  each_block(a, 1, 1, load_u8, [&](char* to, __m256 low, __m256 high) {
+    store_level(to, _mm256_mul_ps(_mm256_mul_ps(low, step), scale), _mm256_mul_ps(_mm256_mul_ps(high, step), scale), top);
+  });
+}
+
+static void f32_to_u8(const MapArgs& a) {
+  const __m256 scale = _mm256_set1_ps(a.scale), top = _mm256_set1_ps(a.top);
+  each_block(a, 4, 1, load_f32, [&](char* to, __m256 low, __m256 high) {
+    store_level(to, _mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale), top);
+  });
+}
+
+static void u8_to_f32(const MapArgs& a) {
+  const __m256 step = _mm256_set1_ps(a.step);
+  each_block(a, 1, 4, load_u8, [&](char* to, __m256 low, __m256 high) {
+    _mm256_storeu_ps(reinterpret_cast<float*>(to), _mm256_mul_ps(low, step));
+    _mm256_storeu_ps(reinterpret_cast<float*>(to) + 8, _mm256_mul_ps(high, step));
+  });
+}
+
+static void f32_to_f32(const MapArgs& a) {
+  each_block(a, 4, 4, load_f32, [](char* to, __m256 low, __m256 high) {
+    _mm256_storeu_ps(reinterpret_cast<float*>(to), low);
+    _mm256_storeu_ps(reinterpret_cast<float*>(to) + 8, high);
+  });
+}
+
+}  // namespace
+}  // namespace avx2
+
+const KernelSet kAvx2Kernels = {
+    "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectFloat>,
+    avx2::winograd_int, avx2::winograd_float, 2, true,
+    avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, gate_avx2::decide,
+};
+
+}  // namespace fracskip

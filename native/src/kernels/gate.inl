@@ -1,0 +1,123 @@
+// The gate, compiled once for each instruction set. Every sum runs over the inputs in order and
+// nothing is contracted, so all sets give the same bits; only the outputs go side by side.
+//
+// Included after kernels.hpp, with FRACSKIP_GATE_NAMESPACE naming the set.
+#include <cstdint>
+#include <cstring>
+
+namespace fracskip {
+namespace FRACSKIP_GATE_NAMESPACE {
+
+inline constexpr int kLanes = 8;
+inline constexpr int kMostWidth = 64;  // features a gate may have
+
+using Lanes = float __attribute__((vector_size(32)));
+using IntLanes = std::int32_t __attribute__((vector_size(32)));
+
+static inline Lanes load(const float* from) {
+  Lanes value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+static inline void store(float* to, Lanes value) { std::memcpy(to, &value, sizeof value); }
+
+// e^x for x <= 0 to about 2 ulp: 2^n times a polynomial on |f| <= ln(2) / 2 (Cephes' expf).
+static inline Lanes exp_of_negative(Lanes x) {
+  x = x > -87.f ? x : Lanes{} - 87.f;
+  const Lanes shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: rounds to an integer
+  const Lanes n = shifted - 12582912.f;
+  const Lanes f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Lanes p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * (f * f) + f + 1.f;
+  IntLanes bits = __builtin_convertvector(n, IntLanes);
+  bits = (bits + 127) << 23;
+  Lanes power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+static inline Lanes absolute(Lanes x) { return x > 0.f ? x : -x; }
+
+static inline Lanes sigmoid(Lanes x) {
+  const Lanes e = exp_of_negative(-absolute(x));
+  const Lanes small = e / (1.f + e);  // the sigmoid of -|x|
+  return x > 0.f ? 1.f - small : small;
+}
+
+static inline Lanes hyperbolic_tangent(Lanes x) {
+  const Lanes e = exp_of_negative(-2.f * absolute(x));
+  const Lanes t = (1.f - e) / (1.f + e);
+  return x > 0.f ? t : -t;
+}
+
+// out += in · weights; weights (count, width). `Groups` vectors stay in registers.
+template <int Groups>
+static inline void multiply_groups(const float* in, int count, const float* weights, int width,
+                                   float* out) {
+  Lanes sum[Groups];
+  for (int g = 0; g < Groups; ++g) sum[g] = load(out + g * kLanes);
+  for (int i = 0; i < count; ++i) {
+    for (int g = 0; g < Groups; ++g) sum[g] += in[i] * load(weights + i * width + g * kLanes);
+  }
+  for (int g = 0; g < Groups; ++g) store(out + g * kLanes, sum[g]);
+}
+
+static inline void multiply(const float* in, int count, const float* weights, int width,
+                            float* out) {
+  int done = 0;
+  for (; done + 4 * kLanes <= width; done += 4 * kLanes) {
+    multiply_groups<4>(in, count, weights + done, width, out + done);
+  }
+  for (; done + 2 * kLanes <= width; done += 2 * kLanes) {
+    multiply_groups<2>(in, count, weights + done, width, out + done);
+  }
+  for (; done < width; done += kLanes) {
+    multiply_groups<1>(in, count, weights + done, width, out + done);
+  }
+}
+
+static int decide(const GateArgs& a) {
+  const int padded = a.padded_width;
+  alignas(64) float features[2 * kMostWidth];
+  std::memcpy(features, a.embed + a.channels * padded, padded * sizeof(float));
+  multiply(a.pooled, a.channels, a.embed, padded, features);
+  if (a.budget) {
+    for (int i = 0; i < padded; ++i) features[i] += a.budget[i];
+  }
+  const float* last = features;
+  if (a.recurrent) {
+    alignas(64) float parts[4 * kMostWidth];
+    std::memcpy(parts, a.lstm + 2 * a.width * 4 * padded, 4 * padded * sizeof(float));
+    multiply(features, a.width, a.lstm, 4 * padded, parts);
+    multiply(a.hidden, a.width, a.lstm + a.width * 4 * padded, 4 * padded, parts);
+    for (int i = 0; i < padded; i += kLanes) {
+      const Lanes in = sigmoid(load(parts + i));
+      const Lanes keep = sigmoid(load(parts + padded + i));
+      const Lanes candidate = hyperbolic_tangent(load(parts + 2 * padded + i));
+      const Lanes out = sigmoid(load(parts + 3 * padded + i));
+      const Lanes cell = keep * load(a.cell + i) + in * candidate;
+      store(a.cell + i, cell);
+      store(a.hidden + i, out * hyperbolic_tangent(cell));
+    }
+    last = a.hidden;
+  } else {
+    for (int i = 0; i < padded; ++i) features[i] = features[i] > 0.f ? features[i] : 0.f;
+  }
+  std::memcpy(a.logits, a.out + a.width * a.padded_options, a.padded_options * sizeof(float));
+  multiply(last, a.width, a.out, a.padded_options, a.logits);
+  if (a.block_bias) {
+    for (int k = 0; k < a.options; ++k) a.logits[k] += a.block_bias[k];
+  }
+  int best = 0;
+  for (int k = 1; k < a.options; ++k) {
+    if (a.logits[k] > a.logits[best]) best = k;
+  }
+  return best;
+}
+
+}  // namespace FRACSKIP_GATE_NAMESPACE
+}  // namespace fracskip

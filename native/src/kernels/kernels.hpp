@@ -1,0 +1,126 @@
+// The kernels' one interface: plain structs and functions, one set for each instruction set.
+//
+// The files behind it are compiled for different instruction sets and linked into one library, so
+// they must not instantiate anything that another file could share: no std templates in them.
+//
+// Activations are NHWC with a border of zeros that nobody writes, so no kernel knows edges.
+// Channels are padded to `kBlock` with zeros; padded outputs come out as zeros again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fracskip {
+
+inline constexpr int kBlock = 16;  // channels to which everything is padded
+
+inline constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+enum class Residual : std::uint8_t { none, u8, f32 };
+enum class Output : std::uint8_t { u8, f32 };
+
+// One convolution of one image. Rows and pixels are strides in elements.
+struct ConvArgs {
+  const void* in;  // at output (0, 0)'s first tap, that is at pixel (-pad, -pad)
+  std::ptrdiff_t in_row;
+  int in_pixel;
+  int in_channels;
+  int kernel_h, kernel_w, stride_h, stride_w;
+  const void* weights;  // packed for the kernel
+
+  int out_h, out_w;
+  int out_blocks;      // output channels / kBlock, rounded up
+  const float* scale;  // integer accumulators only
+  const float* bias;
+
+  Residual residual_type;
+  const void* residual;  // pixel (0, 0)
+  std::ptrdiff_t residual_row;
+  int residual_pixel;
+
+  Output out_type;
+  void* out;  // pixel (0, 0); may be the residual itself
+  std::ptrdiff_t out_row;
+  int out_pixel;
+  float top;   // u8: largest level. Smaller than 0 becomes 0.
+  bool relu;   // f32: whether to clamp at 0
+  void* sums;  // per channel, added to: uint32 for u8, float for f32; or null
+
+  void* scratch;  // as many bytes as the kernel asked for, 64-byte aligned
+};
+
+using ConvFunction = void (*)(const ConvArgs&);
+
+// Elementwise passes over (h, w, channels), channels a multiple of kBlock.
+struct MapArgs {
+  const void* in;
+  std::ptrdiff_t in_row;
+  void* out;
+  std::ptrdiff_t out_row;
+  int in_pixel, out_pixel;
+  int h, w, channels;
+  float step;   // what a level of the input stands for (u8 input)
+  float scale;  // what the value is multiplied with (u8 output)
+  float top;
+};
+
+using MapFunction = void (*)(const MapArgs&);
+
+// The recurrent or feedforward gate of one block; see gate.inl for the layout of the weights.
+struct GateArgs {
+  const float* pooled;  // (channels)
+  int channels;
+  int width;         // features
+  int padded_width;  // rounded up to 8
+  int options, padded_options;
+  bool recurrent;
+  const float* embed;       // (channels, padded_width), then the bias (padded_width)
+  const float* budget;      // added to the features, (padded_width), or null
+  const float* lstm;        // (2 width, 4 padded_width), then the bias (4 padded_width)
+  const float* out;         // (width, padded_options), then the bias (padded_options)
+  const float* block_bias;  // (padded_options), or null
+  float* hidden;            // (padded_width), carried from block to block
+  float* cell;
+  float* logits;            // (padded_options)
+};
+
+using GateFunction = int (*)(const GateArgs&);  // gives the option
+
+struct KernelSet {
+  const char* name;
+  // Integer and float convolutions of any shape, and those of 3x3, stride 1, by Winograd's
+  // algorithm (null: this set has none).
+  ConvFunction conv_int;
+  ConvFunction conv_float;
+  ConvFunction winograd_int;
+  ConvFunction winograd_float;
+  int int_group;    // input channels whose weights conv_int wants side by side
+  bool int_widens;  // whether conv_int needs `widened_scratch`
+  MapFunction u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32;
+  GateFunction gate;
+};
+
+extern const KernelSet kScalarKernels;
+#if defined(FRACSKIP_X86)
+extern const KernelSet kAvx2Kernels;
+extern const KernelSet kAvx512Kernels;
+#endif
+
+// Winograd F(4x4, 3x3): 36 products for 16 outputs.
+inline constexpr int kTile = 4, kTileIn = 6, kTileArea = 36;
+inline constexpr int kTileGroup = 8;  // tiles in flight
+inline constexpr int kTilePad = 64;   // bytes between positions: else they share cache sets
+
+inline std::size_t winograd_scratch(int in_channels, std::size_t element) {
+  const std::size_t channels = static_cast<std::size_t>(round_up(in_channels, kBlock));
+  return kTileArea * (kTileGroup * (channels * element + kBlock * sizeof(std::int32_t)) + 2 * kTilePad);
+}
+
+// What an integer convolution that widens its input to 16 bits needs.
+inline std::size_t widened_scratch(const ConvArgs& a) {
+  const auto rows = static_cast<std::size_t>((a.out_h - 1) * a.stride_h + a.kernel_h);
+  const auto columns = static_cast<std::size_t>((a.out_w - 1) * a.stride_w + a.kernel_w);
+  return rows * columns * static_cast<std::size_t>(round_up(a.in_channels, kBlock)) * sizeof(std::int16_t);
+}
+
+}  // namespace fracskip

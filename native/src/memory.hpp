@@ -1,0 +1,77 @@
+// Aligned memory and activation images.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "kernels/kernels.hpp"
+
+namespace fracskip {
+
+inline constexpr std::size_t kAlignment = 64;
+
+// Zeroed bytes on a cache line's boundary.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t bytes) : size_(bytes) {
+    if (bytes == 0) return;
+    const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    data_.reset(std::aligned_alloc(kAlignment, rounded));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_.get(), 0, rounded);
+  }
+
+  template <class T>
+  T* as() { return static_cast<T*>(data_.get()); }
+  template <class T>
+  const T* as() const { return static_cast<const T*>(data_.get()); }
+  std::size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> data_;
+  std::size_t size_ = 0;
+};
+
+// How an activation lies in memory: NHWC with a border of zeros. Below and to the right the border
+// also covers what is missing to whole Winograd tiles.
+struct Layout {
+  int h = 0, w = 0, c = 0;
+  int border = 0;
+  bool is_float = false;
+  int pixel = 0;           // elements from pixel to pixel
+  std::ptrdiff_t row = 0;  // elements from row to row
+
+  static Layout make(int h, int w, int c, int border, bool is_float, bool padded_channels = true) {
+    Layout l;
+    l.h = h;
+    l.w = w;
+    l.c = c;
+    l.border = border;
+    l.is_float = is_float;
+    l.pixel = padded_channels ? round_up(c, kBlock) : c;
+    l.row = static_cast<std::ptrdiff_t>(2 * border + round_up(w, kTile)) * l.pixel;
+    return l;
+  }
+
+  std::size_t element() const { return is_float ? sizeof(float) : 1; }
+  // A few pixels more, so that vectors may read past the last one.
+  std::size_t bytes() const {
+    const auto rows = static_cast<std::size_t>(2 * border + round_up(h, kTile));
+    return (rows * static_cast<std::size_t>(row) + 4 * static_cast<std::size_t>(round_up(pixel, kBlock))) * element();
+  }
+  std::ptrdiff_t origin() const { return border * (row + pixel); }
+
+  bool operator==(const Layout& o) const {
+    return h == o.h && w == o.w && c == o.c && border == o.border && is_float == o.is_float && pixel == o.pixel;
+  }
+};
+
+}  // namespace fracskip

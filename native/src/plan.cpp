@@ -1,0 +1,265 @@
+#include "plan.hpp"
+
+#include <algorithm>
+
+namespace fracskip {
+namespace {
+
+int border(const Window& window) { return std::max(window.pad_h, window.pad_w); }
+
+// (out, in) to (in, padded out), so that outputs lie side by side; the bias follows.
+void transpose(const Linear& linear, int padded, float* to) {
+  for (int o = 0; o < linear.out; ++o) {
+    for (int i = 0; i < linear.in; ++i) {
+      to[i * padded + o] = linear.weight[static_cast<std::size_t>(o) * linear.in + i];
+    }
+    if (!linear.bias.empty()) to[linear.in * padded + o] = linear.bias[o];
+  }
+}
+
+Buffer transposed(const Linear& linear, int padded) {
+  Buffer buffer(sizeof(float) * static_cast<std::size_t>(linear.in + 1) * padded);
+  transpose(linear, padded, buffer.as<float>());
+  return buffer;
+}
+
+// The LSTM's four parts each get their own padded width.
+Linear with_padded_parts(const Linear& linear, int width, int padded) {
+  Linear out;
+  out.in = linear.in;
+  out.out = 4 * padded;
+  out.weight.assign(static_cast<std::size_t>(out.out) * out.in, 0.f);
+  out.bias.assign(linear.bias.empty() ? 0 : out.out, 0.f);
+  for (int part = 0; part < 4; ++part) {
+    for (int i = 0; i < width; ++i) {
+      const std::size_t from = part * width + i, to = part * padded + i;
+      std::copy_n(&linear.weight[from * linear.in], linear.in, &out.weight[to * linear.in]);
+      if (!linear.bias.empty()) out.bias[to] = linear.bias[from];
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
+  integer_stream = network.integer_stream;
+  plan_stem(network);
+  int stage = 0, gate = 0;
+  for (const Block& block : network.blocks) {
+    plan_block(network, block, stage, block.gated ? gate++ : kNone);
+    if (block.shortcut) ++stage;
+  }
+  plan_gates(network);
+  const Layout& last = layouts[head_in];
+  const float area = static_cast<float>(last.h) * static_cast<float>(last.w);
+  head_factor = (integer_stream ? network.stream_steps[stage] : 1.f) / area;
+  head = network.head;
+  finish();
+}
+
+// Finds or adds the activation that plays a role at a shape. Blocks of one stage share theirs.
+int Plan::activation(const std::string& role, int h, int w, int c, bool is_float) {
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    const Layout& have = layouts[i];
+    const bool same = have.h == h && have.w == w && have.c == c && have.is_float == is_float;
+    if (roles_[i] == role && same) return static_cast<int>(i);
+  }
+  layouts.push_back(Layout::make(h, w, c, 0, is_float));
+  roles_.push_back(role);
+  return static_cast<int>(layouts.size()) - 1;
+}
+
+ConvStep Plan::step(const Conv& conv, int in, int out) {
+  convolutions.push_back(std::make_unique<Convolution>(conv, kernels));
+  ConvStep s;
+  s.conv = convolutions.back().get();
+  s.args = s.conv->arguments();
+  s.args.out_type = layouts[out].is_float ? Output::f32 : Output::u8;
+  s.args.relu = true;
+  s.in = in;
+  s.out = out;
+  layouts[in].border = std::max(layouts[in].border, border(conv.window));
+  return s;
+}
+
+void Plan::plan_stem(const Network& network) {
+  image = activation("image", network.height, network.width, network.channels, true);
+  for (int c = 0; c < network.channels; ++c) {
+    for (int level = 0; level < 256; ++level) {
+      const float pixel = static_cast<float>(level) * (1.f / 255.f);
+      pixel_values.push_back((pixel - network.mean[c]) * (1.f / network.std[c]));
+    }
+  }
+  // The last convolution speaks the stream's language; pooling keeps it.
+  std::size_t last_conv = 0;
+  for (std::size_t i = 0; i < network.stem.size(); ++i) {
+    if (network.stem[i].is_conv) last_conv = i;
+  }
+  int at = image;
+  for (std::size_t i = 0; i < network.stem.size(); ++i) {
+    const Conv& conv = network.stem[i].conv;
+    const bool last = i + 1 == network.stem.size();
+    const int h = conv.window.out_h(layouts[at].h), w = conv.window.out_w(layouts[at].w);
+    const int c = network.stem[i].is_conv ? conv.out : layouts[at].c;
+    const bool is_float = !integer_stream || i < last_conv;
+    const int out = activation(last ? "stream0" : "stem" + std::to_string(i), h, w, c, is_float);
+    StemStep s;
+    s.is_conv = network.stem[i].is_conv;
+    if (s.is_conv) {
+      s.conv = step(conv, at, out);
+      s.conv.sums = last;
+    } else {
+      s.pool = {conv.window, at, out};
+      layouts[at].border = std::max(layouts[at].border, border(conv.window));
+    }
+    stem.push_back(s);
+    at = out;
+  }
+  head_in = at;
+}
+
+void Plan::plan_block(const Network& network, const Block& block, int stage, int gate) {
+  PlannedBlock planned;
+  planned.gate = gate;
+  planned.in = head_in;
+  const Layout in = layouts[planned.in];
+  const float area = static_cast<float>(in.h) * static_cast<float>(in.w);
+  planned.pooled_factor = (integer_stream ? network.stream_steps[stage] : 1.f) / area;
+  planned.out = planned.in;
+  if (block.shortcut) {
+    const Window& w = block.shortcut->window;
+    const std::string role = "stream" + std::to_string(stage + 1);
+    planned.out = activation(role, w.out_h(in.h), w.out_w(in.w), block.shortcut->out, !integer_stream);
+  }
+  head_in = planned.out;
+  blocks.push_back(std::move(planned));
+  for (const Execution& execution : block.options) {
+    blocks.back().options.push_back(plan_option(network, block, execution, stage));
+  }
+}
+
+PlannedOption Plan::plan_option(const Network& network, const Block& block, const Execution& execution,
+                                int stage) {
+  PlannedOption planned;
+  const int in = blocks.back().in, out = blocks.back().out;
+  const bool skip = execution.branch.empty();
+  int residual = in;
+  if (block.shortcut) {
+    const Layout target = layouts[out];
+    residual = skip ? out : activation("shortcut", target.h, target.w, target.c, true);
+    ConvStep s = step(*block.shortcut, in, residual);
+    s.args.relu = skip;
+    s.sums = skip;
+    planned.convs.push_back(s);
+  }
+  if (skip) return planned;
+
+  const bool integer = execution.branch.front().is_integer();
+  const bool direct = integer_stream ? integer && execution.input_scale == 0.f : !integer;
+  // A branch of one convolution would overwrite what it still has to read: give it a copy.
+  const bool in_place = execution.branch.size() == 1 && in == out;
+  int at = in;
+  if (!direct || in_place) {
+    const Layout stream = layouts[in];
+    MapStep& map = planned.map;
+    map.in = in;
+    map.out = at = activation(integer ? "levels" : "values", stream.h, stream.w, stream.c, !integer);
+    if (integer_stream && !direct) map.step = network.stream_steps[stage];
+    if (integer) {
+      map.function = integer_stream ? kernels.u8_to_u8 : kernels.f32_to_u8;
+      map.scale = direct ? 1.f : execution.input_scale;
+      map.top = static_cast<float>((1 << execution.bits) - 1);
+    } else {
+      map.function = integer_stream ? kernels.u8_to_f32 : kernels.f32_to_f32;
+    }
+  }
+  for (std::size_t j = 0; j < execution.branch.size(); ++j) {
+    const Conv& conv = execution.branch[j];
+    const bool last = j + 1 == execution.branch.size();
+    const int h = conv.window.out_h(layouts[at].h), w = conv.window.out_w(layouts[at].w);
+    const int to = last ? out : activation("branch" + std::to_string(j), h, w, conv.out, !integer);
+    ConvStep s = step(conv, at, to);
+    if (last) {
+      s.residual = residual;
+      s.args.residual_type = layouts[residual].is_float ? Residual::f32 : Residual::u8;
+      s.sums = true;
+    } else {
+      s.args.top = static_cast<float>((1 << std::min(execution.bits, kMaxIntegerBits)) - 1);
+    }
+    planned.convs.push_back(s);
+    at = to;
+  }
+  return planned;
+}
+
+void Plan::plan_gates(const Network& network) {
+  const Gate& gate = network.gate;
+  gate_kind = gate.kind;
+  options = static_cast<int>(network.option_bits.size());
+  if (gate_kind == GateKind::none) return;
+  gate_width = gate.width;
+  padded_width = round_up(gate_width, 8);
+  padded_options = round_up(options, 8);
+  for (std::size_t g = 0; g < gate.embed.size(); ++g) {
+    PlannedGate planned;
+    planned.channels = gate.embed[g].in;
+    planned.embed = transposed(gate.embed[g], padded_width);
+    planned.out = transposed(gate.out[gate.kind == GateKind::recurrent ? 0 : g], padded_options);
+    if (!gate.block_bias.empty()) {
+      planned.block_bias = Buffer(sizeof(float) * padded_options);
+      std::copy_n(&gate.block_bias[g * options], options, planned.block_bias.as<float>());
+    }
+    gates.push_back(std::move(planned));
+  }
+  if (gate.kind == GateKind::recurrent) {
+    // Rows of the input's weights, rows of the hidden state's, then the bias.
+    const int row = 4 * padded_width;
+    lstm = Buffer(sizeof(float) * static_cast<std::size_t>(2 * gate_width + 1) * row);
+    Linear input = with_padded_parts(gate.lstm_input, gate_width, padded_width);
+    const Linear hidden = with_padded_parts(gate.lstm_hidden, gate_width, padded_width);
+    std::copy(input.bias.begin(), input.bias.end(), lstm.as<float>() + 2 * gate_width * row);
+    input.bias.clear();
+    transpose(input, row, lstm.as<float>());
+    transpose(hidden, row, lstm.as<float>() + gate_width * row);
+  }
+  if (!gate.budget_weight.empty()) {
+    budget = Buffer(sizeof(float) * 2 * padded_width);
+    std::copy(gate.budget_weight.begin(), gate.budget_weight.end(), budget.as<float>());
+    std::copy(gate.budget_bias.begin(), gate.budget_bias.end(), budget.as<float>() + padded_width);
+  }
+}
+
+// Borders are known now: layouts become final, and the steps take their strides.
+void Plan::finish() {
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    const Layout& l = layouts[i];
+    const bool pixels = roles_[i] == "image";  // its channels lie side by side
+    layouts[i] = Layout::make(l.h, l.w, l.c, l.border, l.is_float, !pixels);
+    most_channels = std::max(most_channels, round_up(l.c, kBlock));
+  }
+  const auto place = [this](ConvStep& s) {
+    const Layout &in = layouts[s.in], &out = layouts[s.out];
+    s.args.in_row = in.row;
+    s.args.in_pixel = in.pixel;
+    s.args.out_h = out.h;
+    s.args.out_w = out.w;
+    s.args.out_row = out.row;
+    s.args.out_pixel = out.pixel;
+    if (s.residual != kNone) {
+      s.args.residual_row = layouts[s.residual].row;
+      s.args.residual_pixel = layouts[s.residual].pixel;
+    }
+    scratch_bytes = std::max(scratch_bytes, s.conv->scratch_bytes(s.args));
+  };
+  for (StemStep& s : stem) {
+    if (s.is_conv) place(s.conv);
+  }
+  for (PlannedBlock& block : blocks) {
+    for (PlannedOption& option : block.options) {
+      for (ConvStep& s : option.convs) place(s);
+    }
+  }
+}
+
+}  // namespace fracskip

@@ -1,0 +1,256 @@
+// Holds every convolution kernel of this CPU to plain loops over the definition in docs/bundle.md:
+// integers to the bit, floats to a tolerance. `kernels --bench` times them instead.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "convolution.hpp"
+#include "engine.hpp"
+
+using namespace fracskip;
+
+namespace {
+
+struct Case {
+  int h, w, in, out, kernel_h, kernel_w, stride, pad;
+  bool integer;
+  Residual residual;
+  Output output;
+  bool extreme;  // all levels and weights at their limits
+};
+
+struct Image {
+  Layout layout;
+  Buffer buffer;
+  template <class T>
+  T* at(int h, int w) { return buffer.as<T>() + layout.origin() + h * layout.row + static_cast<std::ptrdiff_t>(w) * layout.pixel; }
+};
+
+Image make_image(int h, int w, int c, int border, bool is_float) {
+  Image image;
+  image.layout = Layout::make(h, w, c, border, is_float);
+  image.buffer = Buffer(image.layout.bytes());
+  return image;
+}
+
+template <class T, class F>
+void fill(Image& image, F value) {
+  for (int h = 0; h < image.layout.h; ++h)
+    for (int w = 0; w < image.layout.w; ++w)
+      for (int c = 0; c < image.layout.c; ++c) image.at<T>(h, w)[c] = static_cast<T>(value());
+}
+
+const KernelSet& kernels_of(Isa isa) {
+#if defined(FRACSKIP_X86)
+  if (isa == Isa::avx2) return kAvx2Kernels;
+  if (isa == Isa::avx512_vnni) return kAvx512Kernels;
+#endif
+  (void)isa;
+  return kScalarKernels;
+}
+
+struct Problem {
+  Case c;
+  Conv conv;
+  Image in, residual;
+  int out_h, out_w;
+
+  Problem(const Case& which, std::mt19937& random) : c(which) {
+    conv.in = c.in;
+    conv.out = c.out;
+    conv.window = {c.kernel_h, c.kernel_w, c.stride, c.stride, c.pad, c.pad};
+    out_h = conv.window.out_h(c.h);
+    out_w = conv.window.out_w(c.w);
+    const std::size_t count = static_cast<std::size_t>(c.out) * c.kernel_h * c.kernel_w * c.in;
+    std::uniform_int_distribution<int> weight(-127, 127), level(0, 255);
+    std::uniform_real_distribution<float> real(-1.f, 1.f);
+    in = make_image(c.h, c.w, c.in, c.pad, !c.integer);
+    if (c.integer) {
+      for (std::size_t i = 0; i < count; ++i) conv.weight_i8.push_back(static_cast<std::int8_t>(c.extreme ? (random() % 8 ? 127 : -127) : weight(random)));
+      fill<std::uint8_t>(in, [&] { return c.extreme ? 255 : level(random); });
+    } else {
+      for (std::size_t i = 0; i < count; ++i) conv.weight_f32.push_back(real(random));
+      fill<float>(in, [&] { return real(random) + 1.f; });
+    }
+    const float spread = c.integer ? 64.f / (127.f * 255.f * std::sqrt(static_cast<float>(count / c.out))) : 1.f;
+    for (int o = 0; o < c.out; ++o) {
+      conv.scale.push_back(spread * (1.5f + real(random)));
+      conv.bias.push_back(100.f * real(random));
+    }
+    residual = make_image(out_h, out_w, c.out, 1, c.residual == Residual::f32);
+    if (c.residual == Residual::f32) fill<float>(residual, [&] { return 50.f * real(random); });
+    else fill<std::uint8_t>(residual, [&] { return level(random); });
+  }
+
+  ConvArgs bind(const Convolution& kernel, Image& out, Buffer& sums, Buffer& scratch) {
+    ConvArgs a = kernel.arguments();
+    const Layout& l = in.layout;
+    a.in = c.integer ? static_cast<const void*>(in.at<std::uint8_t>(-c.pad, -c.pad)) : in.at<float>(-c.pad, -c.pad);
+    a.in_row = l.row;
+    a.in_pixel = l.pixel;
+    a.out_h = out_h;
+    a.out_w = out_w;
+    a.out_type = c.output;
+    a.out = c.output == Output::u8 ? static_cast<void*>(out.at<std::uint8_t>(0, 0)) : out.at<float>(0, 0);
+    a.out_row = out.layout.row;
+    a.out_pixel = out.layout.pixel;
+    a.residual_type = c.residual;
+    a.residual = c.residual == Residual::f32 ? static_cast<const void*>(residual.at<float>(0, 0)) : residual.at<std::uint8_t>(0, 0);
+    a.residual_row = residual.layout.row;
+    a.residual_pixel = residual.layout.pixel;
+    a.top = 200.f;
+    a.relu = true;
+    a.sums = sums.as<void>();
+    a.scratch = scratch.as<void>();
+    return a;
+  }
+
+  // The definition: exact sums, then the documented formula in float32.
+  float expected(int h, int w, int o) {
+    double real = 0;
+    std::int64_t exact = 0;
+    for (int y = 0; y < c.kernel_h; ++y)
+      for (int x = 0; x < c.kernel_w; ++x)
+        for (int i = 0; i < c.in; ++i) {
+          const int ih = h * c.stride + y - c.pad, iw = w * c.stride + x - c.pad;
+          if (ih < 0 || iw < 0 || ih >= c.h || iw >= c.w) continue;
+          const std::size_t at = ((static_cast<std::size_t>(o) * c.kernel_h + y) * c.kernel_w + x) * c.in + i;
+          if (c.integer) exact += conv.weight_i8[at] * static_cast<int>(in.at<std::uint8_t>(ih, iw)[i]);
+          else real += static_cast<double>(conv.weight_f32[at]) * in.at<float>(ih, iw)[i];
+        }
+    float y = c.integer ? static_cast<float>(static_cast<std::int32_t>(exact)) * conv.scale[o] : static_cast<float>(real);
+    y += conv.bias[o];
+    if (c.residual == Residual::u8) y += static_cast<float>(residual.at<std::uint8_t>(h, w)[o]);
+    if (c.residual == Residual::f32) y += residual.at<float>(h, w)[o];
+    if (c.output == Output::f32) return std::max(y, 0.f);
+    return std::nearbyint(std::min(std::max(y, 0.f), 200.f));
+  }
+};
+
+int failures = 0;
+
+void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
+  Problem problem(which, random);
+  const Convolution kernel(problem.conv, kernels_of(isa), winograd);
+  Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output == Output::f32);
+  Buffer sums(4 * round_up(which.out, kBlock)), none;
+  Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
+  kernel.run(problem.bind(kernel, out, sums, scratch));
+  std::vector<double> expected_sums(which.out, 0.);
+  double worst = 0;
+  for (int h = 0; h < problem.out_h; ++h)
+    for (int w = 0; w < problem.out_w; ++w)
+      for (int o = 0; o < which.out; ++o) {
+        const float want = problem.expected(h, w, o);
+        const float got = which.output == Output::u8 ? static_cast<float>(out.at<std::uint8_t>(h, w)[o]) : out.at<float>(h, w)[o];
+        expected_sums[o] += got;
+        worst = std::max(worst, static_cast<double>(std::fabs(want - got)));
+      }
+  // Floats: sums in another order; a level may differ by one where its value lies on the edge.
+  const double allowed = which.integer ? 0. : which.output == Output::u8 ? 1. : 1e-3;
+  bool good = worst <= allowed;
+  for (int o = 0; o < which.out; ++o) {
+    const double got = which.output == Output::u8 ? sums.as<std::uint32_t>()[o] : sums.as<float>()[o];
+    good &= std::fabs(got - expected_sums[o]) <= (which.output == Output::u8 ? 0. : 1e-4 * (1. + expected_sums[o]));
+  }
+  // Nobody writes the border.
+  const Layout& l = out.layout;
+  const std::size_t bytes = l.bytes();
+  for (int h = 0; h < l.h; ++h)
+    for (int w = 0; w < l.w; ++w)
+      std::memset(l.is_float ? static_cast<void*>(out.at<float>(h, w)) : out.at<std::uint8_t>(h, w), 0, l.element() * static_cast<std::size_t>(l.pixel));
+  for (std::size_t i = 0; i < bytes; ++i) good &= out.buffer.as<char>()[i] == 0;
+  if (!good) {
+    ++failures;
+    std::printf("FAIL %s: %dx%d, %d -> %d, %dx%d/%d pad %d, residual %d, output %d: off by %g\n", kernel.kernel_name().c_str(),
+                which.h, which.w, which.in, which.out, which.kernel_h, which.kernel_w, which.stride, which.pad,
+                static_cast<int>(which.residual), static_cast<int>(which.output), worst);
+  }
+}
+
+int run_checks(int rounds) {
+  std::mt19937 random(7);
+  const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  int checks = 0;
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni}) {
+    if (!isa_supported(isa)) {
+      std::printf("%s: not on this CPU, not checked\n", isa_name(isa));
+      continue;
+    }
+    for (int round = 0; round < rounds; ++round) {
+      Case c;
+      const int kernels[][2] = {{3, 3}, {3, 3}, {3, 3}, {1, 1}, {1, 3}, {5, 5}, {7, 7}};
+      const int* kernel = kernels[pick(0, 6)];
+      c.kernel_h = kernel[0];
+      c.kernel_w = kernel[1];
+      c.stride = pick(1, 2);
+      c.pad = pick(0, 3) ? std::min(c.kernel_h, c.kernel_w) / 2 : 0;
+      c.h = pick(std::max(1, c.kernel_h - 2 * c.pad), 19);
+      c.w = pick(std::max(1, c.kernel_w - 2 * c.pad), 19);
+      c.in = pick(1, 5) * pick(1, 16);
+      c.out = pick(1, 5) * pick(1, 10);
+      c.integer = pick(0, 2) != 0;
+      c.residual = static_cast<Residual>(pick(0, 2));
+      c.output = static_cast<Output>(pick(0, 1));
+      c.extreme = pick(0, 3) == 0;
+      check(c, isa, true, random);
+      check(c, isa, false, random);
+      checks += 2;
+    }
+    // The exact kernel's limit: 114 channels of extreme values still fit, at 120 it must step back.
+    for (const int channels : {64, 112, 114, 115, 116, 120, 256}) {
+      check({5, 6, channels, 16, 3, 3, 1, 1, true, Residual::none, Output::f32, true}, isa, true, random);
+      ++checks;
+    }
+  }
+  std::printf("%d checks, %d failures\n", checks, failures);
+  return failures != 0;
+}
+
+void bench(const Case& which, Isa isa, bool winograd) {
+  std::mt19937 random(1);
+  Problem problem(which, random);
+  const Convolution kernel(problem.conv, kernels_of(isa), winograd);
+  Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output == Output::f32);
+  Buffer sums(4 * round_up(which.out, kBlock)), none;
+  Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
+  const ConvArgs args = problem.bind(kernel, out, sums, scratch);
+  std::vector<double> times;
+  for (int i = 0; i < 41; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int j = 0; j < 20; ++j) kernel.run(args);
+    times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() / 20);
+  }
+  std::sort(times.begin(), times.end());
+  const double macs = static_cast<double>(problem.out_h) * problem.out_w * which.out * which.in * which.kernel_h * which.kernel_w;
+  std::printf("%-26s %3dx%-3d %3d -> %3d %dx%d/%d: %7.2f us (min %7.2f), %6.1f GMAC/s\n", kernel.kernel_name().c_str(), which.h, which.w,
+              which.in, which.out, which.kernel_h, which.kernel_w, which.stride, times[times.size() / 2], times[0], macs / times[times.size() / 2] / 1e3);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && !std::strcmp(argv[1], "--bench")) {
+    for (const Isa isa : {Isa::avx2, Isa::avx512_vnni}) {
+      if (!isa_supported(isa)) continue;
+      for (const bool integer : {true, false}) {
+        for (const bool winograd : {true, false}) {
+          const Residual residual = integer ? Residual::u8 : Residual::f32;
+          const Output output = integer ? Output::u8 : Output::f32;
+          bench({32, 32, 16, 16, 3, 3, 1, 1, integer, residual, output, false}, isa, winograd);
+          bench({16, 16, 32, 32, 3, 3, 1, 1, integer, residual, output, false}, isa, winograd);
+          bench({8, 8, 64, 64, 3, 3, 1, 1, integer, residual, output, false}, isa, winograd);
+        }
+        bench({32, 32, 16, 32, 3, 3, 2, 1, integer, Residual::none, integer ? Output::u8 : Output::f32, false}, isa, true);
+        bench({32, 32, 16, 32, 1, 1, 2, 0, integer, Residual::none, Output::f32, false}, isa, true);
+      }
+    }
+    return 0;
+  }
+  return run_checks(argc > 1 ? std::atoi(argv[1]) : 300);
+}
