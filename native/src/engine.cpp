@@ -176,6 +176,7 @@ class Runner {
   float* gate_part(int part) { return arena_.gate.as<float>() + part * plan_.padded_width; }
 
   void start_gate(const RunRequest& request, std::size_t index) {
+    if (plan_.gate_kind == GateKind::none) return;
     std::memset(gate_part(0), 0, sizeof(float) * 2 * static_cast<std::size_t>(plan_.padded_width));
     if (plan_.budget.size() == 0 || !request.budgets) return;
     const float encoded = std::log10(request.budgets[index]) / 1.5f + 1.f;
@@ -184,6 +185,7 @@ class Runner {
   }
 
   int decide(const PlannedBlock& block) {
+    if (plan_.gate_kind == GateKind::none) return 0;
     const PlannedGate& gate = plan_.gates[static_cast<std::size_t>(block.gate)];
     mean(gate.channels, block.pooled_factor);
     GateArgs a{};

@@ -232,12 +232,43 @@ void bench(const Case& which, Isa isa, bool winograd) {
               which.in, which.out, which.kernel_h, which.kernel_w, which.stride, times[times.size() / 2], times[0], macs / times[times.size() / 2] / 1e3);
 }
 
+void bench_gate(Isa isa, int channels) {
+  constexpr int kWidth = 10, kPadded = 16, kOptions = 8;
+  const Buffer embed(sizeof(float) * (channels + 1) * kPadded), lstm(sizeof(float) * (2 * kWidth + 1) * 4 * kPadded);
+  const Buffer out(sizeof(float) * (kWidth + 1) * kOptions), pooled(sizeof(float) * channels);
+  Buffer state(sizeof(float) * (2 * kPadded + kOptions));
+  GateArgs a{};
+  a.pooled = pooled.as<float>();
+  a.channels = channels;
+  a.width = kWidth;
+  a.padded_width = kPadded;
+  a.options = 3;
+  a.padded_options = kOptions;
+  a.recurrent = true;
+  a.embed = embed.as<float>();
+  a.lstm = lstm.as<float>();
+  a.out = out.as<float>();
+  a.hidden = state.as<float>();
+  a.cell = a.hidden + kPadded;
+  a.logits = a.cell + kPadded;
+  std::vector<double> times;
+  int chosen = 0;
+  for (int i = 0; i < 41; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int j = 0; j < 1000; ++j) chosen += kernels_of(isa).gate(a);
+    times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() / 1000);
+  }
+  std::sort(times.begin(), times.end());
+  std::printf("%s gate, %d channels, LSTM of 10: %.3f us (min %.3f)%s\n", kernels_of(isa).name, channels, times[times.size() / 2], times[0], chosen ? "!" : "");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc > 1 && !std::strcmp(argv[1], "--bench")) {
     for (const Isa isa : {Isa::avx2, Isa::avx512_vnni}) {
       if (!isa_supported(isa)) continue;
+      for (const int channels : {16, 32, 64}) bench_gate(isa, channels);
       for (const bool integer : {true, false}) {
         for (const bool winograd : {true, false}) {
           const Residual residual = integer ? Residual::u8 : Residual::f32;

@@ -12,11 +12,7 @@ namespace {
 
 // An intrinsic here makes GCC 12 copy and spill accumulators in the rolled loop.
 static inline void dot(__m512i& sum, __m512i levels, __m512i weights) {
-#if defined(FRACSKIP_EMULATED)
-  sum = _mm512_dpbusd_epi32(sum, levels, weights);
-#else
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(levels), "v"(weights));
-#endif
 }
 
 static inline __m512i spread(const std::uint8_t* from) {

@@ -9,8 +9,8 @@
 namespace fracskip {
 namespace avx2 {
 
-using IntLanes = std::uint32_t __attribute__((vector_size(32)));  // modulo 2^32
-using FloatLanes = float __attribute__((vector_size(32)));
+using IntLanes = std::uint32_t __attribute__((vector_size(32), may_alias));  // modulo 2^32
+using FloatLanes = float __attribute__((vector_size(32), may_alias));
 
 // Channel sums of one block of 16 channels while its pixels go by.
 struct Sums {

@@ -54,29 +54,43 @@ static inline Lanes hyperbolic_tangent(Lanes x) {
   return x > 0.f ? t : -t;
 }
 
-// out += in · weights; weights (count, width). `Groups` vectors stay in registers.
-template <int Groups>
+// out += in · weights; weights (count, width). `Groups` vectors stay in registers, in `Ways` partial
+// sums, because one sum would wait for itself at every step.
+template <int Groups, int Ways>
 static inline void multiply_groups(const float* in, int count, const float* weights, int width,
                                    float* out) {
-  Lanes sum[Groups];
-  for (int g = 0; g < Groups; ++g) sum[g] = load(out + g * kLanes);
-  for (int i = 0; i < count; ++i) {
-    for (int g = 0; g < Groups; ++g) sum[g] += in[i] * load(weights + i * width + g * kLanes);
+  Lanes sum[Ways][Groups] = {};
+  int i = 0;
+  for (; i + Ways <= count; i += Ways) {
+#pragma GCC unroll 4
+    for (int way = 0; way < Ways; ++way) {
+#pragma GCC unroll 4
+      for (int g = 0; g < Groups; ++g) {
+        sum[way][g] += in[i + way] * load(weights + (i + way) * width + g * kLanes);
+      }
+    }
   }
-  for (int g = 0; g < Groups; ++g) store(out + g * kLanes, sum[g]);
+  for (; i < count; ++i) {
+    for (int g = 0; g < Groups; ++g) sum[0][g] += in[i] * load(weights + i * width + g * kLanes);
+  }
+  for (int g = 0; g < Groups; ++g) {
+    Lanes total = sum[0][g];
+    for (int way = 1; way < Ways; ++way) total += sum[way][g];
+    store(out + g * kLanes, load(out + g * kLanes) + total);
+  }
 }
 
 static inline void multiply(const float* in, int count, const float* weights, int width,
                             float* out) {
   int done = 0;
   for (; done + 4 * kLanes <= width; done += 4 * kLanes) {
-    multiply_groups<4>(in, count, weights + done, width, out + done);
+    multiply_groups<4, 2>(in, count, weights + done, width, out + done);
   }
   for (; done + 2 * kLanes <= width; done += 2 * kLanes) {
-    multiply_groups<2>(in, count, weights + done, width, out + done);
+    multiply_groups<2, 4>(in, count, weights + done, width, out + done);
   }
   for (; done < width; done += kLanes) {
-    multiply_groups<1>(in, count, weights + done, width, out + done);
+    multiply_groups<1, 4>(in, count, weights + done, width, out + done);
   }
 }
 

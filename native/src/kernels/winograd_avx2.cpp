@@ -17,7 +17,7 @@ namespace fracskip {
 namespace avx2 {
 namespace {
 
-using ShortLanes = std::int16_t __attribute__((vector_size(32)));
+using ShortLanes = std::int16_t __attribute__((vector_size(32), may_alias));
 
 template <class T>
 static inline T twice(T x) { return x + x; }
