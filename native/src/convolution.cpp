@@ -112,6 +112,12 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
   bias_ = padded(conv.bias, out);
 }
 
+const void* Convolution::move_weights(void* to) {
+  std::memcpy(to, weights_.as<void>(), weights_.size());
+  weights_ = Buffer();
+  return to;
+}
+
 ConvArgs Convolution::arguments() const {
   ConvArgs a{};
   a.in_channels = in_;

@@ -21,6 +21,10 @@ class Convolution {
   ConvArgs arguments() const;
   void run(const ConvArgs& args) const { function_(args); }
 
+  // Packed weights may be moved together: `to` then holds them, for as long as this lives.
+  std::size_t weight_bytes() const { return weights_.size(); }
+  const void* move_weights(void* to);
+
   // Needs the output's size and the strides.
   std::size_t scratch_bytes(const ConvArgs& args) const { return widens_ ? widened_scratch(args) : scratch_; }
   const std::string& kernel_name() const { return name_; }

@@ -8,21 +8,31 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels/kernels.hpp"
 
 namespace fracskip {
 
 inline constexpr std::size_t kAlignment = 64;
+inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// Zeroed bytes on a cache line's boundary.
+// Zeroed bytes on a cache line's boundary; large ones on huge pages where the system has them
+// (megabytes of weights in 4 KiB pages miss the TLB at every turn).
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::size_t bytes) : size_(bytes) {
     if (bytes == 0) return;
-    const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(std::aligned_alloc(kAlignment, rounded));
+    const std::size_t alignment = bytes >= kHugePage / 2 ? kHugePage : kAlignment;
+    const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    data_.reset(std::aligned_alloc(alignment, rounded));
     if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+    if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
+#endif
     std::memset(data_.get(), 0, rounded);
   }
 

@@ -74,6 +74,7 @@ ConvStep Plan::step(const Conv& conv, int in, int out) {
   convolutions.push_back(std::make_unique<Convolution>(conv, kernels));
   ConvStep s;
   s.conv = convolutions.back().get();
+  s.number = convolutions.size() - 1;
   s.args = s.conv->arguments();
   s.args.out_type = layouts[out].is_float ? Output::f32 : Output::u8;
   s.args.relu = true;
@@ -197,7 +198,11 @@ void Plan::plan_gates(const Network& network) {
   const Gate& gate = network.gate;
   gate_kind = gate.kind;
   options = static_cast<int>(network.option_bits.size());
-  if (gate_kind == GateKind::none) return;
+  if (gate_kind == GateKind::none) {
+    // Blocks of a static network are gated by nobody: their one option is the decision.
+    for (const PlannedBlock& block : blocks) gates.resize(gates.size() + (block.gate != kNone));
+    return;
+  }
   gate_width = gate.width;
   padded_width = round_up(gate_width, 8);
   padded_options = round_up(options, 8);
@@ -238,7 +243,19 @@ void Plan::finish() {
     layouts[i] = Layout::make(l.h, l.w, l.c, l.border, l.is_float, !pixels);
     most_channels = std::max(most_channels, round_up(l.c, kBlock));
   }
-  const auto place = [this](ConvStep& s) {
+  const auto rounded = [](std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
+  std::size_t total = 0;
+  for (const auto& conv : convolutions) total += rounded(conv->weight_bytes());
+  weights = Buffer(total);
+  std::vector<const void*> packed;
+  char* next = weights.as<char>();
+  for (const auto& conv : convolutions) {
+    char* const here = next;
+    next += rounded(conv->weight_bytes());
+    packed.push_back(conv->move_weights(here));
+  }
+  const auto place = [this, &packed](ConvStep& s) {
+    s.args.weights = packed[s.number];
     const Layout &in = layouts[s.in], &out = layouts[s.out];
     s.args.in_row = in.row;
     s.args.in_pixel = in.pixel;

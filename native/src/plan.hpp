@@ -17,6 +17,7 @@ inline constexpr int kNone = -1;
 // A convolution between activations, given by their numbers in `Plan::layouts`.
 struct ConvStep {
   const Convolution* conv = nullptr;
+  std::size_t number = 0;  // in `Plan::convolutions`
   ConvArgs args{};  // without pointers to activations
   int in = kNone, out = kNone, residual = kNone;
   bool sums = false;  // whether it writes the stream, whose channel sums the next gate reads
@@ -64,6 +65,7 @@ struct Plan {
   const KernelSet& kernels;
   std::vector<Layout> layouts;
   std::vector<std::unique_ptr<Convolution>> convolutions;
+  Buffer weights;  // of all convolutions, in the order of execution
   int image = kNone;
   std::vector<float> pixel_values;  // (channels, 256): the normalised value of a byte
   std::vector<StemStep> stem;

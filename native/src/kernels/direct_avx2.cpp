@@ -45,11 +45,10 @@ struct FloatMath {
 };
 
 template <class Math, int Pixels, Residual R, Output O>
-static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums& sums) {
+static inline void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
   using Weight = typename Math::Weight;
   constexpr int kHalf = 8 * Math::kGroup;
   const int groups = (a.in_channels + Math::kGroup - 1) / Math::kGroup;
-  const int step = a.stride_w * a.in_pixel;
   const Weight* weight = static_cast<const Weight*>(a.weights) +
                          static_cast<std::ptrdiff_t>(block) * a.kernel_h * a.kernel_w * groups * 2 * kHalf;
   typename Math::Sum sum[kPixels][2];
@@ -58,7 +57,7 @@ static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums& s
     for (int x = 0; x < a.kernel_w; ++x) {
       const typename Math::In* in = static_cast<const typename Math::In*>(a.in) +
                                     (h * a.stride_h + y) * a.in_row +
-                                    static_cast<std::ptrdiff_t>(w * a.stride_w + x) * a.in_pixel;
+                                    static_cast<std::ptrdiff_t>(w) * step + static_cast<std::ptrdiff_t>(x) * a.in_pixel;
       for (int g = 0; g < groups; ++g, weight += 2 * kHalf, in += Math::kGroup) {
         const auto first = Math::load(weight), second = Math::load(weight + kHalf);
 #pragma GCC unroll 4
@@ -82,17 +81,23 @@ static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums& s
 }
 
 template <class Math, Residual R, Output O>
-static void direct(const ConvArgs& a) {
+static void direct(ConvArgs a) {
+  // Where pixels lie side by side, a row of taps is one long run of channels.
+  const int step = a.stride_w * a.in_pixel;
+  if (a.in_pixel == a.in_channels) {
+    a.in_channels *= a.kernel_w;
+    a.kernel_w = 1;
+  }
   for (int block = 0; block < a.out_blocks; ++block) {
     Sums sums;
     sums.clear();
     for (int h = 0; h < a.out_h; ++h) {
       int w = 0;
-      for (; w + kPixels <= a.out_w; w += kPixels) row_piece<Math, 4, R, O>(a, h, w, block, sums);
+      for (; w + kPixels <= a.out_w; w += kPixels) row_piece<Math, 4, R, O>(a, step, h, w, block, sums);
       switch (a.out_w - w) {
-        case 3: row_piece<Math, 3, R, O>(a, h, w, block, sums); break;
-        case 2: row_piece<Math, 2, R, O>(a, h, w, block, sums); break;
-        case 1: row_piece<Math, 1, R, O>(a, h, w, block, sums); break;
+        case 3: row_piece<Math, 3, R, O>(a, step, h, w, block, sums); break;
+        case 2: row_piece<Math, 2, R, O>(a, step, h, w, block, sums); break;
+        case 1: row_piece<Math, 1, R, O>(a, step, h, w, block, sums); break;
         default: break;
       }
     }
