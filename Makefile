@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH ?= torch>=2.8
 
-.PHONY: demo test lint bundled-results resume-proof training-cost clean
+.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-skip clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
@@ -30,12 +30,28 @@ bundled-results: $(VENV)/demo.stamp
 	$(BIN)/fracskip eval bundled --data cifar10 --json results/eval_bundled_cifar10.json
 
 # 2,000 steps, killed at ten random moments and resumed: the same weights, bit for bit.
-resume-proof: $(VENV)/demo.stamp
+resume-proof: $(VENV)/train.stamp
 	$(BIN)/python tools/prove_resume.py --steps 2000 --kills 10 --json results/resume_proof.json
 
 # What a step of joint training costs, in plain steps.
-training-cost: $(VENV)/demo.stamp
+training-cost: $(VENV)/train.stamp
 	$(BIN)/python benchmarks/training_cost.py --json results/training_cost.json
+
+# The bundled network as an ONNX model in ONNX Runtime, against torch, on the whole test set.
+onnx-check: $(VENV)/test.stamp
+	$(BIN)/fracskip data cifar10
+	$(BIN)/python tools/check_onnx.py --json results/onnx_bundled.json
+
+# The bundled network beside other engines that run its backbone, one image at a time.
+bench-r38: $(VENV)/bench.stamp
+	$(BIN)/fracskip data cifar10
+	$(BIN)/fracskip bench bundled --backbone models/resnet38_cifar10.safetensors \
+	  --json results/bench_r38.json --figure results/bench_r38.svg
+
+# Whether skipping blocks saves time in proportion.
+bench-skip: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/skip_proportional.py \
+	  --json results/skip_proportional.json --figure results/skip_proportional.svg
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,12 +65,23 @@ $(VENV)/torch.stamp: $(VENV)/python.stamp
 	 else echo 'torch: no CPU build found, installing the default one'; $(PIP) '$(TORCH)'; fi
 	touch $@
 
-$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
+# No torch: the native engine runs the bundled network. Without a C++17 compiler it takes torch.
+$(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml
+	$(PIP) --editable '.[report]'
+	@$(BIN)/python -c 'import fracskip.runtime._native' 2>/dev/null || \
+	  { echo 'no native engine was built: torch will run the network'; $(MAKE) $(VENV)/torch.stamp; }
+	touch $@
+
+$(VENV)/train.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 	$(PIP) --editable '.[train,report]'
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp
+$(VENV)/test.stamp: $(VENV)/train.stamp
 	$(PIP) --editable '.[train,report,dev]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/train.stamp
+	$(PIP) --editable '.[train,report,bench]'
 	touch $@
 
 clean:

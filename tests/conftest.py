@@ -148,3 +148,14 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save(make_net(), path, notes={"recipe": "tiny"})
     return path
+
+
+@pytest.fixture(scope="session")
+def bundle_file(tmp_path_factory: pytest.TempPathFactory, checkpoint_file: Path) -> Path:
+    """The same network as a bundle. Not to be written to."""
+    from fracskip.checkpoint import load
+    from fracskip.export.bundle import export_bundle
+
+    path = tmp_path_factory.mktemp("bundle") / "tiny.fsk"
+    export_bundle(load(checkpoint_file), path)
+    return path

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from fracskip.checkpoint import read_package
-from fracskip.devices import versions
+from fracskip.machine import versions
 
 NAME = "proof"
 BATCH, TRAIN, VALIDATION, TEST, SIDE = 8, 160, 12, 12, 8

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fracskip.errors import (
+    BundleError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     from fracskip.data import load_sample
     from fracskip.dynamic import DynamicNetwork, Output, build_network, preprocess
     from fracskip.evaluation import evaluate
+    from fracskip.export.bundle import export_bundle
+    from fracskip.runtime import InferenceSession, RunResult
 
 _LAZY = {
     "DynamicNetwork": "fracskip.dynamic",
+    "InferenceSession": "fracskip.runtime",
     "Output": "fracskip.dynamic",
+    "RunResult": "fracskip.runtime",
     "build_network": "fracskip.dynamic",
     "evaluate": "fracskip.evaluation",
+    "export_bundle": "fracskip.export.bundle",
     "load": "fracskip.checkpoint",
     "load_sample": "fracskip.data",
     "preprocess": "fracskip.dynamic",
@@ -38,18 +44,22 @@ _LAZY = {
 }
 
 __all__ = [
+    "BundleError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DynamicNetwork",
     "FracskipError",
+    "InferenceSession",
     "MissingExtraError",
     "Option",
     "OptionSet",
     "Output",
+    "RunResult",
     "__version__",
     "build_network",
     "evaluate",
+    "export_bundle",
     "load",
     "load_sample",
     "preprocess",

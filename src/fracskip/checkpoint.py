@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pickletools
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,11 +25,11 @@ from torch import Tensor, nn
 from fracskip.config import ModelSpec, explain
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import CheckpointError
+from fracskip.files import split_safetensors, write_atomically
 
 SCHEMA = "fracskip.checkpoint"
 VERSION = 1
 BUNDLED = {"bundled": "dfs_resnet38_cifar10.safetensors"}
-_MAX_HEADER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -62,31 +58,6 @@ def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either the old one or the new one, never a part of either.
-
-    Raises:
-        CheckpointError: if the disk is full or the folder cannot be written; the old file is
-            untouched.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} could not be written ({error.strerror or error}); what was there before is "
-            "unchanged: free some space or choose another folder, then resume"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
 def write_package(
     path: str | Path, schema: str, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> str:
@@ -103,16 +74,6 @@ def write_package(
     return digest
 
 
-def _is_pickle(data: bytes) -> bool:
-    """Whether bytes are a pickle, or a ZIP file, which is where torch.save puts one."""
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return True
-    # Protocols 0 and 1 have no mark: read the opcodes (which runs nothing) up to STOP.
-    with suppress(Exception):
-        return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(data))
-    return False
-
-
 def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
     """A safetensors file's bytes and its header's metadata."""
     try:
@@ -124,18 +85,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
         ) from None
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    size = int.from_bytes(data[:8], "little")
-    header = data[8 : 8 + size]
-    if len(data) < 8 or size > _MAX_HEADER_BYTES or len(header) < size:
-        if _is_pickle(data):
-            raise CheckpointError(
-                f"{path} is a pickle (as torch.save writes them); fracskip never loads one, "
-                "because it can run code: save the state as safetensors"
-            )
-        raise CheckpointError(
-            f"{path} is no complete safetensors file ({len(data)} bytes); copy it again or give "
-            "another"
-        )
+    header, _ = split_safetensors(data, path)
     try:
         meta = json.loads(header).get("__metadata__")
     except (ValueError, AttributeError, RecursionError):
@@ -162,6 +112,11 @@ def read_package(path: str | Path, schema: str) -> Package:
         raise CheckpointError(
             f"{path} is a plain safetensors file without fracskip's metadata; a backbone's "
             "weights go into a recipe's backbone.load, then train"
+        )
+    if "digest" in meta:
+        raise CheckpointError(
+            f"{path} is a bundle, not a checkpoint: run it with fracskip.InferenceSession (the "
+            "command line knows bundles by the suffix .fsk)"
         )
     try:
         head = json.loads(meta["fracskip"])
@@ -225,15 +180,30 @@ def apply_state(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | 
 
 
 def load_backbone(path: str | Path, module: nn.Module) -> str:
-    """Loads plain weights with torchvision's parameter names. Returns the file's SHA-256.
+    """Loads a plain network. Returns the file's SHA-256.
+
+    Args:
+        path: Plain weights with torchvision's parameter names, or a checkpoint of a static network
+            in full precision (an option set of 'full' alone), which holds the same.
+        module: The network to fill.
 
     Raises:
         CheckpointError: if the file is damaged or does not fit.
     """
     path = Path(path)
-    data, _ = _read(path)
+    data, meta = _read(path)
     tensors = _parse(path, data)
-    for name, value in module.state_dict().items():
+    own = module.state_dict()
+    if meta and "fracskip" in meta:
+        package = read_package(path, SCHEMA)
+        if package.meta.get("spec", {}).get("options") != ["full"]:
+            raise CheckpointError(
+                f"{path} is a dynamic network; a backbone is plain weights, or a checkpoint whose "
+                "options are 'full' alone"
+            )
+        inside = {f"backbone.{name}": name for name in own}
+        tensors = {inside[key]: value for key, value in package.tensors.items() if key in inside}
+    for name, value in own.items():
         # torch's step counter of BatchNorm; other writers leave it out.
         if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, value)

@@ -96,10 +96,22 @@ class QuantConfig(_Frozen):
             BatchNorm per option, gradients masked where clipped) or 'paper' (affine per tensor,
             min/max, one range and one BatchNorm for all widths).
         calibration_images: Training images that initialise ranges and BatchNorm statistics.
+        stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
+            learned step per stage; the first block and projection shortcuts then run at 8 bits
+            too). Only 'modern' quantisation has the latter.
     """
 
     scheme: Literal["modern", "paper"] = "modern"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
+    stream: Literal["float", "int8"] = "float"
+
+    @model_validator(mode="after")
+    def _integers_are_modern(self) -> QuantConfig:
+        if self.stream == "int8" and self.scheme == "paper":
+            raise ValueError(
+                "stream 'int8' needs scheme 'modern': the paper's affine ranges have no fixed grid"
+            )
+        return self
 
 
 class GateConfig(_Frozen):
@@ -109,11 +121,24 @@ class GateConfig(_Frozen):
         kind: 'recurrent' (the paper's: one shared LSTM over the blocks) or 'feedforward'.
         width: Features a gate sees of its block's input, and the LSTM's width.
         budget_input: Whether the gate also takes the target budget as an input.
+        standardise: Whether calibration scales the gate's weights so that its logits start with
+            deviation 1 over images. Without it, pooled inputs that hardly differ between images
+            leave decisions that do not either, and a small gradient to change it.
+        block_bias: Whether a recurrent gate, whose output layer all blocks share, also has a bias
+            of each block's own. (A feedforward gate has an output layer per block anyway.)
     """
 
     kind: Literal["recurrent", "feedforward"] = "recurrent"
     width: Annotated[int, Field(ge=1)] = 10
     budget_input: bool = False
+    standardise: bool = False
+    block_bias: bool = False
+
+    @model_validator(mode="after")
+    def _biases_are_shared_once(self) -> GateConfig:
+        if self.block_bias and self.kind != "recurrent":
+            raise ValueError("block_bias is for 'recurrent': a feedforward gate has one per block")
+        return self
 
 
 class OptimConfig(_Frozen):
@@ -154,16 +179,20 @@ class BackboneStage(_Frozen):
 
 
 class GateStage(_Frozen):
-    """Stage 2: gates alone, until they choose the most precise option everywhere.
+    """Stage 2: gates alone, until they choose one option everywhere.
 
     Attributes:
-        epochs: Passes over the training set; forward only, so each costs about a third of one.
-        confidence: The probability that the gates learn to give the most precise option. Below 1
-            so that the softmax is not saturated when the joint stage begins.
+        epochs: Passes over the training set; forward only, so each costs about a third of one. With
+            0 only the gates' output bias is set: decisions then differ from image to image at once.
+        option: The option they learn to choose, from whose cost the joint stage descends; '' is
+            the most precise.
+        confidence: The probability that the gates learn to give it. Below 1 so that the softmax
+            is not saturated when the joint stage begins.
         lr: Of Adam.
     """
 
     epochs: Count = 1
+    option: Annotated[str, BeforeValidator(str)] = ""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     lr: Positive = 3e-3
 
@@ -179,11 +208,20 @@ class JointStage(_Frozen):
         target: The computation percentage to reach, as a share (0.05 is 5%).
         optim: The weights' optimiser; its schedule also drives the gates' learning rate.
         gate_lr: Highest learning rate of the gates (Adam).
-        objective: 'price' (a multiplier raised while the cost is above target) or 'paper' (the
-            sign of the error times `beta`).
-        price_rate: How fast the price follows the error, per step.
+        objective: 'price' (a multiplier raised while the cost is above target), 'balance' (a lean
+            on all decisions holds the cost at the target, and the price is the one at which the
+            gates have no drift to more or less computation) or 'paper' (the sign of the error
+            times `beta`).
+        price_rate: How fast the price follows the error ('balance': the drift), per step.
+        lean_rate: How fast the lean of 'balance' answers an error, per step.
+        distillation: Weight of the divergence from the backbone's own predictions, the
+            cross-entropy keeping the rest (0: no teacher). Costs a third of a backbone step.
+        distillation_temperature: Softens both predictions.
+        diversity: Weight of a reward on what decisions tell of their image (the mutual
+            information, averaged over blocks; 0: none).
         beta: The paper's factor, for a batch of 128 images.
-        descent: Share of the stage in which the target falls from 100% to `target`.
+        descent: Share of the stage in which the target falls from the cost of `gates.option` to
+            `target`.
         exploration: Scale of the Gumbel noise on the gates' logits; it falls to zero.
         exploration_until: Share of the stage after which there is no noise.
         temperature: Of the softmax that carries the gates' gradient. Decisions do not depend on it;
@@ -200,8 +238,12 @@ class JointStage(_Frozen):
     target: Fraction = 0.05
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
     gate_lr: Positive = 2e-3
-    objective: Literal["price", "paper"] = "price"
+    objective: Literal["price", "balance", "paper"] = "price"
     price_rate: Positive = 0.01
+    lean_rate: Positive = 0.5
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distillation_temperature: Positive = 2.0
+    diversity: NonNegative = 0.0
     beta: Positive = 1e-5
     descent: Annotated[float, Field(ge=0, lt=1)] = 0.3
     exploration: NonNegative = 1.0
@@ -256,6 +298,18 @@ class Recipe(_Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     # Where the recipe's file lies; no part of what the run is, so it stays out of records.
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _gates_start_at_an_option(self) -> Recipe:
+        if self.gates.option and len(self.option_set) > 1:
+            self.option_set.index(self.gates.option)
+        return self
+
+    @property
+    def start_option(self) -> int:
+        """Index of the option that the gates learn to choose first."""
+        option = self.gates.option
+        return self.option_set.index(option) if option else self.option_set.top
 
     @property
     def backbone_path(self) -> Path | None:

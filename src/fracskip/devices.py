@@ -1,15 +1,11 @@
-"""Where to compute: the device, its precision, its threads."""
+"""Where torch computes: the device, its precision, its threads."""
 
 from __future__ import annotations
-
-import os
-import platform
-from importlib import metadata
 
 import torch
 
 from fracskip.errors import ConfigError
-from fracskip.version import __version__
+from fracskip.machine import describe_processor
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -47,24 +43,4 @@ def describe(device: torch.device) -> str:
     """The device in words: the GPU's name, or the processor and how many threads are used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        name = models[0] if models else name
-    except OSError:
-        pass
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version(), "fracskip": __version__}
-    for package in ("torch", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return describe_processor(torch.get_num_threads())

@@ -21,5 +21,9 @@ class CheckpointError(FracskipError, ValueError):
     """A checkpoint that is damaged, foreign, of another schema, or does not fit."""
 
 
+class BundleError(CheckpointError):
+    """A deployment bundle that is damaged, foreign, or says something impossible."""
+
+
 class MissingExtraError(FracskipError, ImportError):
     """A feature whose optional dependency is not installed."""

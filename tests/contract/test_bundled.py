@@ -5,13 +5,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fracskip import checkpoint
 from fracskip.data import ImageSet, load_sample
 from fracskip.dynamic import DynamicNetwork
-from fracskip.evaluation import evaluate
+from fracskip.evaluation import evaluate, predict
+from fracskip.export.bundle import bundle_of
 from fracskip.report.records import EvaluationRecord, RunRecord
+from fracskip.runtime import InferenceSession
+from fracskip.runtime.bundle import read_bundle, resolve
 
 ASSETS = Path(str(resources.files("fracskip") / "assets"))
 RUN = ASSETS / "dfs_resnet38_cifar10.run.json"
@@ -89,6 +93,28 @@ def test_it_does_here_what_it_did_there(measured: dict[str, Any], run: dict[str,
     assert measured["images"] == 1000
     assert measured["accuracy"] == pytest.approx(run["test"]["accuracy"], abs=0.02)
     assert measured["cp"] == pytest.approx(run["test"]["cp"], abs=0.01)
+
+
+def test_the_bundle_is_the_checkpoint_exported(bundled: DynamicNetwork) -> None:
+    bundle = read_bundle("bundled")
+    plan, tensors = bundle_of(bundled)
+    assert bundle.plan == plan
+    assert plan.source == bundled.digest
+    assert bundle.tensors.keys() == tensors.keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(bundle.tensors[name], value, err_msg=name)
+    assert resolve("bundled").stat().st_size < 4 * MEBIBYTE
+
+
+@pytest.mark.parametrize("engine", ["auto", "portable"])
+def test_engines_decide_and_classify_as_the_network_does(
+    bundled: DynamicNetwork, sample: ImageSet, engine: Any
+) -> None:
+    few = sample.images[:300]
+    wanted, found = predict(bundled, few), predict(InferenceSession("bundled", engine=engine), few)
+    assert (wanted.decisions == found.decisions).mean() > 0.998
+    # Where a value lies on the edge of a level, engines may round it either way.
+    assert (wanted.predicted == found.predicted).mean() >= 0.98
 
 
 def test_its_decisions_depend_on_the_image(measured: dict[str, Any]) -> None:

@@ -132,18 +132,22 @@ def test_how_the_digest_is_made(checkpoint_file: Path) -> None:
 
 def test_public_names() -> None:
     assert fracskip.__all__ == [
+        "BundleError",
         "CheckpointError",
         "ConfigError",
         "DataError",
         "DynamicNetwork",
         "FracskipError",
+        "InferenceSession",
         "MissingExtraError",
         "Option",
         "OptionSet",
         "Output",
+        "RunResult",
         "__version__",
         "build_network",
         "evaluate",
+        "export_bundle",
         "load",
         "load_sample",
         "preprocess",
@@ -151,7 +155,7 @@ def test_public_names() -> None:
     ]
     for name in fracskip.__all__:
         assert getattr(fracskip, name) is not None
-    for name in ("CheckpointError", "ConfigError", "DataError", "MissingExtraError"):
+    for name in ("BundleError", "CheckpointError", "ConfigError", "DataError", "MissingExtraError"):
         assert issubclass(getattr(fracskip, name), fracskip.FracskipError)
 
 

@@ -17,16 +17,29 @@ SURFACE = {
         "--set": ("KEY=VALUE", False, "+"),
     },
     "eval": {
-        "checkpoint": ("CHECKPOINT", True, 1),
+        "checkpoint": ("NETWORK", True, 1),
         "--data": ("NAME", True, 1),
         "--split": (("train", "test"), False, 1),
         "--limit": ("N", False, 1),
         "--json": ("FILE", False, 1),
     },
     "predict": {
-        "checkpoint": ("CHECKPOINT", True, 1),
+        "checkpoint": ("NETWORK", True, 1),
         "images": ("IMAGE", True, "+"),
         "--json": ("FILE", False, 1),
+    },
+    "export": {"checkpoint": ("CHECKPOINT", True, 1), "--to": ("FILE", True, 1)},
+    "bench": {
+        "model": ("NETWORK", True, 1),
+        "--engines": ("NAMES", False, 1),
+        "--threads": ("N", False, 1),
+        "--images": ("N", False, 1),
+        "--rounds": ("N", False, 1),
+        "--data": ("NAME", False, 1),
+        "--backbone": ("FILE", False, 1),
+        "--frontier": ("FILE", False, "+"),
+        "--json": ("FILE", False, 1),
+        "--figure": ("FILE", False, 1),
     },
     "report": {"records": ("RUN_OR_RECORD", True, "+"), "--out": ("FILE", False, 1)},
     "data": {"name": ("NAME", True, 1), "--from": ("DIR", False, 1)},
@@ -84,6 +97,19 @@ def test_defaults() -> None:
         "checkpoint": "c",
         "images": ["i"],
         "json": None,
+    }
+    assert vars(parse(["bench", "b"])) == {
+        "command": "bench",
+        "model": "b",
+        "engines": None,
+        "threads": 1,
+        "images": 2000,
+        "rounds": 10,
+        "data": None,
+        "backbone": None,
+        "frontier": [],
+        "json": None,
+        "figure": None,
     }
     assert parse(["report", "a", "b"]).out == "fracskip-report.html"
     assert vars(parse(["data", "n"])) == {"command": "data", "name": "n", "source": None}

@@ -7,17 +7,20 @@ import json
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fracskip.cli import console
 from fracskip.config import load_recipe
 from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
-from fracskip.errors import DataError, MissingExtraError
-
-if TYPE_CHECKING:
-    from fracskip.dynamic import DynamicNetwork
+from fracskip.errors import ConfigError, DataError, MissingExtraError
+from fracskip.evaluation import evaluate, predict, subject_of
+from fracskip.evaluation.subject import Card, Network
+from fracskip.machine import cores
+from fracskip.runtime import InferenceSession
+from fracskip.runtime.bundle import BUNDLED, SUFFIX
+from fracskip.runtime.session import MAX_THREADS
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 DEMO_RECORD, DEMO_REPORT = "fracskip-demo.json", "fracskip-demo.html"
@@ -32,19 +35,21 @@ def _write_json(path: str, value: Any) -> None:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def _load(name: str) -> DynamicNetwork:
-    """A checkpoint's network, on the best device there is."""
+def _load(name: str) -> Network:
+    """A bundle on all cores, without torch; or a checkpoint on the best device there is."""
+    if name in BUNDLED or Path(name).suffix == SUFFIX:
+        return InferenceSession(name, threads=min(cores(), MAX_THREADS))
     from fracskip.checkpoint import load
     from fracskip.devices import pick_device
 
     return load(name).to(pick_device())
 
 
-def _check_classes(net: DynamicNetwork, data: ImageSet, name: str) -> None:
-    if data.class_names != net.spec.class_names:
+def _check_classes(card: Card, data: ImageSet, name: str) -> None:
+    if data.class_names != card.class_names:
         raise DataError(
             f"{name} has the classes {_some(data.class_names)}, the network was trained for "
-            f"{_some(net.spec.class_names)}: give a data set with the same classes"
+            f"{_some(card.class_names)}: give a data set with the same classes"
         )
 
 
@@ -53,10 +58,9 @@ def _some(names: tuple[str, ...], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _measure(net: DynamicNetwork, data: ImageSet, name: str) -> dict[str, Any]:
-    from fracskip.evaluation import evaluate
-
-    passes = 1 + sum(not option.is_skip for option in net.options if net.gate is not None)
+def _measure(net: Network, data: ImageSet, name: str) -> dict[str, Any]:
+    card = subject_of(net).card
+    passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)
     with console.counting("images", passes * len(data)) as advance:
         return evaluate(net, data, name=name, progress=advance)
 
@@ -107,8 +111,9 @@ def run_train(options: argparse.Namespace) -> int:
 def run_eval(options: argparse.Namespace) -> int:
     """A network on a data set."""
     net = _load(options.checkpoint)
-    data = load_split(options.data, options.split, net.spec.image)
-    _check_classes(net, data, options.data)
+    card = subject_of(net).card
+    data = load_split(options.data, options.split, card.image)
+    _check_classes(card, data, options.data)
     if options.limit and options.limit < len(data):
         # Evenly spaced: sets that are sorted by class keep all their classes.
         rows = np.linspace(0, len(data) - 1, options.limit).round().astype(int)
@@ -140,37 +145,72 @@ def _image_files(names: list[str]) -> list[Path]:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Image files, one by one. Those that can't be read don't keep the others from an answer."""
-    from fracskip.evaluation import predict
-
     net = _load(options.checkpoint)
+    card = subject_of(net).card
     good, pixels, errors = [], [], []
     for file in _image_files(options.images):
         try:
-            pixels.append(decode_image(file, net.spec.image))
+            pixels.append(decode_image(file, card.image))
             good.append(file)
         except DataError as error:
             errors.append(str(error))
     rows = []
     if good:
         found = predict(net, np.stack(pixels))
-        costs = np.array(net.options.costs)[found.decisions].mean(1)
+        costs = np.array(card.options.costs)[found.decisions].mean(1)
         rows = [
             {
                 "file": str(file),
-                "class": net.spec.class_names[index],
+                "class": card.class_names[index],
                 "probability": float(found.probabilities[row, index]),
                 "cp": float(costs[row]),
-                "path": [net.options.labels[choice] for choice in found.decisions[row]],
+                "path": [card.options.labels[choice] for choice in found.decisions[row]],
             }
             for row, (file, index) in enumerate(zip(good, found.predicted, strict=True))
         ]
         console.show_predictions(rows)
     if options.json:
-        record = {"schema": "fracskip.predictions/1", "checkpoint_digest": net.digest}
+        record = {"schema": "fracskip.predictions/1", "checkpoint_digest": card.digest}
         _write_json(options.json, {**record, "predictions": rows, "errors": errors})
     if errors:
         more = f" (and {len(errors) - 1} more images)" if len(errors) > 1 else ""
         raise DataError(errors[0] + more)
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """A checkpoint to a file for deployment, of the kind that its suffix says."""
+    target = Path(options.to)
+    if target.suffix not in (SUFFIX, ".onnx"):
+        raise ConfigError(f"{target} ends in neither {SUFFIX} nor .onnx: choose one of them")
+    from fracskip.checkpoint import load
+
+    net = load(options.checkpoint)
+    if target.suffix == SUFFIX:
+        from fracskip.export.bundle import export_bundle
+
+        export_bundle(net, target)
+    else:
+        from fracskip.export.onnx import export_onnx
+
+        export_onnx(net, target)
+    console.say(f"{net.spec.model.name}: {target} ({target.stat().st_size:,} bytes)")
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """A network beside other engines, in one interleaved run."""
+    from fracskip.bench.run import bench
+    from fracskip.cli import benchmark
+
+    record = bench(benchmark.plan_from(options), console)
+    benchmark.show(record)
+    if options.json:
+        _write_json(options.json, record)
+        console.say(f"record: {options.json}")
+    if options.figure:
+        benchmark.write_figure(record, options.figure)
+        console.say(f"figure: {options.figure}")
     return 0
 
 

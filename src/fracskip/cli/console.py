@@ -114,6 +114,11 @@ def show_evaluation(record: dict[str, Any]) -> None:
     )
 
 
+def show_table(table: Table) -> None:
+    """A table that was made elsewhere."""
+    _out().print(table)
+
+
 def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
     """One line an image: class, probability, cost, path."""
     table = Table()

@@ -9,16 +9,24 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fracskip import __version__
+from fracskip.bench.blocks import gate_time, kernels_by_option, option_times
 from fracskip.data import DATASETS, cache_dir, load_sample
-from fracskip.errors import FracskipError
+from fracskip.errors import FracskipError, MissingExtraError
+from fracskip.runtime import InferenceSession
+from fracskip.runtime.session import instruction_sets
 
 EXTRAS = {
     "train": ("torch",),
     "report": ("jinja2", "matplotlib"),
     "vision": ("torchvision",),
     "timm": ("timm",),
+    "bench": ("onnx", "onnxruntime", "openvino"),
 }
+TIMED = 24  # images on which blocks are timed
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
@@ -62,21 +70,42 @@ def _extra(name: str, packages: tuple[str, ...]) -> Finding:
     )
 
 
-def _bundled() -> list[Finding]:
-    from fracskip.checkpoint import load
-    from fracskip.evaluation import predict
+def _engine() -> Finding:
+    known = instruction_sets()
+    found = f"native ({', '.join(known)})" if known else "none was built; torch runs bundles"
+    return Finding("engine", found)
 
+
+def _bundled() -> list[Finding]:
     try:
-        net = load("bundled")
+        session = InferenceSession("bundled")
         sample = load_sample()
         few = sample.subset(range(100))
-        right = int((predict(net, few.images).predicted == few.labels).sum())
+        right = int((session.run(few.images).predicted == few.labels).sum())
+    except MissingExtraError as error:
+        return [Finding("bundled network", f"cannot run: {error}")]
     except FracskipError as error:
         return [Finding("bundled network", str(error), ok=False)]
+    engine = f"{session.engine}, {session.isa}"
     return [
-        Finding("bundled network", f"{net.spec.model.name}, {net.digest[:19]}..."),
-        Finding("self-test", f"{right} of 100 bundled images right", ok=right >= 80),
+        Finding("bundled network", f"{session.plan.name}, {session.digest[:19]}..."),
+        Finding("self-test", f"{right} of 100 bundled images right ({engine})", ok=right >= 80),
+        *(_kernels(session, few.images[:TIMED]) if session.engine == "native" else ()),
     ]
+
+
+def _kernels(session: InferenceSession, pixels: NDArray[np.uint8]) -> list[Finding]:
+    """What executes each option, and what it takes: the bundled network's blocks, measured."""
+    findings = []
+    for label, kernels in kernels_by_option(session).items():
+        words = ", ".join(f"{name} ({count})" for name, count in sorted(kernels.items()))
+        findings.append(Finding(f"kernels, {label}", words or "none: the shortcut alone"))
+    for times in option_times(session, pixels):
+        words = ", ".join(f"{label} {micros:.1f}" for label, micros in times.micros.items())
+        findings.append(Finding(f"block, {times.shape.words}", f"µs above {times.lowest}: {words}"))
+    if session.plan.gate is not None:
+        findings.append(Finding("gate", f"{gate_time(session, pixels):.2f} µs"))
+    return findings
 
 
 def _torch() -> list[Finding]:
@@ -95,7 +124,8 @@ def examine() -> list[Finding]:
     ]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
     if importlib.util.find_spec("torch") is not None:
-        findings += _torch() + _bundled()
+        findings += _torch()
+    findings += [_engine(), *_bundled()]
     cached = [name for name in DATASETS if (cache_dir() / name / "manifest.json").exists()]
     existing = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
     free = shutil.disk_usage(existing).free / 2**30

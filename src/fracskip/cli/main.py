@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=f"example: fracskip {example}"
         )
 
+    network = "'bundled', a checkpoint, or a bundle (.fsk)"
     command("demo", "Classify the bundled images with the bundled network, and report.", "demo")
 
     train = command(
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Measure a network's accuracy and cost on a data set.",
         "eval bundled --data cifar10 --json record.json",
     )
-    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="'bundled' or a file")
+    evaluate.add_argument("checkpoint", metavar="NETWORK", help=network)
     evaluate.add_argument(
         "--data",
         required=True,
@@ -91,9 +92,55 @@ def build_parser() -> argparse.ArgumentParser:
         "Classify image files, each by its own path.",
         "predict bundled cat.jpg ship.png",
     )
-    predict.add_argument("checkpoint", metavar="CHECKPOINT", help="'bundled' or a file")
+    predict.add_argument("checkpoint", metavar="NETWORK", help=network)
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="an image file, or a folder")
     predict.add_argument("--json", metavar="FILE", help="write the predictions here")
+
+    export = command(
+        "export",
+        "Write a network for deployment: a bundle for fracskip's engines, or ONNX.",
+        "export bundled --to network.fsk",
+    )
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="'bundled' or a file")
+    export.add_argument(
+        "--to", required=True, metavar="FILE", help="ends in .fsk (a bundle) or .onnx"
+    )
+
+    bench = command(
+        "bench",
+        "Time a network beside other engines that run its plain backbone, in one interleaved run.",
+        "bench bundled --engines native,onnxruntime,openvino --backbone b.safetensors",
+    )
+    bench.add_argument("model", metavar="NETWORK", help="'bundled', a checkpoint, or a bundle")
+    bench.add_argument(
+        "--engines",
+        metavar="NAMES",
+        help="comma-separated: native, portable, torch, torch-compile, onnxruntime, openvino; by "
+        "default all that are installed, but portable",
+    )
+    bench.add_argument(
+        "--threads", type=_positive, default=1, metavar="N", help="threads for one image"
+    )
+    bench.add_argument(
+        "--images", type=_positive, default=2000, metavar="N", help="test images, evenly spaced"
+    )
+    bench.add_argument("--rounds", type=_positive, default=10, metavar="N")
+    bench.add_argument("--data", metavar="NAME", help="by default what it was trained on")
+    bench.add_argument(
+        "--backbone",
+        metavar="FILE",
+        help="the plain network for the other engines; by default the network's own weights at "
+        "full precision",
+    )
+    bench.add_argument(
+        "--frontier",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further plain networks, at 8 bits in the fastest of the other engines",
+    )
+    bench.add_argument("--json", metavar="FILE", help="write the record here")
+    bench.add_argument("--figure", metavar="FILE", help="draw accuracy over latency (.svg)")
 
     report = command(
         "report",

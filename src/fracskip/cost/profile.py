@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from fracskip.options import FULL_BITS
+
 
 def conv_macs(
     in_channels: int,
@@ -46,9 +48,11 @@ class BlockProfile:
     Attributes:
         name: Its module path in the backbone.
         branch_macs: The residual branch: what an option scales.
-        shortcut_macs: The projection shortcut, executed in full whatever is chosen.
+        shortcut_macs: The projection shortcut, executed whatever is chosen.
         gate_macs: Its gate (0 for a block without one).
-        gated: Whether an option is chosen for it; otherwise it is executed in full.
+        gated: Whether an option is chosen for it; otherwise it is always executed.
+        fixed_bits: Width of what no option changes: the shortcut, and the branch of a block that
+            is not gated.
     """
 
     name: str
@@ -56,6 +60,13 @@ class BlockProfile:
     shortcut_macs: int = 0
     gate_macs: int = 0
     gated: bool = True
+    fixed_bits: int = FULL_BITS
+
+    @property
+    def fixed_cost(self) -> float:
+        """What no option changes, gate excluded, in MACs at 32 bits of equal BitOps."""
+        fixed = self.shortcut_macs + (0 if self.gated else self.branch_macs)
+        return fixed * (self.fixed_bits / FULL_BITS) ** 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,10 @@ class NetworkProfile:
         return sum(block.gate_macs for block in self.blocks)
 
     @property
-    def fixed_macs(self) -> int:
-        """What every image executes at 32 bits, whatever is chosen; gates included."""
-        gated = sum(block.branch_macs for block in self.gated)
-        return self.backbone_macs - gated + self.gate_macs
+    def fixed_macs(self) -> float:
+        """What every image executes whatever is chosen, gates included: MACs at 32 bits.
+
+        MACs at b bits count for (b / 32)²: as many as have the same BitOps at 32 bits.
+        """
+        blocks = sum(block.fixed_cost for block in self.blocks)
+        return self.stem_macs + blocks + self.head_macs + self.gate_macs

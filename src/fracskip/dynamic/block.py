@@ -7,11 +7,16 @@ chosen is not computed.
 Skipping is executing with a residual of zero: the block's output is its shortcut after the
 block's last ReLU. Identity shortcuts carry a ReLU's output, so for them this is the input itself.
 
+Where the stream between blocks is of 8-bit integers (`quant.stream`), rounding to its grid takes
+the place of that last ReLU, and a skipped block hands its input on level by level.
+
 Shapes: B images, K options, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -22,8 +27,12 @@ from torch.nn import functional as F
 from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import reorder
 from fracskip.options import Option, OptionSet
-from fracskip.quant.convolution import FractionalConv2d
+from fracskip.quant.convolution import STREAM_BITS, FractionalConv2d
 from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.stream import StreamQuantiser
+
+STREAM_OPTION = Option(STREAM_BITS)
+STREAM_OPTIONS = OptionSet((STREAM_OPTION,))
 
 
 class ResidualBlock(Protocol):
@@ -34,9 +43,20 @@ class ResidualBlock(Protocol):
         """Attribute names of the branch's (convolution, norm) pairs; ReLUs stand in between."""
         ...
 
+    @property
+    def projection(self) -> tuple[str, str] | None:
+        """Paths of the shortcut's (convolution, norm); None where it is the identity."""
+        ...
+
     def shortcut(self, x: Tensor) -> Tensor:
         """The identity or a projection."""
         ...
+
+
+def stages_of(blocks: Sequence[nn.Module]) -> tuple[int, ...]:
+    """The stage of each block's output: a block with a projection starts the next one."""
+    starts = [cast(ResidualBlock, block).projection is not None for block in blocks]
+    return tuple(itertools.accumulate(map(int, starts)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,24 @@ class Trial:
     weight: float
 
 
+_Unit = tuple[FractionalConv2d, FractionalBatchNorm2d]
+
+
+def _convert(
+    block: nn.Module, names: tuple[str, str], options: OptionSet, scheme: str, levels_in: bool
+) -> _Unit:
+    conv, norm = (block.get_submodule(name) for name in names)
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    unit = (
+        FractionalConv2d.of(conv, options, scheme, levels_in),
+        FractionalBatchNorm2d.of(norm, options, shared=scheme == "paper"),
+    )
+    for name, module in zip(names, unit, strict=True):
+        block.set_submodule(name, module)
+    return unit
+
+
 class FractionalBlock:
     """Executes one residual block at any option of a set.
 
@@ -64,22 +102,42 @@ class FractionalBlock:
         block: The block; its branch's convolutions and norms are converted in place.
         options: What may be chosen.
         scheme: 'modern' or 'paper' quantisation.
+        stream: What quantises the stream; None leaves it in float. On an int8 stream a projection
+            shortcut is converted too and always runs at 8 bits.
+        stage: The stage of the block's output.
     """
 
-    def __init__(self, name: str, block: nn.Module, options: OptionSet, scheme: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        block: nn.Module,
+        options: OptionSet,
+        scheme: str,
+        stream: StreamQuantiser | None = None,
+        stage: int = 0,
+    ) -> None:
         self.name = name
         self.options = options
         self._block = cast(ResidualBlock, block)
-        self._units: list[tuple[FractionalConv2d, FractionalBatchNorm2d]] = []
-        for conv_name, norm_name in self._block.branch:
-            conv = FractionalConv2d.of(getattr(block, conv_name), options, scheme)
-            norm = FractionalBatchNorm2d.of(
-                getattr(block, norm_name), options, shared=scheme == "paper"
-            )
-            setattr(block, conv_name, conv)
-            setattr(block, norm_name, norm)
-            self._units.append((conv, norm))
+        self._stream, self._stage = stream, stage
+        self._units: list[_Unit] = []
+        for position, names in enumerate(self._block.branch):
+            on_stream = stream is not None and position == 0
+            self._units.append(_convert(block, names, options, scheme, on_stream))
+        projection = self._block.projection
+        self._projection: _Unit | None = None
+        if stream is not None and projection is not None:
+            self._projection = _convert(block, projection, STREAM_OPTIONS, scheme, True)
         self.in_channels = self._units[0][0].in_channels
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self._projection is None:
+            return self._block.shortcut(x)
+        conv, norm = self._projection
+        return conv.execute(x, STREAM_OPTION, *norm.folded(STREAM_OPTION))
+
+    def _emit(self, y: Tensor) -> Tensor:
+        return F.relu(y) if self._stream is None else self._stream(y, self._stage)
 
     def _residual(self, x: Tensor, option: Option) -> Tensor:
         for position, (conv, norm) in enumerate(self._units):
@@ -89,14 +147,14 @@ class FractionalBlock:
         return x
 
     def _skip(self, x: Tensor) -> Tensor:
-        shortcut = self._block.shortcut(x)
-        return x if shortcut is x else F.relu(shortcut)
+        shortcut = self._shortcut(x)
+        return x if shortcut is x else self._emit(shortcut)
 
     def execute(self, x: Tensor, option: Option) -> Tensor:
         """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
         if option.is_skip:
             return self._skip(x)
-        return F.relu(self._residual(x, option) + self._block.shortcut(x))
+        return self._emit(self._residual(x, option) + self._shortcut(x))
 
     def route(self, x: Tensor, choice: Tensor) -> Tensor:
         """Executes each image's own option: images are grouped, each group runs once.
@@ -162,7 +220,9 @@ class FractionalBlock:
         Returns:
             The block's output, normalised by the batch's own statistics.
         """
-        shortcut = self._block.shortcut(x)
+        if observe and self._projection is not None:
+            self._projection[0].observe(x, STREAM_OPTION)
+        shortcut = self._shortcut(x)
         for position, (conv, norm) in enumerate(self._units):
             x = F.relu(x) if position else x
             if observe:
@@ -171,7 +231,7 @@ class FractionalBlock:
                 x = norm.estimate(conv.execute(x, option), option)
             else:
                 x = conv.execute(x, option, *norm.folded(option))
-        return F.relu(x + shortcut)
+        return self._emit(x + shortcut)
 
     def finish_calibration(self, option: Option) -> None:
         """Stores the statistics gathered by `calibrate`."""

@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 from fracskip.config import ModelSpec
 from fracskip.cost.profile import NetworkProfile
-from fracskip.dynamic.block import FractionalBlock, Trial
+from fracskip.dynamic.block import (
+    STREAM_OPTION,
+    STREAM_OPTIONS,
+    FractionalBlock,
+    Trial,
+    stages_of,
+)
 from fracskip.errors import ConfigError
 from fracskip.gating import choose, create_gate, gumbel_like, straight_through
 from fracskip.models import CifarResNet, create_model
 from fracskip.models.profile import profile_backbone
 from fracskip.options import Option
+from fracskip.quant.convolution import thinned
+from fracskip.quant.stream import StreamQuantiser
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Mixing:
         anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
             nothing, and their cost means nothing.
         anchor_option: Index of that option.
+        lean: In place of the spec's: added to the logits times the option's rank.
     """
 
     generator: torch.Generator
@@ -44,6 +53,7 @@ class Mixing:
     sample_rate: float = 0.25
     anchors: int = 0
     anchor_option: int = 0
+    lean: float | Tensor = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,18 +65,20 @@ class Output:
         decisions: Option indices (B, L).
         cost: Relative cost of each image over its gated blocks, (B,): 1 is all in full. In
             training it carries the gates' gradient.
+        scores: In training: the gates' logits (B, L, K), leaned but without noise.
     """
 
     logits: Tensor
     decisions: Tensor
     cost: Tensor
+    scores: Tensor | None = None
 
 
 class DynamicNetwork(nn.Module):
     """A backbone whose blocks are steered by a gate.
 
-    The first block is always executed in full, like the stem and the classifier. Build one with
-    `build_network`, or from a trained backbone.
+    The first block is always executed: in full, like the stem and the classifier, or at 8 bits
+    where the stream is int8. Build one with `build_network`, or from a trained backbone.
 
     Args:
         backbone: A plain network; its gated blocks are converted in place.
@@ -80,9 +92,19 @@ class DynamicNetwork(nn.Module):
         self.notes = {}
         self.options = spec.option_set
         self.backbone = backbone
-        _, *gated = backbone.named_blocks()
+        named = backbone.named_blocks()
+        self._stages = stages_of([block for _, block in named])
+        self.stream: StreamQuantiser | None = None
+        self._first: FractionalBlock | None = None
+        scheme = spec.quant.scheme
+        if spec.quant.stream == "int8":
+            self.stream = StreamQuantiser(self._stages[-1] + 1)
+            self._first = FractionalBlock(
+                *named[0], STREAM_OPTIONS, scheme, self.stream, self._stages[0]
+            )
         self.blocks = tuple(
-            FractionalBlock(name, block, self.options, spec.quant.scheme) for name, block in gated
+            FractionalBlock(name, block, self.options, scheme, self.stream, stage)
+            for (name, block), stage in zip(named[1:], self._stages[1:], strict=True)
         )
         channels = [block.in_channels for block in self.blocks]
         # One option leaves nothing to decide: a static network.
@@ -91,14 +113,18 @@ class DynamicNetwork(nn.Module):
         ranks = torch.linspace(0, 1, len(self.options))
         self.register_buffer("_ranks", ranks, persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
-        self.profile = self._with_gates(plain_profile)
+        self.profile = self._priced(plain_profile)
 
     _costs: Tensor
     _ranks: Tensor
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
 
-    def _with_gates(self, plain: NetworkProfile) -> NetworkProfile:
+    def _priced(self, plain: NetworkProfile) -> NetworkProfile:
+        """The plain network's profile with this one's gates and widths."""
+        if self.stream is not None:
+            narrow = [replace(block, fixed_bits=STREAM_OPTION.bits) for block in plain.blocks]
+            plain = replace(plain, blocks=tuple(narrow))
         if self.gate is None:
             return plain
         first, *gated = plain.blocks
@@ -131,9 +157,18 @@ class DynamicNetwork(nn.Module):
                 f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
                 f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
             )
+        x = self._stem(images)
+        if self._first is not None:
+            return self._first.execute(x, STREAM_OPTION)
         (_, first), *_ = self.backbone.named_blocks()
-        out: Tensor = first(self.backbone.stem(images))
+        out: Tensor = first(x)
         return out
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x = self.backbone.stem(images)
+        if self.stream is not None:
+            x = self.stream(x, 0)
+        return x
 
     def forward(
         self,
@@ -168,12 +203,14 @@ class DynamicNetwork(nn.Module):
             return Output(self.backbone.head(x), decisions, self._costs[decisions].mean(1))
         assert self.gate is not None
         state = self.gate.start(count, self._budget(budget), x)
-        choices, costs = [], []
+        choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
             logits = self.gate(index, x.detach().mean((2, 3)), state).float()
+            logits = logits + (mixing or self.spec).lean * self._ranks
+            scores.append(logits)
             if mixing is None:
-                choice = choose(logits + self.spec.lean * self._ranks)
+                choice = choose(logits)
                 x = block.route(x, choice)
                 costs.append(self._costs[choice])
             else:
@@ -181,7 +218,8 @@ class DynamicNetwork(nn.Module):
                 costs.append(cost)
             choices.append(choice)
         cost = torch.stack(costs, 1).mean(1)
-        return Output(self.backbone.head(x), torch.stack(choices, 1), cost)
+        found = None if mixing is None else torch.stack(scores, 1)
+        return Output(self.backbone.head(x), torch.stack(choices, 1), cost, found)
 
     def _mixed(
         self, x: Tensor, logits: Tensor, block: FractionalBlock, mixing: Mixing
@@ -226,13 +264,20 @@ class DynamicNetwork(nn.Module):
             raise ConfigError(f"decisions must be option indices, 0 to {len(self.options) - 1}")
         return decisions.to(torch.int64)
 
-    def gate_logits(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
-        """The gates' logits while every block executes the top option: (B, L, K).
+    def gate_logits(
+        self, images: Tensor, budget: float | Tensor | None = None, option: int = -1
+    ) -> Tensor:
+        """The gates' logits while every block executes one option: (B, L, K).
 
         The backbone runs without a gradient; the gates' stage learns from this.
+
+        Args:
+            images: Normalised floats (B, C, H, W).
+            budget: As in `forward`.
+            option: Index of the option; the top one if not given.
         """
         assert self.gate is not None, "a static network has no gate"
-        top = self.options[self.options.top]
+        executed = self.options[option]
         with torch.no_grad():
             x = self._begin(images)
         state = self.gate.start(len(images), self._budget(budget), x)
@@ -240,7 +285,7 @@ class DynamicNetwork(nn.Module):
         for index, block in enumerate(self.blocks):
             logits.append(self.gate(index, x.mean((2, 3)), state).float())
             with torch.no_grad():
-                x = block.execute(x, top)
+                x = block.execute(x, executed)
         return torch.stack(logits, 1)
 
     @torch.no_grad()
@@ -248,13 +293,18 @@ class DynamicNetwork(nn.Module):
         """Initialises every quantised option's ranges and BatchNorm statistics.
 
         Each option runs alone through the whole network. Full execution keeps what the backbone
-        learned.
+        learned. An int8 stream comes first: its steps, then the first block.
 
         Args:
             batches: Normalised images (B, C, H, W), a thousand or two in all.
         """
         was_training = self.training
         self.eval()
+        if self.stream is not None and self._first is not None:
+            self.stream.observe(self._flowing(batches[0]))
+            for position, images in enumerate(batches):
+                self._first.calibrate(self._stem(images), STREAM_OPTION, observe=position == 0)
+            self._first.finish_calibration(STREAM_OPTION)
         for option in self.options:
             if not option.is_quantised:
                 continue
@@ -264,7 +314,29 @@ class DynamicNetwork(nn.Module):
                     x = block.calibrate(x, option, observe=position == 0)
             for block in self.blocks:
                 block.finish_calibration(option)
+        if self.gate is not None and self.spec.gate.standardise:
+            self.gate.standardise(self._pooled(batches))
         self.train(was_training)
+
+    def _pooled(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """What the gates see while every block executes the top option: (images, C) each."""
+        seen: list[list[Tensor]] = [[] for _ in self.blocks]
+        for images in batches:
+            x = self._begin(images)
+            for block, pooled in zip(self.blocks, seen, strict=True):
+                pooled.append(x.mean((2, 3)))
+                x = block.execute(x, self.options[self.options.top])
+        return [torch.cat(pooled) for pooled in seen]
+
+    def _flowing(self, images: Tensor) -> list[list[Tensor]]:
+        """What the plain backbone's stream holds, stage by stage: a sample of each output."""
+        x = self.backbone.stem(images)
+        seen: list[list[Tensor]] = [[] for _ in range(self._stages[-1] + 1)]
+        seen[0].append(thinned(x))
+        for (_, block), stage in zip(self.backbone.named_blocks(), self._stages, strict=True):
+            x = block(x)
+            seen[stage].append(thinned(x))
+        return seen
 
 
 def build_network(spec: ModelSpec) -> DynamicNetwork:

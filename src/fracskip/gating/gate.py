@@ -91,6 +91,40 @@ class Gate(nn.Module):
         out: Tensor = self.embed[block](pooled)
         return out if state.budget is None else out + state.budget
 
+    @torch.no_grad()
+    def standardise(self, pooled: Sequence[Tensor]) -> None:
+        """Rescales a fresh gate so that its logits differ between images: mean 0, deviation 1.
+
+        Embeddings come to act on inputs of mean 0 and deviation 1, then the output layer is scaled
+        and centred.
+
+        Args:
+            pooled: For each gated block, what it sees of a set of images, (images, C).
+        """
+        for layer, seen in zip(self.embed, pooled, strict=True):
+            assert isinstance(layer, nn.Linear)
+            mean, deviation = seen.mean(0), seen.std(0, unbiased=False)
+            # A channel that is all but constant says nothing; it must not become noise.
+            layer.weight.div_(deviation.clamp_min(0.05 * float(deviation.max()) + 1e-6))
+            layer.bias.sub_(layer.weight @ mean)
+        state = self.start(len(pooled[0]), None if self.budget_embed is None else 1.0, pooled[0])
+        logits = torch.stack([self(block, seen, state) for block, seen in enumerate(pooled)])
+        mean = logits.mean(1)
+        deviation = (logits - mean[:, None]).square().mean().sqrt().clamp_min(1e-6)
+        self._rescale(1 / float(deviation), mean / deviation)
+
+    def _rescale(self, factor: float, centre: Tensor) -> None:
+        """Multiplies the output layer, then takes the centre (blocks, K) from its bias."""
+        raise NotImplementedError
+
+    def prefer(self, shares: Tensor) -> None:
+        """Adds to the output biases what gives these shares where logits are otherwise zero.
+
+        Args:
+            shares: A probability per option (K,).
+        """
+        raise NotImplementedError
+
     def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
         """Decides for one gated block.
 
@@ -118,15 +152,25 @@ class RecurrentGate(Gate):
     """The paper's gate: per-block features, one LSTM shared by all blocks, one output layer.
 
     DFS, section 3.3; Wang et al., "SkipNet", ECCV 2018. The features are those of a 1x1
-    convolution on the pooled input, which is a linear layer.
+    convolution on the pooled input, which is a linear layer. With `block_bias` (ours) each block
+    adds a bias of its own to the logits, (blocks, K).
     """
 
     def __init__(
-        self, channels: Sequence[int], options: int, width: int, budget_input: bool = False
+        self,
+        channels: Sequence[int],
+        options: int,
+        width: int,
+        budget_input: bool = False,
+        block_bias: bool = False,
     ) -> None:
         super().__init__(channels, options, width, budget_input)
         self.lstm = nn.LSTMCell(width, width)
         self.out = nn.Linear(width, options)
+        own = nn.Parameter(torch.zeros(len(channels), options)) if block_bias else None
+        self.register_parameter("block_bias", own)
+
+    block_bias: nn.Parameter | None
 
     def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
         """See `Gate.forward`."""
@@ -135,7 +179,20 @@ class RecurrentGate(Gate):
             state.hidden = state.cell = torch.zeros_like(features)
         state.hidden, state.cell = self.lstm(features, (state.hidden, state.cell))
         logits: Tensor = self.out(state.hidden)
-        return logits
+        return logits if self.block_bias is None else logits + self.block_bias[block]
+
+    @torch.no_grad()
+    def prefer(self, shares: Tensor) -> None:
+        """See `Gate.prefer`."""
+        self.out.bias.add_(shares.log())
+
+    def _rescale(self, factor: float, centre: Tensor) -> None:
+        self.out.weight.mul_(factor)
+        self.out.bias.mul_(factor)
+        if self.block_bias is None:
+            self.out.bias.sub_(centre.mean(0))
+        else:
+            self.block_bias.sub_(centre)
 
     def macs(self, block: int) -> int:
         """See `Gate.macs`: features, the LSTM's two 4·width matrices and its 3 products, output."""
@@ -158,6 +215,19 @@ class FeedForwardGate(Gate):
         logits: Tensor = self.out[block](self.features(block, pooled, state).relu())
         return logits
 
+    @torch.no_grad()
+    def prefer(self, shares: Tensor) -> None:
+        """See `Gate.prefer`."""
+        for layer in self.out:
+            assert isinstance(layer, nn.Linear)
+            layer.bias.add_(shares.log())
+
+    def _rescale(self, factor: float, centre: Tensor) -> None:
+        for layer, middle in zip(self.out, centre, strict=True):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor).sub_(middle)
+
     def macs(self, block: int) -> int:
         """See `Gate.macs`."""
         return self._embed_macs(block) + self.width * self._options
@@ -165,8 +235,13 @@ class FeedForwardGate(Gate):
 
 def create_gate(config: GateConfig, channels: Sequence[int], options: int) -> Gate:
     """Makes the gate that a recipe names, for the given blocks and number of options."""
-    kind = RecurrentGate if config.kind == "recurrent" else FeedForwardGate
-    gate = kind(channels, options, config.width, config.budget_input)
+    gate: Gate
+    if config.kind == "recurrent":
+        gate = RecurrentGate(
+            channels, options, config.width, config.budget_input, config.block_bias
+        )
+    else:
+        gate = FeedForwardGate(channels, options, config.width, config.budget_input)
     for layer in gate.embed:
         # Inputs are pooled ReLU outputs of order 0.1 to 1: start with features of order one.
         assert isinstance(layer, nn.Linear)

@@ -1,6 +1,6 @@
 """Backbones: residual networks that a dynamic network can be built on."""
 
 from fracskip.models.registry import create_model, list_models
-from fracskip.models.resnet import BasicBlock, CifarResNet
+from fracskip.models.resnet import BasicBlock, CifarResNet, fused
 
-__all__ = ["BasicBlock", "CifarResNet", "create_model", "list_models"]
+__all__ = ["BasicBlock", "CifarResNet", "create_model", "fused", "list_models"]

@@ -9,10 +9,12 @@ Shapes: B batch, C channels, H height, W width, N classes.
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WIDTHS = (16, 32, 64)
 
@@ -36,6 +38,11 @@ class BasicBlock(nn.Module):
     def branch(self) -> tuple[tuple[str, str], ...]:
         """Names of the residual branch's convolutions and their norms, with ReLUs in between."""
         return (("conv1", "bn1"), ("conv2", "bn2"))
+
+    @property
+    def projection(self) -> tuple[str, str] | None:
+        """Paths of the shortcut's convolution and norm; None where it is the identity."""
+        return None if self.downsample is None else ("downsample.0", "downsample.1")
 
     def shortcut(self, x: Tensor) -> Tensor:
         """The identity, or the projection where the shape changes."""
@@ -99,3 +106,18 @@ class CifarResNet(nn.Module):
 def _stage(in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(count - 1)))
+
+
+def fused(net: CifarResNet) -> CifarResNet:
+    """A frozen copy for inference, its BatchNorms folded into the convolutions."""
+    twin = copy.deepcopy(net).eval().requires_grad_(False)
+    pairs: list[tuple[nn.Module, str, str]] = [(twin, "conv1", "bn1")]
+    for _, block in twin.named_blocks():
+        names = (*block.branch, block.projection) if block.projection else block.branch
+        pairs += [(block, conv, norm) for conv, norm in names]
+    for parent, conv_name, norm_name in pairs:
+        conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
+        folded = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
+        parent.set_submodule(conv_name, folded)
+        parent.set_submodule(norm_name, nn.Identity())
+    return twin

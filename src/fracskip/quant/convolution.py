@@ -20,6 +20,7 @@ from fracskip.quant.observer import best_step, update_range
 PAPER_MOMENTUM = 0.9
 SMALLEST_STEP = 2.0**-24  # a learned step can't reach zero or change its sign
 SAMPLE_VALUES = 1 << 17  # activations looked at when a step is initialised
+STREAM_BITS = 8  # of an int8 stream; options from here up take its levels as they are
 
 
 class Quantiser(Protocol):
@@ -47,14 +48,17 @@ class ModernQuantiser(nn.Module):
     Args:
         options: The option set; its quantised options get one slot each.
         out_channels: Of the convolution.
+        levels_in: Whether the input is an int8 stream: widths from 8 bits up then take it as it
+            is and have no activation step. Options ascend, so the other slots keep their index.
     """
 
-    def __init__(self, options: OptionSet, out_channels: int) -> None:
+    def __init__(self, options: OptionSet, out_channels: int, levels_in: bool = False) -> None:
         super().__init__()
         widths = [option.bits for option in options if option.is_quantised]
+        own = [bits for bits in widths if not (levels_in and bits >= STREAM_BITS)]
         self._activation_bounds = [IntegerGrid(bits, signed=False).bounds for bits in widths]
         self._weight_bounds = [IntegerGrid(bits, signed=True).bounds for bits in widths]
-        self.activation_step = nn.Parameter(torch.ones(len(widths), 1))
+        self.activation_step = nn.Parameter(torch.ones(len(own), 1))
         self.weight_step = nn.Parameter(torch.ones(len(widths), out_channels))
 
     def activation(self, x: Tensor, slot: int) -> Tensor:
@@ -67,14 +71,32 @@ class ModernQuantiser(nn.Module):
         step = self.weight_step[slot].clamp_min(SMALLEST_STEP)[:, None, None, None]
         return fake_quantise(weight, step, self._weight_bounds[slot])
 
+    def input_step(self, slot: int) -> float:
+        """The step of a slot's activations."""
+        return float(self.activation_step[slot].detach().clamp_min(SMALLEST_STEP))
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor, slot: int) -> tuple[Tensor, Tensor]:
+        """The weights' integers, (O, I, kh, kw) int8 (int16 above 8 bits), and steps (O,)."""
+        step = self.weight_step[slot].clamp_min(SMALLEST_STEP)
+        low, high = self._weight_bounds[slot]
+        q = (weight.float() * step.reciprocal()[:, None, None, None]).round().clamp(low, high)
+        return q.to(torch.int8 if high < 1 << 7 else torch.int16), step
+
     @torch.no_grad()
     def observe(self, x: Tensor, weight: Tensor, slot: int) -> None:
         """See `Quantiser`."""
-        values = x.detach().float().reshape(-1)
-        values = values[:: max(1, values.numel() // SAMPLE_VALUES)].reshape(1, -1)
-        self.activation_step[slot] = best_step(values, self._activation_bounds[slot])[0]
+        if slot < len(self.activation_step):
+            values = thinned(x).reshape(1, -1)
+            self.activation_step[slot] = best_step(values, self._activation_bounds[slot])[0]
         rows = weight.detach().float().flatten(1)
         self.weight_step[slot] = best_step(rows, self._weight_bounds[slot]).squeeze(1)
+
+
+def thinned(x: Tensor) -> Tensor:
+    """At most about `SAMPLE_VALUES` of a tensor's values, evenly spread: (n,) float32."""
+    values = x.detach().float().reshape(-1)
+    return values[:: max(1, values.numel() // SAMPLE_VALUES)]
 
 
 class PaperQuantiser(nn.Module):
@@ -123,15 +145,19 @@ class FractionalConv2d(nn.Conv2d):
 
     quantiser: ModernQuantiser | PaperQuantiser
     _slots: dict[Option, int]
+    _levels_in: bool
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, options: OptionSet, scheme: str) -> FractionalConv2d:
+    def of(
+        cls, conv: nn.Conv2d, options: OptionSet, scheme: str, levels_in: bool = False
+    ) -> FractionalConv2d:
         """Converts a plain convolution.
 
         Args:
             conv: The convolution; its parameters are taken over, not copied.
             options: The option set.
             scheme: 'modern' or 'paper'.
+            levels_in: Whether its input is an int8 stream ('modern' only).
         """
         new = cls(
             conv.in_channels,
@@ -148,11 +174,22 @@ class FractionalConv2d(nn.Conv2d):
         new.weight, new.bias = conv.weight, conv.bias
         modern = scheme == "modern"
         quantiser = (
-            ModernQuantiser(options, conv.out_channels) if modern else PaperQuantiser(options)
+            ModernQuantiser(options, conv.out_channels, levels_in)
+            if modern
+            else PaperQuantiser(options)
         )
         new.quantiser = quantiser.to(conv.weight.device)
         new._slots = _slots(options)
+        new._levels_in = levels_in
         return new
+
+    def takes_levels(self, option: Option) -> bool:
+        """Whether the input is taken as it is because it is on an int8 stream's grid already."""
+        return self._levels_in and option.bits >= STREAM_BITS
+
+    def slot(self, option: Option) -> int:
+        """The quantiser's slot of a quantised option."""
+        return self._slots[option]
 
     def absorbs_relu(self, option: Option) -> bool:
         """Whether a ReLU before this convolution is superfluous: its grid clips negatives to 0."""
@@ -180,7 +217,8 @@ class FractionalConv2d(nn.Conv2d):
         weight = self.weight
         if option.is_quantised:
             slot = self._slots[option]
-            x = self.quantiser.activation(x, slot)
+            if not self.takes_levels(option):
+                x = self.quantiser.activation(x, slot)
             weight = self.quantiser.weight(weight, slot)
         if gain is not None:
             weight = weight * gain[:, None, None, None]

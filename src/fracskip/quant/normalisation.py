@@ -78,6 +78,13 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         return gain, bias - mean * gain
 
     @torch.no_grad()
+    def folded64(self, option: Option) -> tuple[Tensor, Tensor]:
+        """`folded` in float64: what a deployed multiplier is made of."""
+        weight, bias, mean, var = (term.double() for term in self._terms(option))
+        gain = weight / (var + self.eps).sqrt()
+        return gain, bias - mean * gain
+
+    @torch.no_grad()
     def estimate(self, z: Tensor, option: Option) -> Tensor:
         """Gathers an option's statistics and normalises by the batch's own.
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fracskip.report.extras import report_extra
-from fracskip.report.palette import role_colour, to_css
+from fracskip.report.palette import css_colours, role_colour, to_css
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,6 +139,25 @@ def to_svg(figure: Figure, ident: str, label: str, titles: Mapping[str, str] | N
         }
     )
     return to_css(ElementTree.tostring(root, encoding="unicode"))
+
+
+def standalone(svg: str) -> str:
+    """Makes an `<svg>` element of the page a file of its own: namespace and colours included.
+
+    The colours follow the viewer's scheme, light or dark.
+    """
+    labels = sorted(set(re.findall(r"var\(--o-(\w+)\)", svg)))
+    light, dark = css_colours(labels)
+    style = (
+        f"svg{{{_properties(light)}background:var(--surface)}}"
+        f"@media(prefers-color-scheme:dark){{svg{{{_properties(dark)}}}}}"
+    )
+    head, rest = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n'
+
+
+def _properties(colours: Mapping[str, str]) -> str:
+    return "".join(f"--{name}:{value};" for name, value in colours.items())
 
 
 def _local(name: str) -> str:

@@ -7,8 +7,8 @@ from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.evaluation import predict
 
-WIDEST_LEAN = 16.0
-ROUNDS = 14
+WIDEST_LEAN = 64.0
+ROUNDS = 16
 
 
 def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int = 1000) -> float:

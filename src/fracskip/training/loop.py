@@ -15,6 +15,7 @@ killed at any moment and resumed ends with the same weights, bit for bit, as one
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
@@ -30,10 +31,12 @@ import torch
 from fracskip import checkpoint
 from fracskip.config import ModelSpec, Recipe, recipe_from_dict
 from fracskip.data import ImageSet, load_split, split_validation
-from fracskip.devices import describe, pick_device, use_bf16, versions
+from fracskip.devices import describe, pick_device, use_bf16
 from fracskip.dynamic import DynamicNetwork, build_network, preprocess
 from fracskip.errors import ConfigError
 from fracskip.evaluation import evaluate
+from fracskip.files import write_atomically
+from fracskip.machine import versions
 from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
 from fracskip.training.calibration import meet_target
@@ -94,6 +97,7 @@ class _Run:
         self.batches = Batches(train, recipe.data, recipe.batch_size, recipe.seed, self.device)
         self.stop = False
         self.backbone_digest = ""  # of the file it was loaded from, if it was
+        self.teacher: CifarResNet | None = None  # the backbone as it was, where it teaches
         has_gate = len(recipe.option_set) > 1
         self.spec = ModelSpec(
             model=recipe.model,
@@ -114,9 +118,12 @@ class _Run:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net
 
+    def _plain(self) -> CifarResNet:
+        channels = self.recipe.data.image.channels
+        return create_model(self.recipe.model.name, channels, len(self.spec.class_names))
+
     def _backbone(self) -> CifarResNet:
-        image = self.recipe.data.image
-        net = create_model(self.recipe.model.name, image.channels, len(self.spec.class_names))
+        net = self._plain()
         path = self.recipe.backbone_path
         if path is not None:
             self.backbone_digest = checkpoint.load_backbone(path, net)
@@ -135,8 +142,10 @@ class _Run:
             if name == "joint":
                 net = before.net
                 assert isinstance(net, DynamicNetwork)
-                return JointTraining(net, self.recipe, self.device, self.bf16)
+                return JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
             assert isinstance(before.net, CifarResNet)
+            if self.recipe.joint.distillation:
+                self.teacher = copy.deepcopy(before.net).eval().requires_grad_(False)
             dynamic = self._place(DynamicNetwork(before.net, self.spec))
         wanted = self.recipe.quant.calibration_images
         count = min(self.batches.steps, max(1, wanted // self.recipe.batch_size))
@@ -145,20 +154,26 @@ class _Run:
 
     def _restore(self, position: Position, tensors: dict[str, torch.Tensor]) -> Stage:
         """A stage as it was when its state was saved."""
-        stage: Stage
-        if position.stage == "backbone":
-            image = self.recipe.data.image
-            plain = create_model(self.recipe.model.name, image.channels, len(self.spec.class_names))
-            stage = BackboneTraining(self._place(plain), self.recipe, self.device, self.bf16)
-        else:
-            net = self._place(build_network(self.spec))
-            kind = GateTraining if position.stage == "gates" else JointTraining
-            stage = kind(net, self.recipe, self.device, self.bf16)
+        origin = self.folder / "state.safetensors"
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             part, _, key = name.partition(".")
             parts.setdefault(part, {})[key] = value
-        origin = self.folder / "state.safetensors"
+        stage: Stage
+        if position.stage == "backbone":
+            stage = BackboneTraining(
+                self._place(self._plain()), self.recipe, self.device, self.bf16
+            )
+        else:
+            net = self._place(build_network(self.spec))
+            if self.recipe.joint.distillation:
+                plain = self._plain()
+                checkpoint.apply_state(plain, parts.get("teacher", {}), origin)
+                self.teacher = self._place(plain).eval().requires_grad_(False)
+            if position.stage == "gates":
+                stage = GateTraining(net, self.recipe, self.device, self.bf16)
+            else:
+                stage = JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
         checkpoint.apply_state(stage.net, parts["net"], origin)
         for index, optimiser in enumerate(stage.optimisers):
             load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
@@ -171,6 +186,9 @@ class _Run:
     def save(self, position: Position, stage: Stage) -> None:
         position.stage_state = stage.state()
         tensors = {f"net.{name}": value for name, value in stage.net.state_dict().items()}
+        if self.teacher is not None:
+            for name, value in self.teacher.state_dict().items():
+                tensors[f"teacher.{name}"] = value
         for index, optimiser in enumerate(stage.optimisers):
             for name, value in optimiser_tensors(optimiser).items():
                 tensors[f"optimiser{index}.{name}"] = value
@@ -182,7 +200,7 @@ class _Run:
 
     def start(self) -> tuple[Position, Stage]:
         text = self.recipe.model_dump_json(indent=1)
-        checkpoint.write_atomically(self.folder / "recipe.json", text.encode())
+        write_atomically(self.folder / "recipe.json", text.encode())
         position, stage = Position(), self._begin(STAGES[0], None)
         self.record.path.unlink(missing_ok=True)
         self.record.append(

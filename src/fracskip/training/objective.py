@@ -8,11 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from fracskip.config import JointStage
 
 PROPORTIONAL = 10.0  # the price's immediate answer to an error, in units of its rate
 LARGEST_SUBSIDY = 0.1  # how far below zero the price may settle
+LARGEST_PRICE = 1.0  # computation never weighs more than a nat of cross-entropy
+LARGEST_LEAN = 64.0
+SMALLEST_SLOPE = 1e-3
+LARGEST_MOVE = 1.0  # what one batch may claim the price to be wrong by
 
 
 def target_at(config: JointStage, start: float, progress: float) -> float:
@@ -51,9 +56,103 @@ class CostPrice:
         mean = cost.mean()
         # A long way above the target says no more than "above".
         error = min(float(mean.detach()) / target - 1, 1.0)
-        self.integral = max(-LARGEST_SUBSIDY, self.integral + self.rate * error)
+        self.integral = _price(self.integral + self.rate * error)
         price = self.integral + PROPORTIONAL * self.rate * error
         return price * mean / target
+
+
+@dataclass
+class CostBalance:
+    """A lean that holds the cost at the target, and the price at which gates do not drift.
+
+    Gates answer a price late: it travels through the gradient, an optimiser's memory and layers
+    that all blocks share, so a price that follows the cost overshoots, and all gates with it. Here
+    the mean cost is held by the lean, which is added to the gates' logits times the option's rank
+    and acts at once. The gradient then has to say which images and blocks get the computation, not
+    how much there is: the price is moved to where the loss, price included, has no slope along the
+    lean. That is the constraint's Lagrange multiplier, and it cannot wind up, because it follows
+    from the gradient and not from an error that accumulates.
+
+    Lean and price are the state that a resumed run needs.
+
+    Attributes:
+        rate: How fast the price follows its estimate, per step.
+        lean_rate: How fast the lean answers an error, per step.
+        price: Of one target's worth of computation.
+        lean: To be added to the logits of the next step.
+    """
+
+    rate: float
+    lean_rate: float = 0.5
+    price: float = 0.0
+    lean: float = 0.0
+
+    def penalty(self, cost: Tensor, target: float) -> Tensor:
+        """The term to add to the loss; moves the lean.
+
+        Args:
+            cost: Relative cost of each image (B,), with the gates' gradient.
+            target: The mean to hold.
+        """
+        mean = cost.mean()
+        error = max(-1.0, min(float(mean.detach()) / target - 1, 1.0))
+        self.lean = max(-LARGEST_LEAN, min(self.lean - self.lean_rate * error, LARGEST_LEAN))
+        return self.price * mean / target
+
+    def follow(self, slope: float, cost_slope: float) -> None:
+        """Moves the price towards where the loss has no slope along the lean.
+
+        Args:
+            slope: Of the whole loss, penalty included, along the lean.
+            cost_slope: Of cost / target along the lean.
+        """
+        # Nearly every decision is certain: nothing can be told from so flat a cost.
+        steep = max(cost_slope, SMALLEST_SLOPE)
+        step = max(-LARGEST_MOVE, min(slope / steep, LARGEST_MOVE))
+        self.price = _price(self.price - self.rate * step)
+
+
+def _price(value: float) -> float:
+    return max(-LARGEST_SUBSIDY, min(value, LARGEST_PRICE))
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of softened predictions from a teacher's, times temperature².
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: the square keeps the
+    gradient's size when the temperature changes.
+
+    Args:
+        logits: (B, N).
+        teacher: (B, N), without a gradient.
+        temperature: Divides both.
+
+    Returns:
+        KL(teacher || student), mean over the batch.
+    """
+    ours = (logits / temperature).log_softmax(-1)
+    theirs = (teacher / temperature).log_softmax(-1)
+    divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
+
+
+def decision_information(scores: Tensor) -> Tensor:
+    """What a decision tells of its image: mutual information in nats, mean over blocks.
+
+    Decisions are taken as drawn from softmax(scores): H(mean over images) - mean H(image). It is
+    zero where all images are treated alike, however undecided, and largest where each image's
+    decision is certain and the images differ.
+
+    Args:
+        scores: The gates' logits (B, L, K).
+    """
+    logs = scores.log_softmax(-1)
+    shares = logs.exp()
+    marginal = shares.mean(0)
+    each = -(shares * logs).sum(-1).mean(0)
+    # A share that underflows to zero has no entropy, and no infinite gradient either.
+    together = -(marginal * marginal.clamp_min(1e-12).log()).sum(-1)
+    return (together - each).mean()
 
 
 def paper_penalty(cost: Tensor, target: float, beta: float, blocks: int) -> Tensor:

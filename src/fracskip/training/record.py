@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fracskip.checkpoint import write_atomically
 from fracskip.errors import CheckpointError
+from fracskip.files import write_atomically
 
 SCHEMA = "fracskip.run/1"
 

@@ -14,8 +14,15 @@ from torch.nn import functional as F
 
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork, Mixing
-from fracskip.models import CifarResNet
-from fracskip.training.objective import CostPrice, paper_penalty, target_at
+from fracskip.models import CifarResNet, fused
+from fracskip.training.objective import (
+    CostBalance,
+    CostPrice,
+    decision_information,
+    distillation,
+    paper_penalty,
+    target_at,
+)
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
 
@@ -41,7 +48,7 @@ class StepResult:
 
     Attributes:
         loss: Sum of losses.
-        correct: Images classified right (in the gates' stage: decisions for the top option).
+        correct: Images classified right (in the gates' stage: decisions for its option).
         images: Images.
         cost: Sum of relative costs; None in a stage without decisions.
     """
@@ -151,10 +158,11 @@ class BackboneTraining(_Base):
 
 
 class GateTraining(_Base):
-    """Stage 2: gates alone, until each chooses the top option, with room left in the softmax.
+    """Stage 2: gates alone, until each chooses one option, with room left in the softmax.
 
-    The backbone only runs forward, in full, and stays as it is. What is learned is a soft label:
-    `confidence` for the top option, the rest spread evenly over the others.
+    The backbone only runs forward, at that option, and stays as it is. What is learned is a soft
+    label: `confidence` for the option, the rest spread over the others - evenly over cheaper ones,
+    less for dearer ones, so that a drawn decision costs no more than the option itself.
     """
 
     name = "gates"
@@ -166,6 +174,8 @@ class GateTraining(_Base):
         self.net = net
         self.epochs = recipe.gates.epochs if net.gate is not None else 0
         self._config = recipe.gates
+        if net.gate is not None and not self.epochs:
+            net.gate.prefer(self._label())
         gates = net.gate.parameters() if net.gate is not None else []
         self.optimisers = [torch.optim.Adam(gates, lr=self._config.lr)] if self.epochs else []
 
@@ -173,37 +183,62 @@ class GateTraining(_Base):
         """See `Stage`."""
         return self._config.lr
 
+    def _label(self) -> Tensor:
+        costs, start = self.net.options.costs, self.recipe.start_option
+        label = torch.tensor([costs[start] / max(cost, costs[start]) for cost in costs])
+        label[start] = 0
+        label *= (1 - self._config.confidence) / label.sum()
+        label[start] = self._config.confidence
+        return label
+
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
-        options, top = len(self.net.options), self.net.options.top
+        start = self.recipe.start_option
         with self.autocast():
-            logits = self.net.gate_logits(images)
-        label = torch.full((options,), (1 - self._config.confidence) / (options - 1))
-        label[top] = self._config.confidence
-        target = label.to(logits.device).expand(logits[..., 0].numel(), options)
+            logits = self.net.gate_logits(images, option=start)
+        label, options = self._label(), self.net.options
+        target = label.to(logits.device).expand(logits[..., 0].numel(), len(label))
         loss = F.cross_entropy(logits.flatten(0, 1), target)
         self.update(loss, [self.lr(place.progress)])
         chosen = logits.detach().argmax(-1)
-        costs = torch.tensor(self.net.options.costs, device=chosen.device)[chosen]
-        right = float((chosen == top).float().mean(1).sum())
+        costs = torch.tensor(options.costs, device=chosen.device)[chosen]
+        right = float((chosen == start).float().mean(1).sum())
         return StepResult(
             float(loss.detach()) * len(labels), right, len(labels), float(costs.mean(1).sum())
         )
 
 
 class JointTraining(_Base):
-    """Stage 3: weights and gates together, towards the target cost."""
+    """Stage 3: weights and gates together, towards the target cost.
+
+    Args:
+        net: The network, as the gates' stage left it.
+        recipe: The run.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+        teacher: The frozen backbone to distil from, if the recipe says so.
+    """
 
     name = "joint"
 
     def __init__(
-        self, net: DynamicNetwork, recipe: Recipe, device: torch.device, bf16: bool
+        self,
+        net: DynamicNetwork,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        teacher: CifarResNet | None = None,
     ) -> None:
         super().__init__(recipe, device, bf16)
         self.net = net
         self.epochs = recipe.joint.epochs
         self._config = recipe.joint
-        self._price = CostPrice(recipe.joint.price_rate)
+        self._teacher = fused(teacher) if teacher is not None else None
+        rate = recipe.joint.price_rate
+        self._price = CostPrice(rate)
+        self._balance: CostBalance | None = None
+        if recipe.joint.objective == "balance":
+            self._balance = CostBalance(rate, recipe.joint.lean_rate)
         gates = {f"gate.{name}" for name, _ in net.gate.named_parameters()} if net.gate else set()
         weights = [(name, p) for name, p in net.named_parameters() if name not in gates]
         self.optimisers = [weight_optimiser(weights, self._config.optim)]
@@ -216,15 +251,32 @@ class JointTraining(_Base):
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
+        if self._balance is not None:
+            return {"price": self._balance.price, "lean": self._balance.lean}
         return {"price": self._price.integral}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        self._price.integral = state["price"]
+        if self._balance is not None:
+            self._balance.price, self._balance.lean = state["price"], state["lean"]
+            self._lean(self._balance.lean)
+        else:
+            self._price.integral = state["price"]
+
+    def _lean(self, lean: float) -> None:
+        """What validation between epochs sees; the run's end finds the final one."""
+        self.net.spec = self.net.spec.model_copy(update={"lean": lean})
+
+    def _target(self, progress: float) -> float:
+        start = self.net.options.costs[self.recipe.start_option]
+        return target_at(self._config, start, progress)
 
     def _penalty(self, cost: Tensor, progress: float) -> Tensor:
-        start = self.net.options.costs[self.net.options.top]
-        target = target_at(self._config, start, progress)
+        target = self._target(progress)
+        if self._balance is not None:
+            penalty = self._balance.penalty(cost, target)
+            self._lean(self._balance.lean)
+            return penalty
         if self._config.objective == "paper":
             return paper_penalty(cost, target, self._config.beta, len(self.net.blocks))
         return self._price.penalty(cost, target)
@@ -232,6 +284,9 @@ class JointTraining(_Base):
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
         config, options = self._config, self.net.options
+        lean = None
+        if self._balance is not None:
+            lean = torch.tensor(self._balance.lean, device=images.device, requires_grad=True)
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
         remaining = max(0.0, 1 - place.progress / config.exploration_until)
@@ -244,16 +299,30 @@ class JointTraining(_Base):
             sample_rate=config.sample_rate,
             anchors=anchors,
             anchor_option=int(torch.randint(lowest, len(options), (), generator=draw)),
+            lean=0.0 if lean is None else lean,
         )
         with self.autocast():
             out = self.net(images, mixing=mixing)
         logits, cost = out.logits.float(), out.cost[anchors:]
         loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
+        if self._teacher is not None:
+            with torch.no_grad(), self.autocast():
+                taught = self._teacher(images).float()
+            divergence = distillation(logits, taught, config.distillation_temperature)
+            loss = torch.lerp(loss, divergence, config.distillation)
         if self.net.gate is not None:
             loss = loss + self._penalty(cost, place.progress)
+        if config.diversity and out.scores is not None:
+            loss = loss - config.diversity * decision_information(out.scores[anchors:])
         factor = lr_factor(config.optim, place.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
+        cost_slope = 0.0
+        if lean is not None and self.net.gate is not None:
+            (slope,) = torch.autograd.grad(cost.mean(), lean, retain_graph=True)
+            cost_slope = float(slope) / self._target(place.progress)
         self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
+        if self._balance is not None and lean is not None and lean.grad is not None:
+            self._balance.follow(float(lean.grad), cost_slope)
         routed = len(labels) - anchors
         return StepResult(
             float(loss.detach()) * routed,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fracskip import checkpoint
-from fracskip.checkpoint import load, save, write_atomically
+from fracskip import files
+from fracskip.checkpoint import load, save
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import CheckpointError
 
@@ -60,7 +60,7 @@ def test_a_failing_write_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     if failing == "fsync":
-        monkeypatch.setattr(checkpoint.os, "fsync", fail)
+        monkeypatch.setattr(files.os, "fsync", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(CheckpointError, match=r"No space left on device.*free some space"):
@@ -86,9 +86,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(
 ) -> None:
     done = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(
-        checkpoint.os, "fsync", lambda number: (done.append("fsync"), fsync(number))
-    )
+    monkeypatch.setattr(files.os, "fsync", lambda number: (done.append("fsync"), fsync(number)))
 
     def watched(self: Path, target: Path) -> Path:
         done.append("replace")
@@ -96,7 +94,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", watched)
-    write_atomically(tmp_path / "x", b"new")
+    files.write_atomically(tmp_path / "x", b"new")
     assert done == ["fsync", "replace"]
 
 

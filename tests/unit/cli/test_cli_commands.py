@@ -16,6 +16,7 @@ from fracskip.cli import commands, doctor
 from fracskip.data import DatasetSummary, load_split
 from fracskip.evaluation import predict
 from fracskip.report import load_record
+from fracskip.runtime import InferenceSession, bundle
 
 Run = Callable[..., Any]  # conftest.Answer
 
@@ -140,6 +141,47 @@ def test_several_bad_images_are_counted(fracskip: Run, checkpoint_file: Path) ->
     assert len(json.loads(Path("p.json").read_text())["errors"]) == 3
 
 
+# -- export, and what takes a bundle --------------------------------------------------------------
+
+
+def test_export(fracskip: Run, checkpoint_file: Path) -> None:
+    answer = fracskip("export", checkpoint_file, "--to", "new/x.fsk")
+    assert (answer.code, answer.err) == (0, "")
+    size = Path("new/x.fsk").stat().st_size
+    assert answer.out == f"resnet8: new/x.fsk ({size:,} bytes)\n"
+    session = InferenceSession("new/x.fsk")
+    assert session.plan.source == load(checkpoint_file).digest
+
+
+def test_eval_of_a_bundle_is_that_of_its_checkpoint(
+    fracskip: Run, bundle_file: Path, checkpoint_file: Path, pictures: Path
+) -> None:
+    records = []
+    for network in (bundle_file, checkpoint_file):
+        words = ("--data", f"folder:{pictures}", "--json", "r.json")
+        answer = fracskip("eval", network, *words)
+        assert (answer.code, answer.err) == (0, "")
+        records.append(json.loads(Path("r.json").read_text()))
+        assert load_record("r.json").images == 12
+    ours, theirs = records
+    assert "engine" in ours.pop("device")
+    for record in records:
+        record["checkpoint"].pop("name")
+        for key in ("device", "seconds", "versions"):
+            record.pop(key, None)
+        for point in record["static"]:
+            point.pop("seconds")
+    assert ours == theirs
+
+
+def test_predict_with_a_bundle(fracskip: Run, bundle_file: Path, pictures: Path) -> None:
+    answer = fracskip("predict", bundle_file, pictures / "val" / "red", "--json", "p.json")
+    assert (answer.code, answer.err) == (0, "")
+    found = json.loads(Path("p.json").read_text())
+    assert len(found["predictions"]) == 4
+    assert found["checkpoint_digest"] == InferenceSession(bundle_file).plan.source
+
+
 # -- train ----------------------------------------------------------------------------------------
 
 
@@ -216,10 +258,10 @@ def test_doctor(
     fracskip: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    checkpoint_file: Path,
+    bundle_file: Path,
 ) -> None:
-    monkeypatch.setattr("fracskip.checkpoint.resolve", lambda name: checkpoint_file)
-    monkeypatch.setattr(doctor, "load_sample", lambda: _sample(checkpoint_file, right=85))
+    monkeypatch.setattr(bundle, "resolve", lambda name: bundle_file)
+    monkeypatch.setattr(doctor, "load_sample", lambda: _sample(bundle_file, right=85))
     answer = fracskip("doctor")
     assert (answer.code, answer.err) == (0, "")
     for words in (
@@ -232,25 +274,25 @@ def test_doctor(
         assert words in answer.out, words
     assert "PROBLEM" not in answer.out
 
-    monkeypatch.setattr(doctor, "load_sample", lambda: _sample(checkpoint_file, right=79))
+    monkeypatch.setattr(doctor, "load_sample", lambda: _sample(bundle_file, right=79))
     answer = fracskip("doctor")
     assert answer.code == 2
     assert "PROBLEM: 79 of 100 bundled images right" in answer.out
-    monkeypatch.setattr("fracskip.checkpoint.resolve", lambda name: tmp_path / "gone")
+    monkeypatch.setattr(bundle, "resolve", lambda name: tmp_path / "gone")
     answer = fracskip("doctor")
     assert answer.code == 2
-    assert "PROBLEM: checkpoint" in answer.out
+    assert "PROBLEM: bundle" in answer.out
 
 
-def _sample(checkpoint: Path, right: int) -> Any:
+def _sample(network: Path, right: int) -> Any:
     """A hundred images, so many of which the network gets right."""
     from fracskip.data import ImageSet
 
-    net = load(checkpoint)
+    session = InferenceSession(network)
     images = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 3)).astype(np.uint8)
-    labels = predict(net, images).predicted.copy()
+    labels = session.run(images).predicted
     labels[right:] = (labels[right:] + 1) % 3
-    return ImageSet(images, labels, net.spec.class_names, "Sample", "test", "made up")
+    return ImageSet(images, labels, session.class_names, "Sample", "test", "made up")
 
 
 def test_doctor_without_a_home(fracskip: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,9 +305,9 @@ def test_doctor_without_a_home(fracskip: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "none in /nonexistent/.cache/fracskip (" in answer.out
 
 
-def test_demo(fracskip: Run, monkeypatch: pytest.MonkeyPatch, checkpoint_file: Path) -> None:
-    monkeypatch.setattr("fracskip.checkpoint.resolve", lambda name: checkpoint_file)
-    monkeypatch.setattr(commands, "load_sample", lambda: _sample(checkpoint_file, right=90))
+def test_demo(fracskip: Run, monkeypatch: pytest.MonkeyPatch, bundle_file: Path) -> None:
+    monkeypatch.setattr(bundle, "resolve", lambda name: bundle_file)
+    monkeypatch.setattr(commands, "load_sample", lambda: _sample(bundle_file, right=90))
     answer = fracskip("demo")
     assert (answer.code, answer.err) == (0, "")
     record = json.loads(Path("fracskip-demo.json").read_text())

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fracskip import checkpoint
 from fracskip.cli import commands
+from fracskip.runtime.session import instruction_sets
 
 Run = Callable[..., Any]  # conftest.Answer
 
@@ -129,7 +130,7 @@ def test_a_full_disk_amid_training(
 
     def fills(path: Path, data: bytes) -> None:
         writes.append(path)
-        if len(writes) == 4:
+        if len(writes) == 3:
             raise checkpoint.CheckpointError(f"{path} could not be written (No space left)")
         write(path, data)
 
@@ -384,9 +385,9 @@ sys.exit(code)
 @pytest.mark.parametrize(
     "words",
     [
-        ["eval", "bundled", "--data", "sample"],
-        ["predict", "bundled", "x.png"],
-        ["demo"],
+        ["eval", "net.safetensors", "--data", "sample"],
+        ["predict", "net.safetensors", "x.png"],
+        ["export", "net.safetensors", "--to", "net.fsk"],
         ["train", "r.toml"],
     ],
     ids=lambda words: words[0],
@@ -397,6 +398,55 @@ def test_commands_that_need_torch_say_how_to_get_it(
     answer = python(WITHOUT_TORCH, *words)
     assert answer.error == f"fracskip {words[0]} needs torch: pip install 'fracskip[train]'"
     assert answer.out == ""
+
+
+needs_native = pytest.mark.skipif(not instruction_sets(), reason="the native engine is not built")
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "{bundle}", "--data", "folder:{pictures}"],
+        ["predict", "{bundle}", "{pictures}/val/red"],
+        ["demo"],
+        ["doctor"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_bundles_need_no_torch(
+    python: Run, words: list[str], bundle_file: Path, pictures: Path
+) -> None:
+    words = [word.format(bundle=bundle_file, pictures=pictures) for word in words]
+    answer = python(WITHOUT_TORCH, *words)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out
+
+
+@pytest.mark.parametrize("words", [["demo"], ["eval", "bundled", "--data", "sample"]])
+def test_without_any_engine(python: Run, words: list[str]) -> None:
+    hidden = 'import sys; sys.modules["fracskip.runtime._native"] = None\n'
+    error = python(hidden + WITHOUT_TORCH, *words).error
+    assert error.startswith("the portable engine needs torch: pip install 'fracskip[train]', or")
+
+
+def test_exports_are_named_for_what_they_are(fracskip: Run, checkpoint_file: Path) -> None:
+    error = fracskip("export", checkpoint_file, "--to", "net.pt").error
+    assert error == "net.pt ends in neither .fsk nor .onnx: choose one of them"
+    error = fracskip("export", "gone", "--to", "net.fsk").error
+    assert error.startswith("checkpoint gone does not exist")
+    assert not Path("net.fsk").exists()
+
+
+def test_bad_bundles(fracskip: Run, bundle_file: Path, checkpoint_file: Path) -> None:
+    Path("cut.fsk").write_bytes(bundle_file.read_bytes()[:-1])
+    Path("other.fsk").write_bytes(checkpoint_file.read_bytes())
+    for name, message in (
+        ("gone.fsk", "bundle gone.fsk does not exist"),
+        ("cut.fsk", "cut.fsk has a damaged header"),
+        ("other.fsk", "other.fsk is a checkpoint, not a bundle: make one of it with fracskip ex"),
+    ):
+        assert fracskip("predict", name, "x.png").error.startswith(message)
 
 
 def test_reports_need_no_torch(
@@ -439,7 +489,7 @@ import sys
 sys.modules["torch"] = None
 import fracskip
 assert len(fracskip.load_sample()) == 1000
-for name in ("load", "save", "evaluate", "build_network", "preprocess", "DynamicNetwork"):
+for name in ("load", "save", "export_bundle", "build_network", "preprocess", "DynamicNetwork"):
     try:
         getattr(fracskip, name)
     except fracskip.MissingExtraError as error:
@@ -454,7 +504,7 @@ except AttributeError as error:
 def test_names_that_need_torch_say_how_to_get_it(python: Run) -> None:
     answer = python(LAZY_NAMES)
     assert answer.err == ""
-    names = ("load", "save", "evaluate", "build_network", "preprocess", "DynamicNetwork")
+    names = ("load", "save", "export_bundle", "build_network", "preprocess", "DynamicNetwork")
     assert answer.out.splitlines() == [
         *(f"fracskip.{name} needs torch: pip install 'fracskip[train]'" for name in names),
         "module 'fracskip' has no attribute 'nonsense'",

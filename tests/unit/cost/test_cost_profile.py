@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from fracskip.cost import BlockProfile, NetworkProfile, conv_macs, linear_macs
+from fracskip.cost import BlockProfile, NetworkProfile, account, conv_macs, linear_macs
+from fracskip.options import OptionSet
 
 BLOCKS = (
     BlockProfile("first", 100, gated=False),
@@ -54,6 +56,19 @@ def test_sums_by_hand() -> None:
     assert NETWORK.gate_macs == 16
     assert NETWORK.fixed_macs == 1000 + 100 + 20 + 50 + 16
     assert [block.name for block in NETWORK.gated] == ["plain", "strided"]
+
+
+def test_fixed_parts_at_8_bits_count_by_their_bitops() -> None:
+    """The first block's 100 and the shortcut's 20 MACs at (8 / 32)²; branches are the options'."""
+    narrow = tuple(dataclasses.replace(block, fixed_bits=8) for block in BLOCKS)
+    network = NetworkProfile(1000, narrow, 50)
+    assert network.fixed_macs == 1000 + 100 / 16 + 20 / 16 + 50 + 16
+    assert network.backbone_macs == NETWORK.backbone_macs
+    decisions = np.array([[0, 1], [1, 1]])
+    report = account(decisions, OptionSet.of("cpu"), network)
+    assert report.cp == 0.75 / 16
+    executed = network.fixed_macs + (100 + 300) / 16  # means over two images
+    assert report.bitops_ratio == pytest.approx(executed / network.backbone_macs)
 
 
 def test_a_network_without_gates_is_all_fixed() -> None:

@@ -1,12 +1,8 @@
-import platform
-
-import numpy as np
 import pytest
 import torch
 
-import fracskip
 from fracskip import devices
-from fracskip.devices import computes_in_bf16, describe, pick_device, use_bf16, versions
+from fracskip.devices import computes_in_bf16, describe, pick_device, use_bf16
 from fracskip.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -86,12 +82,3 @@ def test_a_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert words.isprintable()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Fast GPU")
     assert describe(torch.device("cuda")) == "A Fast GPU"
-
-
-def test_versions() -> None:
-    assert versions() == {
-        "python": platform.python_version(),
-        "fracskip": fracskip.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }

@@ -29,12 +29,14 @@ def make_spec(
     channels: int = 3,
     classes: int = 3,
     target: float | None = None,
+    stream: str = "float",
+    block_bias: bool = False,
 ) -> ModelSpec:
     return ModelSpec(
         model=ModelConfig(name=model),
         options=options,
-        quant=QuantConfig(scheme=scheme),
-        gate=GateConfig(kind=gate, width=5, budget_input=budget_input),
+        quant=QuantConfig(scheme=scheme, stream=stream),
+        gate=GateConfig(kind=gate, width=5, budget_input=budget_input, block_bias=block_bias),
         image=ImageConfig(
             size=size, channels=channels, mean=(0.5,) * channels, std=(1,) * channels
         ),

@@ -178,3 +178,48 @@ def test_a_gate_of_no_kind_decides_nothing() -> None:
         gate(0, torch.zeros(1, 16), GateState())
     with pytest.raises(NotImplementedError):
         gate.macs(0)
+
+
+# -- what a gate starts from ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
+@pytest.mark.parametrize("budget_input", [False, True])
+def test_a_standardised_gate_tells_images_apart(kind: str, budget_input: bool) -> None:
+    torch.manual_seed(0)
+    own = kind == "recurrent"
+    config = GateConfig(kind=kind, width=6, budget_input=budget_input, block_bias=own)
+    gate = create_gate(config, [4, 8, 8], 3)
+    # Pooled features differ little between images, and not at all in one channel.
+    pooled = [0.4 + 0.02 * torch.randn(200, channels) for channels in (4, 8, 8)]
+    pooled[0][:, 2] = 0.3
+    gate.standardise(pooled)
+    state = gate.start(200, 1.0 if budget_input else None, pooled[0])
+    with torch.inference_mode():
+        logits = torch.stack([gate(block, seen, state) for block, seen in enumerate(pooled)])
+    torch.testing.assert_close(logits.mean(1), torch.zeros(3, 3), atol=1e-4, rtol=0)
+    deviation = (logits - logits.mean(1, keepdim=True)).square().mean().sqrt()
+    assert deviation.item() == pytest.approx(1, abs=1e-3)
+    gate.prefer(torch.tensor([0.2, 0.7, 0.1]))
+    state = gate.start(200, 1.0 if budget_input else None, pooled[0])
+    with torch.inference_mode():
+        moved = torch.stack([gate(block, seen, state) for block, seen in enumerate(pooled)])
+    wanted = torch.tensor([0.2, 0.7, 0.1]).log().expand(3, 200, 3)
+    torch.testing.assert_close(moved - logits, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_block_bias_is_added_to_its_blocks_logits_alone() -> None:
+    torch.manual_seed(0)
+    gate = create_gate(GateConfig(width=5, block_bias=True), [4, 4], 3)
+    plain = create_gate(GateConfig(width=5), [4, 4], 3)
+    plain.load_state_dict({k: v for k, v in gate.state_dict().items() if k != "block_bias"})
+    assert isinstance(gate.block_bias, torch.nn.Parameter)
+    bias = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, -6.0]])
+    with torch.no_grad():
+        gate.block_bias.copy_(bias)
+    pooled = torch.rand(7, 4)
+    one, other = gate.start(7, None, pooled), plain.start(7, None, pooled)
+    for block in range(2):
+        difference = gate(block, pooled, one) - plain(block, pooled, other)
+        torch.testing.assert_close(difference, bias[block].expand(7, 3), atol=1e-5, rtol=0)
+    assert gate.macs(1) == plain.macs(1)

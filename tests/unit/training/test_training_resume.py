@@ -73,8 +73,13 @@ def same(one: Any, other: Any) -> None:
     [
         {},
         {"quant": {"scheme": "paper"}, "joint": {"objective": "paper", "gate_gradient": "dense"}},
+        {
+            "quant": {"stream": "int8"},
+            "gate": {"standardise": True},
+            "joint": {"objective": "balance", "distillation": 0.5, "diversity": 0.1},
+        },
     ],
-    ids=["modern", "paper"],
+    ids=["modern", "paper", "int8"],
 )
 def test_killed_in_every_stage_and_resumed(
     tiny_recipe: Make,

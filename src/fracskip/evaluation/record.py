@@ -1,4 +1,4 @@
-"""What a network does on a data set: accuracy, cost, and what its gates decided.
+"""Records of what a network does on a data set: accuracy, cost, and what its gates decided.
 
 Records are plain JSON values, schema `fracskip.evaluation/1`; the report draws from them alone.
 """
@@ -7,87 +7,24 @@ from __future__ import annotations
 
 import base64
 import io
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
-from fracskip.devices import describe, versions
-from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
+from fracskip.evaluation.subject import Network, Subject, subject_of
+from fracskip.machine import versions
 from fracskip.options import Option, OptionSet
 
 SCHEMA = "fracskip.evaluation/1"
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a network said of a set of images.
-
-    Attributes:
-        probabilities: Softmax of the logits, (N, classes).
-        decisions: Option indices, (N, gated blocks).
-        seconds: Wall time, preprocessing included.
-    """
-
-    probabilities: NDArray[np.float32]
-    decisions: NDArray[np.int64]
-    seconds: float
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """The most probable class of each image, (N,)."""
-        return np.asarray(self.probabilities.argmax(1), dtype=np.int64)
-
-
-@torch.inference_mode()
-def predict(
-    net: DynamicNetwork,
-    images: NDArray[np.uint8],
-    *,
-    force: Option | int | str | None = None,
-    batch_size: int = 250,
-    progress: Progress | None = None,
-) -> Predictions:
-    """Classifies images, in batches, on the device where the network is.
-
-    Args:
-        net: The network; it is put into evaluation mode.
-        images: uint8 (N, H, W, C), N at least 1.
-        force: Execute every block at this option instead of asking the gates.
-        batch_size: Images a batch.
-        progress: Called with the number of images done after each batch.
-
-    Raises:
-        ConfigError: if the images or the option do not fit the network.
-    """
-    net.eval()
-    device = next(net.parameters()).device
-    probabilities, decisions = [], []
-    begin = time.perf_counter()
-    for start in range(0, max(len(images), 1), batch_size):
-        pixels = torch.from_numpy(images[start : start + batch_size]).to(device)
-        x = preprocess(pixels, net.spec.image)
-        forced = None if force is None else net.forced(force, len(x))
-        out = net(x, decisions=forced)
-        probabilities.append(out.logits.float().softmax(1).cpu().numpy())
-        decisions.append(out.decisions.cpu().numpy())
-        if progress is not None:
-            progress(len(x))
-    return Predictions(
-        np.concatenate(probabilities), np.concatenate(decisions), time.perf_counter() - begin
-    )
 
 
 def evaluate(
-    net: DynamicNetwork,
+    net: Network,
     data: ImageSet,
     *,
     name: str = "",
@@ -99,7 +36,7 @@ def evaluate(
     """Measures a network on a labelled data set.
 
     Args:
-        net: The network.
+        net: A network on any device, or a session.
         data: Images and labels, of the network's classes.
         name: What to call the checkpoint in the record.
         static: Also measure the network with every block at each one of its executed options.
@@ -110,32 +47,33 @@ def evaluate(
     Returns:
         The record.
     """
-    predictions = predict(net, data.images, batch_size=batch_size, progress=progress)
-    options, decisions = net.options, predictions.decisions
+    subject = subject_of(net)
+    card = subject.card
+    predictions = predict_subject(subject, data.images, None, batch_size, progress)
+    options, decisions = card.options, predictions.decisions
     right = predictions.predicted == data.labels
-    cost = account(decisions, options, net.profile)
+    cost = account(decisions, options, card.profile)
     shares = option_shares(decisions, options)
     entropy = decision_entropy_bits(shares)
     forced = []
-    if static and net.gate is not None:
+    if static and not card.is_static:
         forced = [
-            _static_point(net, data, option, batch_size, progress)
+            _static_point(subject, data, option, batch_size, progress)
             for option in options
             if not option.is_skip
         ]
-    spec = net.spec
     return {
         "schema": SCHEMA,
         "checkpoint": {
-            "name": name or spec.model.name,
-            "digest": net.digest,
-            "model": spec.model.name,
+            "name": name or card.model,
+            "digest": card.digest,
+            "model": card.model,
             "options": list(options.labels),
-            "quant": spec.quant.scheme,
-            "gate": spec.gate.kind if net.gate is not None else "none",
-            "target": spec.target,
+            "quant": card.quant,
+            "gate": card.gate,
+            "target": card.target,
         },
-        "checkpoint_digest": net.digest,
+        "checkpoint_digest": card.digest,
         "data": {"name": data.name, "split": data.split},
         "images": len(data),
         "accuracy": float(right.mean()),
@@ -144,7 +82,7 @@ def evaluate(
         "option_share": _named(shares.mean(0), options),
         "decision_entropy_bits": float(entropy.mean()),
         "seconds": predictions.seconds,
-        "device": describe(next(net.parameters()).device),
+        "device": card.device,
         "versions": versions(),
         "blocks": [
             {
@@ -153,7 +91,7 @@ def evaluate(
                 "option_share": _named(row, options),
                 "entropy_bits": float(bits),
             }
-            for block, row, bits in zip(net.profile.gated, shares, entropy, strict=True)
+            for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
         ],
         "classes": _per_class(data, right, decisions, cost.image_cp, options),
         "static": forced,
@@ -166,16 +104,17 @@ def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
 
 
 def _static_point(
-    net: DynamicNetwork,
+    subject: Subject,
     data: ImageSet,
     option: Option,
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    forced = predict(net, data.images, force=option, batch_size=batch_size, progress=progress)
-    cost = account(forced.decisions, net.options, net.profile)
+    forced = predict_subject(subject, data.images, option, batch_size, progress)
+    profile = subject.card.profile
+    cost = account(forced.decisions, subject.card.options, profile)
     # A static network has no gates to pay for.
-    gates = net.profile.gate_macs / net.profile.backbone_macs
+    gates = profile.gate_macs / profile.backbone_macs
     return {
         "option": option.label,
         "accuracy": float((forced.predicted == data.labels).mean()),

@@ -1,0 +1,249 @@
+// Feeds the reader damaged bundles, and the engine those that are accepted. Any crash, sanitizer
+// report, or exception other than BundleError is a bug.
+//
+//   fuzz_bundle --seeds FOLDER --count 20000 --seed 1 [--json FILE]      (deterministic)
+//   fuzz_bundle_libfuzzer [libFuzzer's options] CORPUS
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "engine.hpp"
+#include "mutate.hpp"
+
+namespace fracskip {
+namespace {
+
+constexpr double kMostMacs = 2e7;    // per image; larger networks are read and not run
+constexpr double kMostBytes = 64e6;  // of activations
+
+enum class Outcome { refused, too_large, ran };
+inline constexpr int kOutcomes = 3;
+
+// MACs of one image with every option executed, and the bytes of all activations.
+struct Work {
+  double macs = 0.0, bytes = 0.0;
+};
+
+Work work_of(const Network& network) {
+  Work work;
+  int h = network.height, w = network.width;
+  const auto slide = [&](const Conv& conv, int& height, int& width, double channels) {
+    work.bytes += 4.0 * channels * (height + 2.0 * conv.window.pad_h) *
+                  (width + 2.0 * conv.window.pad_w);
+    height = conv.window.out_h(height);
+    width = conv.window.out_w(width);
+    work.macs += static_cast<double>(height) * width * std::max(conv.out, 1) *
+                 std::max(conv.in, 1) * conv.window.kernel_h * conv.window.kernel_w;
+    work.bytes += 4.0 * height * width * std::max(conv.out, 16);
+  };
+  for (const StemOp& op : network.stem) slide(op.conv, h, w, 16.0);
+  for (const Block& block : network.blocks) {
+    int out_h = h, out_w = w;
+    for (const Execution& execution : block.options) {
+      out_h = h;
+      out_w = w;
+      for (const Conv& conv : execution.branch) slide(conv, out_h, out_w, std::max(conv.in, 16));
+    }
+    if (block.shortcut) {
+      int side_h = h, side_w = w;
+      slide(*block.shortcut, side_h, side_w, std::max(block.shortcut->in, 16));
+    }
+    h = out_h;
+    w = out_w;
+  }
+  return work;
+}
+
+[[noreturn]] void fault(const char* what) {
+  std::fprintf(stderr, "fault: %s\n", what);
+  std::abort();
+}
+
+void run_once(const Network& network, Isa isa, Random& random) {
+  const Engine engine(network, isa, 1);
+  const auto blocks = static_cast<std::size_t>(engine.gated_blocks());
+  const auto options = static_cast<std::size_t>(engine.options());
+  const auto values =
+      static_cast<std::size_t>(network.height) * network.width * network.channels;
+  // Vectors of exactly what is needed: one byte beyond is a report.
+  std::vector<std::uint8_t> pixels(values), decisions(blocks, 255), forced(blocks);
+  std::vector<float> floats(values), logits(static_cast<std::size_t>(engine.classes()));
+  std::vector<float> latency(1), budget(1, 0.1f);
+  for (std::uint8_t& pixel : pixels) pixel = static_cast<std::uint8_t>(random());
+  for (float& value : floats) value = static_cast<float>(random() % 2001) * 0.002f - 2.f;
+  for (std::uint8_t& option : forced) option = static_cast<std::uint8_t>(random() % options);
+  RunRequest request;
+  request.images = pixels.data();
+  request.count = 1;
+  request.budgets = network.gate.budget_weight.empty() ? nullptr : budget.data();
+  request.logits = logits.data();
+  request.decisions = decisions.data();
+  request.latency_us = latency.data();
+  engine.run(request);
+  for (std::uint8_t decision : decisions) {
+    if (decision >= options) fault("a decision is out of range");
+  }
+  request.images = floats.data();
+  request.pixels = PixelType::f32;
+  request.forced = forced.data();
+  engine.run(request);
+  if (decisions != forced) fault("forced decisions were not taken");
+}
+
+Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random) {
+  // A copy of its own: one byte beyond is a report.
+  const std::vector<std::uint8_t> exact(data, data + size);
+  Network network;
+  try {
+    network = read_bundle(exact.data(), exact.size());
+  } catch (const BundleError& error) {
+    if (error.what()[0] == '\0') fault("an error says nothing");
+    return Outcome::refused;
+  }
+  const Work work = work_of(network);
+  if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
+  static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2};
+  const Isa isa = kIsas[random() % std::size(kIsas)];
+  run_once(network, isa_supported(isa) ? isa : Isa::automatic, random);
+  return Outcome::ran;
+}
+
+}  // namespace
+}  // namespace fracskip
+
+#ifdef FRACSKIP_LIBFUZZER
+
+extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t most);
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  fracskip::Random random(size);
+  fracskip::read_and_run(data, size, random);
+  return 0;
+}
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
+                                               std::size_t most, unsigned seed) {
+  fracskip::Random random(seed);
+  if (random() % 4 == 0) return LLVMFuzzerMutate(data, size, most);
+  const auto kind = static_cast<fracskip::Mutation>(random() % fracskip::kMutations);
+  const fracskip::Bytes out = fracskip::mutate({data, data + size}, kind, random);
+  const std::size_t kept = std::min(out.size(), most);
+  std::copy_n(out.begin(), kept, data);
+  return kept;
+}
+
+#else
+
+namespace {
+
+using namespace fracskip;
+
+std::vector<Bytes> read_seeds(const std::string& folder) {
+  std::vector<std::filesystem::path> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".fsk") paths.push_back(entry.path());
+  }
+  std::sort(paths.begin(), paths.end());
+  std::vector<Bytes> seeds;
+  for (const auto& path : paths) {
+    std::ifstream file(path, std::ios::binary);
+    seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+  }
+  return seeds;
+}
+
+struct Counts {
+  long of[kMutations][kOutcomes] = {};
+
+  long total(Outcome outcome) const {
+    long sum = 0;
+    for (const auto& row : of) sum += row[static_cast<int>(outcome)];
+    return sum;
+  }
+};
+
+void write_counts(std::FILE* out, const Counts& counts, std::size_t seeds, unsigned long seed,
+                  double seconds) {
+  std::fprintf(out, "{\"mutants\": %ld, \"refused\": %ld, \"accepted\": %ld, \"run\": %ld, ",
+               counts.total(Outcome::refused) + counts.total(Outcome::too_large) +
+                   counts.total(Outcome::ran),
+               counts.total(Outcome::refused),
+               counts.total(Outcome::too_large) + counts.total(Outcome::ran),
+               counts.total(Outcome::ran));
+  std::fprintf(out, "\"seed\": %lu, \"seed_bundles\": %zu, \"seconds\": %.1f, \"compiler\": \"%s\"",
+               seed, seeds, seconds, __VERSION__);
+  std::fprintf(out, ",\n \"by_mutation\": {");
+  for (int m = 0; m < kMutations; ++m) {
+    const long* row = counts.of[m];
+    std::fprintf(out, "%s\n  \"%s\": {\"refused\": %ld, \"accepted\": %ld, \"run\": %ld}",
+                 m ? "," : "", mutation_name(static_cast<Mutation>(m)), row[0], row[1] + row[2],
+                 row[2]);
+  }
+  std::fprintf(out, "}}\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string folder, json, dump;
+  long count = 1500;
+  unsigned long seed = 1;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string option = argv[i];
+    if (option == "--seeds") folder = argv[i + 1];
+    if (option == "--count") count = std::atol(argv[i + 1]);
+    if (option == "--seed") seed = std::strtoul(argv[i + 1], nullptr, 10);
+    if (option == "--json") json = argv[i + 1];
+    if (option == "--dump") dump = argv[i + 1];  // keeps the mutant in hand, for when it crashes
+  }
+  const std::vector<Bytes> seeds = folder.empty() ? std::vector<Bytes>() : read_seeds(folder);
+  if (seeds.empty()) {
+    std::fprintf(stderr, "fuzz_bundle --seeds FOLDER [--count N] [--seed S] [--json FILE]\n");
+    return 2;
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  Random random(seed);
+  for (const Bytes& bundle : seeds) {
+    if (read_and_run(bundle.data(), bundle.size(), random) != Outcome::ran) {
+      std::fprintf(stderr, "a seed bundle is refused or too large to run\n");
+      return 2;
+    }
+  }
+  Counts counts;
+  for (long i = 0; i < count; ++i) {
+    // Each mutant follows from its number alone, so a failing one can be made again.
+    Random own(seed * 1000003u + static_cast<unsigned long>(i));
+    Bytes mutant = seeds[own() % seeds.size()];
+    auto kind = Mutation::truncate;
+    for (std::size_t times = own() % 8 == 0 ? 2 : 1; times > 0; --times) {
+      kind = static_cast<Mutation>(own() % kMutations);
+      mutant = mutate(mutant, kind, own);
+    }
+    if (!dump.empty()) {
+      std::ofstream(dump, std::ios::binary)
+          .write(reinterpret_cast<const char*>(mutant.data()),
+                 static_cast<std::streamsize>(mutant.size()));
+    }
+    const Outcome outcome = read_and_run(mutant.data(), mutant.size(), own);
+    ++counts.of[static_cast<int>(kind)][static_cast<int>(outcome)];
+  }
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+  write_counts(stdout, counts, seeds.size(), seed, taken.count());
+  if (!json.empty()) {
+    std::FILE* file = std::fopen(json.c_str(), "w");
+    if (!file) return 2;
+    write_counts(file, counts, seeds.size(), seed, taken.count());
+    std::fclose(file);
+  }
+  return 0;
+}
+
+#endif

@@ -1,0 +1,123 @@
+"""A network's convolutions as an engine executes them: BatchNorm folded, weights as integers.
+
+This is what an exporter reads. Factors are float64, so that each deployed multiplier is rounded
+to float32 once. Blocks are counted from 0, the first (ungated) one included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fracskip.dynamic.block import ResidualBlock, stages_of
+from fracskip.dynamic.network import DynamicNetwork
+from fracskip.options import Option
+from fracskip.quant.convolution import STREAM_BITS, FractionalConv2d, ModernQuantiser
+from fracskip.quant.normalisation import FractionalBatchNorm2d
+
+
+@dataclass(frozen=True)
+class FoldedConvolution:
+    """y = gain · (input ⋆ (weight · weight_step)) + offset, per output channel.
+
+    Attributes:
+        conv: The convolution: its geometry.
+        weight: (O, I, kh, kw): int8 up to 8 bits, int16 up to 16, float32 where not quantised.
+        weight_step: float64 (O,); None where not quantised.
+        gain: BatchNorm's factor, float64 (O,).
+        offset: Its offset, the convolution's bias included, float64 (O,).
+        input_step: Step of the unsigned grid that the input is rounded to; None where the input is
+            taken as it is (an int8 stream's own levels, or no quantisation).
+    """
+
+    conv: nn.Conv2d
+    weight: Tensor
+    weight_step: Tensor | None
+    gain: Tensor
+    offset: Tensor
+    input_step: float | None
+
+
+@torch.no_grad()
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, option: Option) -> FoldedConvolution:
+    """Folds a BatchNorm into the convolution before it.
+
+    Args:
+        conv: A plain convolution, or one of 'modern' quantisation.
+        norm: Its BatchNorm; of the same kind.
+        option: Which execution: quantised or full. Plain layers have full alone.
+
+    Raises:
+        ValueError: for the 'paper' scheme, whose ranges are affine.
+    """
+    if isinstance(norm, FractionalBatchNorm2d):
+        gain, offset = norm.folded64(option)
+    else:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        offset = norm.bias.double() - norm.running_mean.double() * gain
+    if conv.bias is not None:
+        offset = offset + conv.bias.double() * gain
+    weight, weight_step, input_step = conv.weight.detach().float(), None, None
+    if option.is_quantised and isinstance(conv, FractionalConv2d):
+        quantiser = conv.quantiser
+        if not isinstance(quantiser, ModernQuantiser):
+            raise ValueError("'paper' quantisation is affine and does not fold")
+        weight, step = quantiser.integers(conv.weight, conv.slot(option))
+        weight_step = step.double()
+        if not conv.takes_levels(option):
+            input_step = quantiser.input_step(conv.slot(option))
+    return FoldedConvolution(conv, weight, weight_step, gain, offset, input_step)
+
+
+def _module(net: DynamicNetwork, block: int) -> nn.Module:
+    return net.backbone.named_blocks()[block][1]
+
+
+def folded_stem(net: DynamicNetwork) -> FoldedConvolution:
+    """The stem's convolution, always in float."""
+    return fold(net.backbone.conv1, net.backbone.bn1, Option(32))
+
+
+def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[FoldedConvolution, ...]:
+    """A block's branch at an executed option, convolution by convolution.
+
+    Args:
+        net: The network.
+        block: From 0; block 0 is not gated and has one option: 8 bits on an int8 stream, else full.
+        option: Quantised or full.
+    """
+    module = _module(net, block)
+    names = cast(ResidualBlock, module).branch
+    return tuple(
+        fold(module.get_submodule(conv), module.get_submodule(norm), option)  # type: ignore[arg-type]
+        for conv, norm in names
+    )
+
+
+def folded_shortcut(net: DynamicNetwork, block: int) -> FoldedConvolution | None:
+    """A block's projection - 8 bits on an int8 stream, else float; None for an identity."""
+    module = _module(net, block)
+    names = cast(ResidualBlock, module).projection
+    if names is None:
+        return None
+    option = Option(32 if net.stream is None else STREAM_BITS)
+    conv, norm = (module.get_submodule(name) for name in names)
+    return fold(conv, norm, option)  # type: ignore[arg-type]
+
+
+def output_stages(net: DynamicNetwork) -> tuple[int, ...]:
+    """The stage of each block's output; the stem's is 0."""
+    return stages_of([block for _, block in net.backbone.named_blocks()])
+
+
+@torch.no_grad()
+def stream_steps(net: DynamicNetwork) -> Tensor | None:
+    """The int8 stream's step of each stage, float32 (stages,); None for a float stream."""
+    if net.stream is None:
+        return None
+    return torch.cat([net.stream.step(stage) for stage in range(len(net.stream.steps))])

@@ -1,0 +1,10 @@
+"""What a network does on a data set: predictions, and records of accuracy and cost.
+
+Importing this loads no torch: an exported network is evaluated without it.
+"""
+
+from fracskip.evaluation.predictions import Predictions, predict
+from fracskip.evaluation.record import SCHEMA, evaluate
+from fracskip.evaluation.subject import Card, Subject, subject_of
+
+__all__ = ["SCHEMA", "Card", "Predictions", "Subject", "evaluate", "predict", "subject_of"]

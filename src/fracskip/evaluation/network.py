@@ -1,0 +1,46 @@
+"""A network in torch as a subject of evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fracskip.devices import describe
+from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.evaluation.subject import Answers, Card
+from fracskip.options import Option
+
+
+class NetworkSubject:
+    """A dynamic network on the device where it is; it is put into evaluation mode."""
+
+    def __init__(self, net: DynamicNetwork) -> None:
+        self._net = net.eval()
+        self._device = next(net.parameters()).device
+
+    @property
+    def card(self) -> Card:
+        """See `fracskip.evaluation.Subject`."""
+        net, spec = self._net, self._net.spec
+        return Card(
+            model=spec.model.name,
+            digest=net.digest,
+            options=net.options,
+            profile=net.profile,
+            image=spec.image,
+            class_names=spec.class_names,
+            quant=spec.quant.scheme,
+            gate="none" if net.gate is None else spec.gate.kind,
+            target=spec.target,
+            device=describe(self._device),
+        )
+
+    @torch.inference_mode()
+    def classify(self, images: NDArray[np.uint8], force: Option | int | str | None) -> Answers:
+        """See `fracskip.evaluation.Subject`."""
+        net = self._net
+        x = preprocess(torch.from_numpy(images).to(self._device), net.spec.image)
+        forced = None if force is None else net.forced(force, len(x))
+        out = net(x, decisions=forced)
+        return out.logits.float().cpu().numpy(), out.decisions.cpu().numpy()

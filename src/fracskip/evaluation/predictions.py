@@ -1,0 +1,85 @@
+"""Images in, probabilities and decisions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracskip.evaluation.subject import Network, Subject, subject_of
+from fracskip.options import Option
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of a set of images.
+
+    Attributes:
+        probabilities: Softmax of the logits, (N, classes).
+        decisions: Option indices, (N, gated blocks).
+        seconds: Wall time, preprocessing included.
+    """
+
+    probabilities: NDArray[np.float32]
+    decisions: NDArray[np.int64]
+    seconds: float
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable class of each image, (N,)."""
+        return np.asarray(self.probabilities.argmax(1), dtype=np.int64)
+
+
+def predict(
+    net: Network,
+    images: NDArray[np.uint8],
+    *,
+    force: Option | int | str | None = None,
+    batch_size: int = 250,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Classifies images, in batches.
+
+    Args:
+        net: A network on any device, or a session.
+        images: uint8 (N, H, W, C), N at least 1.
+        force: Execute every block at this option instead of asking the gates.
+        batch_size: Images a batch.
+        progress: Called with the number of images done after each batch.
+
+    Raises:
+        ConfigError, DataError: if the images or the option do not fit the network.
+    """
+    return predict_subject(subject_of(net), images, force, batch_size, progress)
+
+
+def predict_subject(
+    subject: Subject,
+    images: NDArray[np.uint8],
+    force: Option | int | str | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Predictions:
+    """`predict` for what `subject_of` gave."""
+    probabilities, decisions = [], []
+    begin = time.perf_counter()
+    for start in range(0, max(len(images), 1), batch_size):
+        batch = images[start : start + batch_size]
+        logits, choices = subject.classify(batch, force)
+        probabilities.append(_softmax(logits))
+        decisions.append(choices.astype(np.int64))
+        if progress is not None:
+            progress(len(batch))
+    return Predictions(
+        np.concatenate(probabilities), np.concatenate(decisions), time.perf_counter() - begin
+    )
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)

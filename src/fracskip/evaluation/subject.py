@@ -1,0 +1,114 @@
+"""What can be evaluated: a network in torch, or a bundle in a session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracskip.config import ImageConfig
+from fracskip.cost import NetworkProfile
+from fracskip.machine import describe_processor
+from fracskip.options import Option, OptionSet
+from fracskip.runtime import InferenceSession
+
+if TYPE_CHECKING:
+    from fracskip.dynamic import DynamicNetwork
+
+Network: TypeAlias = Union["DynamicNetwork", InferenceSession]
+Answers: TypeAlias = tuple[NDArray[np.float32], NDArray[np.integer[Any]]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """Who is evaluated.
+
+    Attributes:
+        model: The backbone.
+        digest: Of the checkpoint, '' if it was never saved.
+        options: What decisions stand for.
+        profile: MACs.
+        image: Size, channels and normalisation of its images.
+        class_names: What logits stand for.
+        quant: Quantisation scheme.
+        gate: Kind of gate, or 'none' for a static network.
+        target: The computation share it was trained for.
+        device: What executes it, in words.
+    """
+
+    model: str
+    digest: str
+    options: OptionSet
+    profile: NetworkProfile
+    image: ImageConfig
+    class_names: tuple[str, ...]
+    quant: str
+    gate: str
+    target: float | None
+    device: str
+
+    @property
+    def is_static(self) -> bool:
+        """Whether there is nothing to decide."""
+        return self.gate == "none"
+
+
+class Subject(Protocol):
+    """What an evaluation asks of a network."""
+
+    @property
+    def card(self) -> Card:
+        """Who it is."""
+        ...
+
+    def classify(self, images: NDArray[np.uint8], force: Option | int | str | None) -> Answers:
+        """Logits (B, N) and decisions (B, L) for a batch.
+
+        Args:
+            images: uint8 (B, H, W, C).
+            force: Execute every block at this option instead of asking the gates.
+        """
+        ...
+
+
+def subject_of(net: Network) -> Subject:
+    """Makes a network of either kind ready for evaluation."""
+    if isinstance(net, InferenceSession):
+        return SessionSubject(net)
+    from fracskip.evaluation.network import NetworkSubject
+
+    return NetworkSubject(net)
+
+
+class SessionSubject:
+    """An exported network on an engine. In records it goes by its checkpoint's digest."""
+
+    def __init__(self, session: InferenceSession) -> None:
+        self._session = session
+
+    @property
+    def card(self) -> Card:
+        """See `Subject`."""
+        session, plan = self._session, self._session.plan
+        engine = f"{session.engine} engine ({session.isa})"
+        return Card(
+            model=plan.name,
+            digest=plan.source or session.digest,
+            options=session.options,
+            profile=session.profile,
+            image=session.image,
+            class_names=session.class_names,
+            quant="modern",
+            gate="none" if plan.gate is None else plan.gate.kind,
+            target=plan.target,
+            device=f"{describe_processor(session.threads)}, {engine}",
+        )
+
+    def classify(self, images: NDArray[np.uint8], force: Option | int | str | None) -> Answers:
+        """See `Subject`."""
+        session = self._session
+        forced = None if force is None else session.forced(force, len(images))
+        result = session.run(images, decisions=forced)
+        return result.logits, result.decisions

@@ -1,0 +1,146 @@
+"""Networks as ONNX models, for runtimes other than our own.
+
+A model is a bundle in another dialect: the same plan, the same tensors, the same arithmetic
+(docs/bundle.md), written node by node. Only the chosen option's nodes of a block are executed.
+
+Shapes: C channels, H height, W width, L gated blocks, N classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
+from fracskip.dynamic import DynamicNetwork
+from fracskip.export.bundle import bundle_of
+from fracskip.export.onnx_blocks import Arrays, NetworkWriter
+from fracskip.export.onnx_gate import GateWriter
+from fracskip.export.onnx_graph import FLOAT, INT64, Graph, to_model, value_info
+from fracskip.files import write_atomically
+from fracskip.models import CifarResNet
+from fracskip.runtime.plan import Plan
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def export_onnx(net: DynamicNetwork, path: str | Path) -> None:
+    """Writes a network as an ONNX model; see `network_onnx`.
+
+    Args:
+        net: A network of 'modern' quantisation, or one without quantised options.
+        path: Where to; by custom it ends in .onnx.
+
+    Raises:
+        ConfigError: if its quantisation has no place in a bundle.
+        CheckpointError: if the file cannot be written.
+    """
+    write_atomically(Path(path), network_onnx(net).SerializeToString())
+
+
+def network_onnx(net: DynamicNetwork) -> onnx.ModelProto:
+    """A network as an ONNX model; see `bundle_onnx`.
+
+    Args:
+        net: A network of 'modern' quantisation, or one without quantised options.
+
+    Raises:
+        ConfigError: if its quantisation has no place in a bundle.
+    """
+    return bundle_onnx(*bundle_of(net))
+
+
+def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
+    """A bundle's content as an ONNX model for one image a run.
+
+    Inputs: `images`, float32 (1, C, H, W), normalised (`fracskip.preprocess`); for gates that take
+    one also `budget`, float32 (1, 1). Outputs: `logits`, float32 (1, N); `decisions`, int64 (1, L),
+    indices into the metadata's `options`.
+
+    Args:
+        plan: The bundle's plan.
+        tensors: Its tensors, checked against the plan.
+    """
+    graph = Graph()
+    _walk(graph, plan, tensors)
+    image = plan.image
+    inputs = [value_info("images", FLOAT, (1, image.channels, *image.size))]
+    if plan.takes_budget:
+        inputs.append(value_info("budget", FLOAT, (1, 1)))
+    outputs = [
+        value_info("logits", FLOAT, (1, plan.network.classes)),
+        value_info("decisions", INT64, (1, len(plan.gated))),
+    ]
+    return to_model(
+        graph.proto(plan.name, inputs, outputs),
+        {
+            "mean": image.mean,
+            "std": image.std,
+            "class_names": plan.class_names,
+            "options": plan.options,
+            "gated_blocks": [block.name for block in plan.gated],
+            "stream": plan.stream,
+            "target": plan.target,
+            "data": plan.data_name,
+            "source": plan.source,
+        },
+    )
+
+
+def backbone_onnx(
+    backbone: CifarResNet, image: ImageConfig, batch: int | str = 1
+) -> onnx.ModelProto:
+    """The plain network in full precision as a static ONNX model.
+
+    Input `images`: float32 (batch, C, H, W), normalised (`fracskip.preprocess`). Output `logits`:
+    float32 (batch, N).
+
+    Args:
+        backbone: The plain network; BatchNorm's statistics are folded into its convolutions.
+        image: Its images' size and normalisation.
+        batch: Images a run, or a name to leave that open.
+    """
+    classes = backbone.fc.out_features
+    spec = ModelSpec(
+        model=ModelConfig(name="backbone"),
+        options=("full",),
+        quant=QuantConfig(),
+        gate=GateConfig(),
+        image=image,
+        class_names=tuple(map(str, range(classes))),
+        data_name="",
+    )
+    plan, tensors = bundle_of(DynamicNetwork(copy.deepcopy(backbone), spec))
+    graph = Graph()
+    _walk(graph, plan, tensors, tell_decisions=False)
+    images = value_info("images", FLOAT, (batch, image.channels, *image.size))
+    logits = value_info("logits", FLOAT, (batch, classes))
+    metadata = {"mean": image.mean, "std": image.std}
+    return to_model(graph.proto(plan.name, [images], [logits]), metadata)
+
+
+def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True) -> None:
+    """Adds everything from `images` to `logits` and `decisions`."""
+    network = NetworkWriter(plan, tensors)
+    gate = None if plan.gate is None else GateWriter(graph, plan.gate, tensors, "budget")
+    x = network.stem(graph, "images")
+    choices: list[str] = []
+    for index, block in enumerate(plan.network.blocks):
+        choice = None
+        if gate is not None and block.gated:
+            name = f"{block.name}/gate"
+            pooled = network.pooled(graph, index, x, f"{name}.pooled")
+            choice = gate.decide(len(choices), pooled, name)
+            choices.append(choice)
+        x = network.block(graph, index, x, choice)
+    network.head(graph, x, "logits")
+    if choices:
+        row = graph.node("Concat", choices, "decisions.row", axis=0)
+        graph.node("Unsqueeze", [row, graph.tensor("decisions.axes", [0], np.int64)], "decisions")
+    elif tell_decisions:
+        always = np.zeros((1, len(plan.gated)), np.int64)
+        graph.node("Identity", [graph.tensor("decisions.only", always, np.int64)], "decisions")

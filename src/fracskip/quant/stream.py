@@ -1,0 +1,50 @@
+"""An 8-bit integer residual stream: what flows between blocks, on one grid per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fracskip.quant.affine import IntegerGrid
+from fracskip.quant.convolution import SMALLEST_STEP, STREAM_BITS, thinned
+from fracskip.quant.fake import fake_quantise
+from fracskip.quant.observer import best_step
+
+STREAM_BOUNDS = IntegerGrid(STREAM_BITS, signed=False).bounds
+
+
+class StreamQuantiser(nn.Module):
+    """Unsigned 8-bit levels with one learned step per stage.
+
+    A stage is a run of blocks between projections, so a block that is skipped hands its input on as
+    it is. Negative values clip to level 0: quantising is the block's last ReLU.
+
+    Args:
+        stages: How many.
+    """
+
+    def __init__(self, stages: int) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.ones(stages))
+
+    def step(self, stage: int) -> Tensor:
+        """A stage's step, (1,), positive."""
+        return self.steps[stage : stage + 1].clamp_min(SMALLEST_STEP)
+
+    def forward(self, x: Tensor, stage: int) -> Tensor:
+        """Rounds values of any shape to the stage's levels, times its step."""
+        return fake_quantise(x, self.step(stage), STREAM_BOUNDS)
+
+    @torch.no_grad()
+    def observe(self, seen: Sequence[Sequence[Tensor]]) -> None:
+        """Initialises the steps.
+
+        Args:
+            seen: For each stage, what flowed through it: the output of the stem or of a block,
+                tensors of any shape.
+        """
+        for stage, outputs in enumerate(seen):
+            values = thinned(torch.cat([thinned(x) for x in outputs]))
+            self.steps[stage] = best_step(values.reshape(1, -1), STREAM_BOUNDS).squeeze()

@@ -1,0 +1,150 @@
+"""The figure of a benchmark's record: accuracy over latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fracskip.report.figures import MARKERS, wilson_interval
+from fracskip.report.palette import option_colour, role_colour
+from fracskip.report.placement import LabelPlacer, log_ticks
+from fracskip.report.svg import FONT_PX, add_axes, drawing, new_figure, to_svg
+from fracskip.report.wording import option_words, percent
+
+WIDTH, HEIGHT = 640, 400
+_OFF_SCALE = 0.15
+_PRECISION = {"fp32": "full", "bf16": "16", "int8": "8"}
+_TITLE: Any = {"loc": "left", "fontsize": FONT_PX, "color": role_colour("ink"), "pad": 6}
+
+
+@dataclass(frozen=True)
+class _Point:
+    role: str
+    engine: str
+    label: str
+    colour: str
+    latency: float
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def microseconds(value: float) -> str:
+    """A latency in words.
+
+    >>> microseconds(153.2), microseconds(1000.0), microseconds(2430.0)
+    ('153 µs', '1 ms', '2.43 ms')
+    """
+    return f"{value:.0f} µs" if value < 999.5 else f"{value / 1000:.3g} ms"
+
+
+def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> str:
+    """Accuracy over median latency, log scale: the dynamic network among what else could run.
+
+    What lies more than 15 points of accuracy under the best is drawn as an arrow at the lower edge.
+
+    Args:
+        record: Of schema `fracskip.bench/1`.
+        ident: Identifies the figure in its page.
+    """
+    points = [_point(row, record["images"]) for row in record["contenders"]]
+    floor = max(point.accuracy for point in points) - _OFF_SCALE
+    ends = [end for point in points if point.accuracy >= floor for end in point.interval]
+    margin = max(0.1 * (max(ends) - min(ends)), 0.004)
+    low, high = min(ends) - margin, min(max(ends) + margin, 1 + margin / 2)
+    edge = low + 0.04 * (high - low)
+    fastest, slowest = (pick(point.latency for point in points) for pick in (min, max))
+    room = max((slowest / fastest) ** 0.1, 1.2)
+    left, right = fastest / room, slowest * room
+    with drawing(ident):
+        figure = new_figure(WIDTH, HEIGHT)
+        axes = add_axes(figure, 56, 28, WIDTH - 74, HEIGHT - 72)
+        axes.set_title("Accuracy", **_TITLE)
+        axes.set_xscale("log")
+        axes.set_xlim(left, right)
+        axes.set_ylim(low, high)
+        ticks = log_ticks(left, right, 7)
+        axes.xaxis.set_ticks(ticks)
+        axes.xaxis.set_ticklabels([microseconds(tick) for tick in ticks])
+        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+        axes.grid(visible=True)
+        threads = record["threads"]
+        axes.set_xlabel(
+            f"Latency of one image (median), {threads} thread{'s'[: threads > 1]}, log scale"
+        )
+        placer = LabelPlacer(axes, FONT_PX)
+        _line(axes, [point for point in points if point.role == "forced"], floor)
+        _line(axes, [point for point in points if point.role == "frontier"], floor)
+        for point in points:
+            visible = point.accuracy >= floor
+            y = point.accuracy if visible else edge
+            placer.occupy(point.latency, y)
+            if visible:
+                axes.plot(
+                    [point.latency] * 2,
+                    point.interval,
+                    color=role_colour("faint"),
+                    lw=1.2,
+                    zorder=3,
+                )
+            axes.plot(
+                point.latency,
+                y,
+                marker=_marker(point, points) if visible else "v",
+                ms=10 if point.role == "dynamic" else 8,
+                color=point.colour,
+                mec=role_colour("surface"),
+                zorder=5 if point.role == "dynamic" else 4,
+            )
+        for point in sorted(points, key=_importance):
+            visible = point.accuracy >= floor
+            text = point.label + ("" if visible else f": {percent(point.accuracy)}")
+            role = "ink" if point.role == "dynamic" else "muted"
+            placer.place(point.latency, point.accuracy if visible else edge, text, role)
+        words = "; ".join(
+            f"{point.label}: {percent(point.accuracy)} at {microseconds(point.latency)}"
+            for point in points
+        )
+        return to_svg(figure, ident, f"Accuracy over latency. {words}")
+
+
+def _point(row: Mapping[str, Any], images: int) -> _Point:
+    role, option = row["role"], row["option"]
+    if role == "dynamic":
+        colour, label = role_colour("ink"), "by its gates"
+    elif role == "forced":
+        colour, label = option_colour(option), option_words(option)
+    else:
+        colour = option_colour(_PRECISION[row["precision"]])
+        label = row["network"] if role == "frontier" else f"{row['engine']} {row['precision']}"
+    return _Point(
+        role,
+        row["engine"],
+        label,
+        colour,
+        row["latency_us"]["p50"],
+        row["accuracy"],
+        wilson_interval(row["accuracy"], images),
+    )
+
+
+def _importance(point: _Point) -> int:
+    """Who is labelled first, while there is room: us, then our closest rivals."""
+    if point.role == "dynamic":
+        return 0
+    if point.role == "backbone":
+        return 1 if point.colour == option_colour("8") else 3
+    return 2
+
+
+def _marker(point: _Point, points: Sequence[_Point]) -> str:
+    if point.role == "forced":
+        return "s"
+    engines = list(dict.fromkeys(other.engine for other in points))
+    return MARKERS[engines.index(point.engine) % len(MARKERS)]
+
+
+def _line(axes: Any, points: Sequence[_Point], floor: float) -> None:
+    ends = sorted((point.latency, point.accuracy) for point in points if point.accuracy >= floor)
+    if ends:
+        axes.plot(*zip(*ends, strict=True), color=role_colour("faint"), lw=1, zorder=2)

@@ -1,0 +1,5 @@
+"""Running exported networks: bundles, sessions and engines. Importing this loads no torch."""
+
+from fracskip.runtime.session import InferenceSession, RunResult
+
+__all__ = ["InferenceSession", "RunResult"]

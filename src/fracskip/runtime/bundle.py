@@ -1,0 +1,301 @@
+"""Deployment bundles (.fsk): reading, writing, and refusing what is none. See docs/bundle.md.
+
+Everything is checked before it is used: the file's structure, its digest, the plan, and every
+tensor's shape, type and values. Whatever is wrong is a `BundleError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from fracskip.config import explain
+from fracskip.errors import BundleError
+from fracskip.files import split_safetensors, write_atomically
+from fracskip.runtime.plan import (
+    HIGHEST_LEVEL,
+    MAX_ELEMENTS,
+    SCHEMA,
+    VERSION,
+    Plan,
+    TensorSpec,
+    tensor_table,
+)
+
+BUNDLED = {"bundled": "dfs_resnet38_cifar10.fsk"}
+SUFFIX = ".fsk"
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been checked.
+
+    Attributes:
+        plan: What the network is.
+        tensors: Float32 and int8 arrays by name, read-only.
+        digest: 'sha256:...' over plan and tensors.
+        data: The file's bytes.
+    """
+
+    plan: Plan
+    tensors: Arrays
+    digest: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor lies: bytes from begin to end of the file's body."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def resolve(name: str | Path) -> Path:
+    """A bundle's path: that of the bundled one by name, or the path itself."""
+    if str(name) in BUNDLED:
+        return Path(str(resources.files("fracskip") / "assets" / BUNDLED[str(name)]))
+    return Path(name)
+
+
+def read_bundle(name: str | Path) -> Bundle:
+    """Reads and checks a bundle.
+
+    Args:
+        name: 'bundled' or a file's path.
+
+    Raises:
+        BundleError: saying what is wrong with it.
+    """
+    path = resolve(name)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(
+            f"bundle {path} does not exist; give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from None
+    return parse_bundle(data, path)
+
+
+def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
+    """Checks a bundle's bytes.
+
+    Args:
+        data: The whole file.
+        origin: What to call it in errors.
+
+    Raises:
+        BundleError: saying what is wrong with it.
+    """
+    header, body = split_safetensors(data, origin, BundleError)
+    try:
+        tree = json.loads(header, object_pairs_hook=_unique)
+        meta = tree.pop("__metadata__", None)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise BundleError(f"{origin} has a damaged header; copy it again") from None
+    if not isinstance(meta, dict) or "fracskip" not in meta:
+        raise BundleError(
+            f"{origin} is a plain safetensors file without a plan: a bundle is made from a "
+            f"checkpoint, with fracskip export CHECKPOINT --to FILE{SUFFIX}"
+        )
+    text, digest = meta["fracskip"], meta.pop("digest", None)
+    if not isinstance(text, str) or len(meta) != 1:
+        raise BundleError(f"{origin} has damaged metadata; copy it again")
+    _check_schema(text, origin)
+    try:
+        entries = {name: _entry(item) for name, item in tree.items()}
+        _check_tiling(entries, len(body))
+        found = _digest(text, body, entries)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{origin} has a damaged header ({error}); copy it again") from None
+    if found != digest:
+        raise BundleError(
+            f"{origin} does not match its digest: at least one byte was changed since it was "
+            "written; copy it again"
+        )
+    plan = _plan(text, origin)
+    tensors = {
+        name: np.frombuffer(body[item.begin : item.end], _TYPES[item.dtype]).reshape(item.shape)
+        for name, item in entries.items()
+    }
+    check_tensors(plan, tensors, origin)
+    return Bundle(plan, tensors, found, data)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return tree
+
+
+def _check_schema(text: str, origin: str | Path) -> None:
+    """Tells a file of another kind from a damaged one."""
+    try:
+        tree = json.loads(text, object_pairs_hook=_unique)
+        found = tree["schema"], tree["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BundleError(f"{origin} has a damaged plan; copy it again") from None
+    if found[0] == "fracskip.checkpoint":
+        raise BundleError(
+            f"{origin} is a checkpoint, not a bundle: make one of it with "
+            f"fracskip export {origin} --to FILE{SUFFIX}"
+        )
+    if found != (SCHEMA, VERSION):
+        raise BundleError(
+            f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {SCHEMA!r} "
+            f"version {VERSION}: export it again"
+        )
+
+
+def _plan(text: str, origin: str | Path) -> Plan:
+    try:
+        plan = Plan.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(f"{origin} describes no network: {explain(error)}") from None
+    except ValueError as error:
+        raise BundleError(f"{origin} has a damaged plan ({error}); copy it again") from None
+    # Nothing is left to defaults: other readers may have others.
+    if json.loads(plan.model_dump_json(by_alias=True)) != json.loads(text):
+        raise BundleError(f"{origin}: its plan leaves something out; export it again")
+    return plan
+
+
+def _entry(item: dict[str, Any]) -> _Entry:
+    dtype, shape, (begin, end) = item["dtype"], item["shape"], item["data_offsets"]
+    numbers = [*shape, begin, end]
+    if len(item) != 3 or not isinstance(shape, list) or any(type(n) is not int for n in numbers):
+        raise ValueError("a tensor's entry is malformed")
+    if dtype not in _TYPES:
+        raise ValueError(f"type {dtype} is none of {', '.join(_TYPES)}")
+    if len(shape) > 4 or min(numbers) < 0:
+        raise ValueError("a tensor's shape or place is impossible")
+    count = math.prod(shape)
+    if count > MAX_ELEMENTS or end - begin != count * _TYPES[dtype].itemsize:
+        raise ValueError("a tensor's size does not fit its place")
+    return _Entry(dtype, shape, begin, end)
+
+
+def _check_tiling(entries: Mapping[str, _Entry], size: int) -> None:
+    """The body holds the tensors side by side, and nothing else."""
+    place = 0
+    for item in sorted(entries.values(), key=lambda item: (item.begin, item.end)):
+        if item.begin != place:
+            raise ValueError("tensors overlap or leave gaps")
+        place = item.end
+    if place != size:
+        raise ValueError(f"tensors take {place} bytes of {size}")
+
+
+def _digest(text: str, body: bytes, entries: Mapping[str, _Entry]) -> str:
+    total = hashlib.sha256(text.encode() + b"\n")
+    total.update(body)
+    for name, item in sorted(entries.items()):
+        total.update(f"\n{name} {item.dtype} {item.shape} {item.begin} {item.end}".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def check_tensors(plan: Plan, tensors: Arrays, origin: str | Path) -> None:
+    """Holds tensors against what a plan needs.
+
+    Raises:
+        BundleError: naming the first that is missing, surplus, of another shape or type, not
+            finite, or outside its width's grid.
+    """
+    table = tensor_table(plan)
+    missing = sorted(name for name in table.keys() - tensors.keys() if not table[name].optional)
+    surplus = sorted(tensors.keys() - table.keys())
+    for kind, names in (("lacks", missing), ("has no place for", surplus)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BundleError(f"{origin}: its plan {kind} tensor {names[0]}{more}; export it again")
+    for name, value in tensors.items():
+        if fault := _fault(value, table[name]):
+            raise BundleError(f"{origin}: {name} {fault}; export it again")
+
+
+def _fault(value: NDArray[Any], spec: TensorSpec) -> str:
+    if value.dtype != _TYPES[spec.dtype] or value.shape != spec.shape:
+        return f"is {value.dtype} {value.shape}, the plan needs {spec.dtype} {spec.shape}"
+    if spec.bits:
+        low, high = int(value.min()), int(value.max())
+        if max(-low, high) > spec.largest:
+            return f"has weights from {low} to {high}, {spec.bits} bits hold ±{spec.largest}"
+        if furthest(value) >= 2**31:
+            return "has weights whose sums may leave 32 bits"
+    elif not np.isfinite(value).all():
+        return "has values that are NaN or infinite"
+    elif spec.positive and not (value > 0).all():
+        return "has values that are not above zero"
+    return ""
+
+
+def furthest(weight: NDArray[np.int8]) -> int:
+    """The largest magnitude that any partial sum of weights (O, kh, kw, I) and levels can have."""
+    axes = tuple(range(1, weight.ndim))
+    up = np.maximum(weight, 0).sum(axes, dtype=np.int64)
+    down = np.minimum(weight, 0).sum(axes, dtype=np.int64)
+    return HIGHEST_LEVEL * int(max(up.max(), -down.min()))
+
+
+def encode_bundle(plan: Plan, tensors: Arrays) -> tuple[bytes, str]:
+    """A bundle's bytes and its digest.
+
+    Args:
+        plan: What the network is.
+        tensors: Float32 and int8 arrays by name, as `tensor_table` asks for them.
+
+    Raises:
+        BundleError: if the tensors are not what the plan needs.
+    """
+    check_tensors(plan, tensors, plan.name)
+    entries: dict[str, _Entry] = {}
+    parts, place = [], 0
+    # Floats first, so that they lie at multiples of four bytes.
+    for name in sorted(tensors, key=lambda name: (tensors[name].itemsize != 4, name)):
+        value = tensors[name]
+        kind = "I8" if value.itemsize == 1 else "F32"
+        parts.append(value.tobytes())
+        entries[name] = _Entry(kind, list(value.shape), place, place + value.nbytes)
+        place += value.nbytes
+    body = b"".join(parts)
+    text = plan.model_dump_json(by_alias=True)
+    digest = _digest(text, body, entries)
+    header: dict[str, Any] = {"__metadata__": {"fracskip": text, "digest": digest}}
+    for name, item in entries.items():
+        header[name] = {
+            "dtype": item.dtype,
+            "shape": item.shape,
+            "data_offsets": [item.begin, item.end],
+        }
+    head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + body, digest
+
+
+def write_bundle(path: str | Path, plan: Plan, tensors: Arrays) -> str:
+    """Writes a bundle, atomically. Returns its digest.
+
+    Raises:
+        BundleError: if the tensors are not what the plan needs, or the file cannot be written.
+    """
+    data, digest = encode_bundle(plan, tensors)
+    write_atomically(Path(path), data, BundleError)
+    return digest

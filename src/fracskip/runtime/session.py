@@ -1,0 +1,327 @@
+"""Inference: a bundle, an engine, and images in; classes, decisions and times out.
+
+Importing this loads no torch. The native engine needs none; the portable one does, and is loaded
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fracskip.config import ImageConfig
+from fracskip.cost import CostReport, NetworkProfile, account
+from fracskip.errors import BundleError, ConfigError, DataError, MissingExtraError
+from fracskip.options import Option, OptionSet
+from fracskip.runtime.bundle import Bundle, read_bundle
+from fracskip.runtime.plan import Plan
+
+ENGINES = ("auto", "native", "portable")
+MAX_THREADS = 256
+
+Images = NDArray[np.uint8] | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a session says of a batch.
+
+    Attributes:
+        logits: float32 (B, N).
+        decisions: Option indices, uint8 (B, L).
+        latency_us: Time of each image in microseconds, float32 (B,). The portable engine works
+            on whole batches: it gives each image its share of the batch's time.
+    """
+
+    logits: NDArray[np.float32]
+    decisions: NDArray[np.uint8]
+    latency_us: NDArray[np.float32]
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The class of the largest logit of each image, (B,)."""
+        return np.asarray(self.logits.argmax(1), dtype=np.int64)
+
+
+class Engine(Protocol):
+    """What executes a bundle: `fracskip.runtime._native.Engine` or the portable one."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """How many threads it uses."""
+        ...
+
+    def kernels(self) -> list[tuple[str, str, list[str]]]:
+        """(block, option, what executes each convolution)."""
+        ...
+
+    def run(
+        self,
+        images: Images,
+        logits: NDArray[np.float32],
+        decisions: NDArray[np.uint8],
+        latency_us: NDArray[np.float32],
+        forced: NDArray[np.uint8] | None,
+        budgets: NDArray[np.float32] | None,
+    ) -> None:
+        """Writes answers in place."""
+        ...
+
+
+class InferenceSession:
+    """A bundle, ready to classify. Any number of threads may call `run` at once.
+
+    Args:
+        path: A .fsk file, or 'bundled'.
+        threads: Over which the images of a batch are spread.
+        engine: 'native', 'portable' (torch), or 'auto': native where it is installed.
+        isa: The native engine's instruction set: 'auto' is the best of this processor;
+            `instruction_sets` lists them.
+
+    Attributes:
+        plan: What the network is.
+        digest: Of the bundle.
+        engine: 'native' or 'portable'.
+
+    Raises:
+        BundleError: if the file is no sound bundle.
+        ConfigError: if threads, engine or isa are none that there is.
+        MissingExtraError: if the engine is not installed.
+
+    >>> session = InferenceSession("bundled")  # doctest: +SKIP
+    >>> result = session.run(images)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int = 1,
+        engine: Literal["auto", "native", "portable"] = "auto",
+        isa: str = "auto",
+    ) -> None:
+        if engine not in ENGINES:
+            raise ConfigError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
+        if isinstance(threads, bool) or not isinstance(threads, int):
+            raise ConfigError(f"threads {threads!r} is no whole number: use 1 to {MAX_THREADS}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ConfigError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
+        bundle = read_bundle(path)
+        native = _native()
+        if engine == "native" and native is None:
+            raise MissingExtraError(
+                "this installation has no native engine (it was built without a C++17 compiler): "
+                "install one and reinstall fracskip, or use engine='portable'"
+            )
+        self.plan: Plan = bundle.plan
+        self.digest = bundle.digest
+        self._engine: Engine
+        if native is not None and engine != "portable":
+            self.engine = "native"
+            self._engine = _build_native(native, bundle, isa, threads, path)
+        else:
+            self.engine = "portable"
+            self._engine = _build_portable(bundle, isa, threads)
+
+    # -- what the network is ----------------------------------------------------------------------
+
+    @property
+    def options(self) -> OptionSet:
+        """What a decision's index stands for."""
+        return self.plan.option_set
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What a logit's index stands for."""
+        return self.plan.class_names
+
+    @property
+    def image(self) -> ImageConfig:
+        """Size, channels and normalisation of its images."""
+        return self.plan.image
+
+    @property
+    def profile(self) -> NetworkProfile:
+        """Its MACs."""
+        return self.plan.cost
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use; 'torch' for the portable engine."""
+        return self._engine.isa
+
+    @property
+    def threads(self) -> int:
+        """How many threads a batch is spread over."""
+        return self._engine.threads
+
+    def kernels(self) -> list[tuple[str, str, list[str]]]:
+        """What executes each block's options: (block, option, one name a convolution)."""
+        return self._engine.kernels()
+
+    def cost(self, decisions: NDArray[np.integer]) -> CostReport:
+        """Prices decisions (B, L): see `fracskip.cost.account`."""
+        return account(decisions, self.options, self.profile)
+
+    def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
+        """Decisions (B, L) that give every block the same option.
+
+        Raises:
+            ConfigError: if the option is not in the set.
+        """
+        shape = (images, len(self.plan.gated))
+        return np.full(shape, self.options.index(option), dtype=np.uint8)
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        images: Images,
+        *,
+        budget: ArrayLike | None = None,
+        decisions: ArrayLike | None = None,
+    ) -> RunResult:
+        """Classifies images, each by its own path.
+
+        Args:
+            images: uint8 pixels (B, H, W, C), or float32 of that shape that are normalised
+                already: (pixel / 255 - mean) / std.
+            budget: Target computation share in (0, 1], one for all or (B,); for gates that take
+                one (None: what the network was trained for).
+            decisions: Option indices (B, L) to execute instead of asking the gate.
+
+        Raises:
+            DataError: if the images do not fit.
+            ConfigError: if budget or decisions do not fit.
+        """
+        images = self._checked_images(images)
+        count = len(images)
+        forced = None if decisions is None else self._checked_decisions(decisions, count)
+        budgets = self._budgets(budget, count)
+        result = RunResult(
+            np.empty((count, self.plan.network.classes), np.float32),
+            np.empty((count, len(self.plan.gated)), np.uint8),
+            np.empty(count, np.float32),
+        )
+        self._engine.run(
+            images, result.logits, result.decisions, result.latency_us, forced, budgets
+        )
+        return result
+
+    def _checked_images(self, images: Any) -> Images:
+        wanted = (*self.image.size, self.image.channels)
+        if not isinstance(images, np.ndarray):
+            raise DataError(
+                f"images of type {type(images).__name__} do not fit: a NumPy array "
+                f"{_batch_of(wanted)} is needed"
+            )
+        if images.dtype not in (np.uint8, np.float32):
+            raise DataError(
+                f"images of type {images.dtype} do not fit: give uint8 pixels, or float32 that "
+                "are normalised (images.astype(np.float32))"
+            )
+        if images.shape[1:] != wanted or images.ndim != 4:
+            raise DataError(
+                f"images of shape {images.shape} do not fit: {_batch_of(wanted)} is needed; a "
+                "single image goes in as image[None]"
+            )
+        if images.dtype == np.float32 and not np.isfinite(images).all():
+            bad = sorted({int(row) for row in np.argwhere(~np.isfinite(images))[:, 0]})
+            raise DataError(
+                f"{len(bad)} of {len(images)} images hold NaN or infinite values, the first is "
+                f"image {bad[0]}: leave them out"
+            )
+        return np.ascontiguousarray(images)
+
+    def _checked_decisions(self, decisions: ArrayLike, count: int) -> NDArray[np.uint8]:
+        values, shape = np.asarray(decisions), (count, len(self.plan.gated))
+        if values.shape != shape or values.dtype.kind not in "iu":
+            raise ConfigError(
+                f"decisions of shape {values.shape} and type {values.dtype} do not fit: integers "
+                f"of shape {shape} are needed"
+            )
+        if values.size and not 0 <= values.min() <= values.max() < len(self.options):
+            raise ConfigError(
+                f"decisions from {values.min()} to {values.max()} do not fit: option indices from "
+                f"0 to {len(self.options) - 1} are needed"
+            )
+        return np.ascontiguousarray(values, dtype=np.uint8)
+
+    def _budgets(self, budget: ArrayLike | None, count: int) -> NDArray[np.float32] | None:
+        if not self.plan.takes_budget:
+            if budget is not None:
+                raise ConfigError(
+                    "this network was trained for one budget and takes none: leave budget out"
+                )
+            return None
+        budget = self.plan.target if budget is None else budget
+        if budget is None:
+            raise ConfigError("this network needs a budget: a computation share in (0, 1]")
+        try:
+            values = np.asarray(budget, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise ConfigError(f"budget {budget!r} is no number: give a share in (0, 1]") from None
+        if values.shape not in ((), (1,), (count,)):
+            raise ConfigError(
+                f"budget of shape {values.shape} does not fit: give one share, or one for each of "
+                f"the {count} images"
+            )
+        if not ((values > 0) & (values <= 1)).all():
+            raise ConfigError(f"budget {budget} is out of range: give a share in (0, 1]")
+        return np.ascontiguousarray(np.broadcast_to(values, (count,)))
+
+
+def _batch_of(shape: tuple[int, ...]) -> str:
+    return f"(images, {', '.join(map(str, shape))})"
+
+
+# -- engines --------------------------------------------------------------------------------------
+
+
+def _native() -> Any:
+    """The extension module; None where it was not built."""
+    try:
+        from fracskip.runtime import _native  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return _native
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """What the native engine can use on this processor, ascending; empty without the engine."""
+    native = _native()
+    return () if native is None else tuple(native.isas())
+
+
+def _build_native(native: Any, bundle: Bundle, isa: str, threads: int, path: str | Path) -> Engine:
+    allowed = ("auto", *native.isas())
+    if isa not in allowed:
+        raise ConfigError(f"isa {isa!r} is not of this processor: use one of {', '.join(allowed)}")
+    try:
+        engine: Engine = native.Engine(bundle.data, isa, threads)
+    except ValueError as error:
+        raise BundleError(f"{path}: the native engine refuses it ({error})") from None
+    return engine
+
+
+def _build_portable(bundle: Bundle, isa: str, threads: int) -> Engine:
+    if isa != "auto":
+        raise ConfigError(f"isa {isa!r} is for the native engine; the portable one takes 'auto'")
+    try:
+        from fracskip.runtime.portable import PortableEngine
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(
+            "the portable engine needs torch: pip install 'fracskip[train]', or reinstall fracskip "
+            "where there is a C++17 compiler to have the native engine"
+        ) from None
+    return PortableEngine(bundle, threads)

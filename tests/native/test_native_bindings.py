@@ -1,0 +1,169 @@
+"""What the extension module checks before it lets the engine run, and that nothing leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.native_build import compiler
+from support.random_bundle import random_bundle
+
+if compiler() is None:
+    native = pytest.importorskip("fracskip.runtime._native", reason="built without a C++ compiler")
+else:
+    # Where a compiler is, an installation without the engine is a failed build.
+    from fracskip.runtime import _native as native
+
+PLAIN: dict[str, Any] = {"image": (8, 10), "widths": (4,), "options": ("skip", 4, 8)}
+B, L, N = 3, 1, 5
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    return native.Engine(random_bundle(1, **PLAIN), threads=2)
+
+
+def outputs(count: int = B) -> list[Any]:
+    return [
+        np.empty((count, N), np.float32),
+        np.full((count, L), 255, np.uint8),
+        np.empty(count, np.float32),
+    ]
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (B, 8, 10, 3), np.uint8)
+FLOATS = (IMAGES / np.float32(255)).astype(np.float32)
+
+
+def test_bindings_describe_the_engine(engine: Any) -> None:
+    assert (engine.gated_blocks, engine.classes, engine.options, engine.threads) == (L, N, 3, 2)
+    assert engine.isa in native.isas()
+    assert native.isas()[0] == "scalar"
+    blocks = {(block, option) for block, option, _ in engine.kernels()}
+    assert {("block1", "skip"), ("block1", "4"), ("block1", "8")} <= blocks
+    for isa in native.isas():
+        assert native.Engine(random_bundle(1, **PLAIN), isa=isa).isa == isa
+
+
+@pytest.mark.parametrize("images", [IMAGES, FLOATS], ids=["uint8", "float32"])
+def test_bindings_fill_every_output(engine: Any, images: Any) -> None:
+    forced = np.array([[0], [1], [2]], np.uint8)
+    logits, decisions, latency_us = outputs()
+    engine.run(images, logits, decisions, latency_us, forced)
+    assert np.isfinite(logits).all()
+    assert (decisions == forced).all()
+    assert (latency_us > 0).all()
+    engine.run(images[:0], *outputs(0))
+
+
+def read_only() -> Any:
+    array = np.empty((B, N), np.float32)
+    array.flags.writeable = False
+    return array
+
+
+def spoilt(value: float) -> Any:
+    images = FLOATS.copy()
+    images[1, 2, 3, 0] = value
+    return images
+
+
+Call = Callable[[Any], object]
+REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
+    "float64": (lambda e: e.run(IMAGES / 255.0, *outputs()), TypeError, "uint8, or float32"),
+    "a list": (lambda e: e.run([1], *outputs()), TypeError, ""),
+    "one image": (lambda e: e.run(IMAGES[0], *outputs()), ValueError, "shape"),
+    "channels first": (
+        lambda e: e.run(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)), *outputs()),
+        ValueError,
+        r"has shape \(3, 3, 8, 10\), it must be \(3, 8, 10, 3\)",
+    ),
+    "strided": (lambda e: e.run(IMAGES[:, :, ::-1], *outputs()), ValueError, "C-contiguous"),
+    "NaN": (lambda e: e.run(spoilt(float("nan")), *outputs()), ValueError, "not finite"),
+    "infinite": (lambda e: e.run(spoilt(float("-inf")), *outputs()), ValueError, "not finite"),
+    "short logits": (
+        lambda e: e.run(IMAGES, outputs(2)[0], *outputs()[1:]),
+        ValueError,
+        "logits has shape",
+    ),
+    "logits' type": (
+        lambda e: e.run(IMAGES, outputs()[0].astype(np.float64), *outputs()[1:]),
+        TypeError,
+        "logits must be float32",
+    ),
+    "logits' order": (
+        lambda e: e.run(IMAGES, np.asfortranarray(outputs()[0]), *outputs()[1:]),
+        ValueError,
+        "C-contiguous",
+    ),
+    "read-only": (lambda e: e.run(IMAGES, read_only(), *outputs()[1:]), TypeError, ""),
+    "forced": (
+        lambda e: e.run(IMAGES, *outputs(), np.full((B, L), 3, np.uint8)),
+        ValueError,
+        "forced holds 3, the network has 3 options",
+    ),
+    "forced's shape": (
+        lambda e: e.run(IMAGES, *outputs(), np.zeros((B, 2), np.uint8)),
+        ValueError,
+        "forced has shape",
+    ),
+    "budgets": (
+        lambda e: e.run(IMAGES, *outputs(), None, np.ones(B, np.float32)),
+        ValueError,
+        "takes no budgets",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bindings_refuse(engine: Any, name: str) -> None:
+    call, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        call(engine)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, 1.5, float("nan")])
+def test_bindings_check_budgets(budget: float) -> None:
+    engine = native.Engine(random_bundle(1, budget_input=True, **PLAIN))
+    engine.run(IMAGES, *outputs(), budgets=np.full(B, 0.2, np.float32))
+    with pytest.raises(ValueError, match=r"\(0, 1\]"):
+        engine.run(IMAGES, *outputs(), budgets=np.full(B, budget, np.float32))
+    with pytest.raises(ValueError, match="needs budgets"):
+        engine.run(IMAGES, *outputs())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"isa": "sse2"}, "unknown instruction set 'sse2'"),
+        ({"threads": 0}, "threads must be 1 to 256"),
+        ({"threads": 257}, "threads must be 1 to 256"),
+    ],
+)
+def test_bindings_check_how_an_engine_is_made(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        native.Engine(random_bundle(1, **PLAIN), **keywords)
+    with pytest.raises(TypeError):
+        native.Engine("a path")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_bindings_a_thousand_sessions_leave_nothing_behind(tmp_path: Path) -> None:
+    from fracskip.runtime.session import InferenceSession
+
+    path = tmp_path / "net.fsk"
+    path.write_bytes(random_bundle(1, **PLAIN))
+    before = 0
+    for index in range(1000):
+        if index == 100:
+            before = resident_bytes()
+        InferenceSession(path, engine="native", threads=1 + index % 2).run(IMAGES)
+    assert resident_bytes() - before < 5e6

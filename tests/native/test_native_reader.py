@@ -1,0 +1,241 @@
+"""What the native reader refuses (docs/bundle.md), fault by fault; the Python reader agrees."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fracskip.errors import BundleError
+from fracskip.runtime.bundle import parse_bundle
+from support.random_bundle import random_bundle
+
+native = pytest.importorskip("fracskip.runtime._native", reason="built without a C++ compiler")
+
+Tensor = tuple[str, list[int], bytes]
+
+
+class Parts:
+    """A bundle taken apart: `plan` and `tensors` may be changed before `join`."""
+
+    def __init__(self, data: bytes) -> None:
+        size = int.from_bytes(data[:8], "little")
+        header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+        self.plan: dict[str, Any] = json.loads(header.pop("__metadata__")["fracskip"])
+        self.tensors: dict[str, Tensor] = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            self.tensors[name] = (entry["dtype"], entry["shape"], body[begin:end])
+
+    @property
+    def network(self) -> dict[str, Any]:
+        network: dict[str, Any] = self.plan["network"]
+        return network
+
+    def values(self, name: str, values: list[float], dtype: str = "<f4") -> None:
+        """Overwrites a tensor's first values."""
+        kind, shape, data = self.tensors[name]
+        array = np.frombuffer(data, dtype).copy()
+        array[: len(values)] = values
+        self.tensors[name] = kind, shape, array.tobytes()
+
+    def join(self) -> bytes:
+        text, body, header, place = json.dumps(self.plan), b"", {}, 0
+        for name, (kind, shape, data) in self.tensors.items():
+            ends = [place, place + len(data)]
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": ends}
+            body += data
+            place = ends[1]
+        total = hashlib.sha256(text.encode() + b"\n" + body)
+        for name, (kind, shape, _) in sorted(self.tensors.items()):
+            begin, end = header[name]["data_offsets"]
+            total.update(f"\n{name} {kind} {shape} {begin} {end}".encode())
+        meta = {"fracskip": text, "digest": f"sha256:{total.hexdigest()}"}
+        head = json.dumps({"__metadata__": meta, **header}).encode()
+        return len(head).to_bytes(8, "little") + head + body
+
+
+GOOD = random_bundle(2, image=(8, 8), widths=(4, 8), depth=2)
+WEIGHT, BIAS, INPUT = "blocks.1.4.0.weight", "blocks.1.4.0.bias", "blocks.1.4.input"
+
+
+def conv(parts: Parts, block: int = 1, position: int = 0) -> dict[str, Any]:
+    geometry: dict[str, Any] = parts.network["blocks"][block]["branch"][position]
+    return geometry
+
+
+def strided_identity(parts: Parts) -> None:
+    for position in range(2):
+        conv(parts, 1, position)["stride"] = [2, 1]
+
+
+def one_row_more(parts: Parts) -> None:
+    parts.tensors["head.bias"] = ("F32", [6], bytes(24))
+
+
+FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
+    "schema": (lambda p: p.plan.update(schema="other"), "schema"),
+    "version": (lambda p: p.plan.update(version=2), "version 1"),
+    "version as float": (lambda p: p.plan.update(version=1.0), "integer"),
+    "unknown key": (lambda p: p.plan.update(more=1), "unknown member 'more'"),
+    "lacking key": (lambda p: p.plan.pop("stream"), "lacks 'stream'"),
+    "stream": (lambda p: p.plan.update(stream="int4"), "stream"),
+    "unknown option": (lambda p: p.plan.update(options=["skip", "1"]), "unknown option '1'"),
+    "options descend": (lambda p: p.plan.update(options=["8", "4"]), "ascend"),
+    "no options": (lambda p: p.plan.update(options=[]), "empty"),
+    "only skip": (lambda p: p.plan.update(options=["skip"]), "'skip' alone"),
+    "no gate": (lambda p: p.plan.update(gate=None), "null if and only if"),
+    "gate's kind": (lambda p: p.plan["gate"].update(kind="oracle"), "unknown"),
+    "gate's width": (lambda p: p.plan["gate"].update(width=0), "integer from 1"),
+    "target": (lambda p: p.plan.update(target=1.5), r"\(0, 1\]"),
+    "class names": (lambda p: p.plan["class_names"].pop(), "one name for each class"),
+    "std": (lambda p: p.plan["image"].update(std=[0.2, 0, 0.2]), "above zero"),
+    "too few means": (lambda p: p.plan["image"].update(mean=[0.5]), "each channel"),
+    "no blocks": (lambda p: p.network.update(blocks=[]), "empty"),
+    "too many blocks": (
+        lambda p: p.network.update(blocks=p.network["blocks"] * 1500),
+        "4,096|name of another",
+    ),
+    "equal names": (lambda p: p.network["blocks"][1].update(name="block0"), "another block"),
+    "empty branch": (lambda p: p.network["blocks"][1].update(branch=[]), "empty branch"),
+    "two options ungated": (
+        lambda p: p.network["blocks"][0].update(options=["4", "8"]),
+        "one option",
+    ),
+    "gated differently": (
+        lambda p: p.network["blocks"][1].update(options=["4", "8"]),
+        "network's options",
+    ),
+    "stem begins with a pool": (
+        lambda p: p.network["stem"].insert(
+            0, {"op": "maxpool", "kernel": [2, 2], "stride": [1, 1], "padding": [0, 0]}
+        ),
+        "begin with a convolution",
+    ),
+    "pool's padding": (
+        lambda p: p.network["stem"].append(
+            {"op": "maxpool", "kernel": [3, 3], "stride": [1, 1], "padding": [2, 2]}
+        ),
+        "half of its kernel",
+    ),
+    "channels": (lambda p: conv(p).update({"in": 5}), "takes 5 channels and gets 4"),
+    "kernel": (lambda p: conv(p).update(kernel=[99, 3]), "larger than its input"),
+    "stride": (lambda p: conv(p).update(stride=[0, 1]), "integer from 1"),
+    "negative padding": (lambda p: conv(p).update(padding=[-1, 1]), "integer from 0"),
+    "strided identity": (strided_identity, "shortcut that ends with"),
+    "huge image": (lambda p: p.plan["image"].update(size=[60000, 60000]), "1 GiB"),
+    "huge padding": (lambda p: conv(p).update(padding=[60000, 60000]), "1 GiB"),
+    "one wide border": (
+        lambda p: conv(p).update(kernel=[1, 65535], padding=[0, 32767]),
+        "1 GiB",
+    ),
+    "accumulators": (
+        lambda p: (
+            [conv(p, 0, j).update(kernel=[151, 151], padding=[75, 75]) for j in range(2)]
+            and p.network["blocks"][0].update(options=["8"])
+        ),
+        "32 bits",
+    ),
+    "missing tensor": (lambda p: p.tensors.pop(BIAS), f"{BIAS} is missing"),
+    "surplus tensor": (
+        lambda p: p.tensors.update({"more": ("F32", [1], bytes(4))}),
+        "no place for tensor 'more'",
+    ),
+    "shape": (one_row_more, r"head.bias is F32 \[6\], the plan needs F32 \[5\]"),
+    "type": (
+        lambda p: p.tensors.update({WEIGHT: ("F32", [4, 3, 3, 4], bytes(576))}),
+        "the plan needs I8",
+    ),
+    "grid": (lambda p: p.values(WEIGHT, [8], "i1"), "has the weight 8, 4 bits hold up to 7"),
+    "grid below": (lambda p: p.values("blocks.1.8.0.weight", [-128], "i1"), "-128"),
+    "NaN": (lambda p: p.values(BIAS, [float("nan")]), "NaN or infinite"),
+    "infinite scale": (lambda p: p.values("blocks.1.4.0.scale", [float("inf")]), "infinite"),
+    "zero step": (lambda p: p.values("stream.steps", [0.0]), "not above zero"),
+    "negative input": (lambda p: p.values(INPUT, [-1.0]), "not above zero"),
+}
+# Limits that keep an engine's memory and its integers bounded; Python has no such trouble. And to
+# Python 1.0 is 1.
+NATIVE_ONLY = {"huge padding", "one wide border", "accumulators", "version as float"}
+
+
+def test_native_reader_takes_the_bundle_that_the_faults_are_made_in() -> None:
+    assert native.Engine(Parts(GOOD).join()).classes == 5
+    assert native.Engine(GOOD).gated_blocks == 3
+    parse_bundle(Parts(GOOD).join())
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_native_reader_refuses(name: str) -> None:
+    change, message = FAULTS[name]
+    parts = Parts(GOOD)
+    change(parts)
+    with pytest.raises(native.BundleError, match=message):
+        native.Engine(parts.join())
+    if name not in NATIVE_ONLY:
+        with pytest.raises(BundleError):
+            parse_bundle(parts.join())
+
+
+def edited(old: bytes, new: bytes) -> bytes:
+    """The good bundle with its header's text changed, at the header's new length."""
+    size = int.from_bytes(GOOD[:8], "little")
+    head = GOOD[8 : 8 + size]
+    assert old in head
+    head = head.replace(old, new, 1)
+    return len(head).to_bytes(8, "little") + head + GOOD[8 + size :]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "too short"),
+        (b"\x80\x02}q\x00." * 4, "no safetensors file"),
+        (GOOD[:100], "ends within its header"),
+        (GOOD[:-1], "outside the file|bytes of"),
+        (GOOD + b"\0", "bytes of"),
+        (edited(b'"dtype":"I8"', b'"dtype":"I4"'), "dtype 'I4'"),
+        (edited(b'"data_offsets":[0,', b'"data_offsets":[1,'), "size that does not fit"),
+        (edited(b'"digest":', b'"other":'), "digest"),
+        (edited(b'"fracskip":', b'"other":'), "without a plan"),
+        (edited(b'{"__metadata__"', b'{"a":1,"a":1,"__metadata__"'), "key 'a' twice"),
+        (edited(b'"__metadata__"', b'"\xff":0,"__metadata__"'), "invalid UTF-8"),
+        (edited(b'"__metadata__"', b'"a":' + b"[" * 9999 + b',"__metadata__"'), "too deeply"),
+        (edited(b'"__metadata__"', b'"a":01,"__metadata__"'), "expected"),
+        (edited(b'"__metadata__"', b'"a":NaN,"__metadata__"'), "expected a value"),
+        (edited(b'"__metadata__"', b'"a":"\\ud800","__metadata__"'), "surrogate"),
+        (edited(b'"__metadata__"', b'"a":1e999,"__metadata__"'), "out of range"),
+    ],
+)
+def test_native_reader_refuses_damaged_files(data: bytes, message: str) -> None:
+    with pytest.raises(native.BundleError, match=message):
+        native.Engine(data)
+    with pytest.raises(BundleError):
+        parse_bundle(data)
+
+
+def test_native_reader_says_the_same_of_random_damage() -> None:
+    """With a digest that fits again, both readers take the same bundles."""
+    draw = np.random.default_rng(0)
+    taken = 0
+    for _ in range(150):
+        parts = Parts(GOOD)
+        name = list(parts.tensors)[draw.integers(len(parts.tensors))]
+        kind, shape, data = copy.deepcopy(parts.tensors[name])
+        spoilt = bytearray(data)
+        spoilt[draw.integers(len(spoilt))] = draw.integers(256)
+        parts.tensors[name] = kind, shape, bytes(spoilt)
+        verdicts = []
+        for read, error in ((native.Engine, native.BundleError), (parse_bundle, BundleError)):
+            try:
+                read(parts.join())
+                verdicts.append(True)
+            except error:
+                verdicts.append(False)
+        assert verdicts[0] == verdicts[1], name
+        taken += verdicts[0]
+    assert 0 < taken < 150

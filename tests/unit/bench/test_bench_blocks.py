@@ -1,0 +1,70 @@
+"""Blocks and gates by differences, on the portable engine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fracskip.bench.blocks import (
+    block_shapes,
+    gate_time,
+    kernels_by_option,
+    option_times,
+    path_times,
+)
+from fracskip.cli import doctor
+from fracskip.dynamic import DynamicNetwork
+from fracskip.export.bundle import export_bundle
+from fracskip.runtime import InferenceSession
+
+
+@pytest.fixture
+def session(net: DynamicNetwork, tmp_path: Path) -> InferenceSession:
+    export_bundle(net, tmp_path / "net.fsk")
+    return InferenceSession(tmp_path / "net.fsk", engine="portable")
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+
+
+def test_shapes(session: InferenceSession) -> None:
+    assert [(shape.words, shape.columns) for shape in block_shapes(session.plan)] == [
+        ("16 to 32 channels at 8x8", (0,)),
+        ("32 to 64 channels at 4x4", (1,)),
+    ]
+
+
+def test_paths(session: InferenceSession) -> None:
+    skip, full = np.zeros(2, np.uint8), np.full((3, 2), 2, np.uint8)
+    times = path_times(session, PIXELS, [skip, full, None], rounds=3)
+    assert times.shape == (3, 3)
+    assert (times > 0).all()
+
+
+def test_options_and_gate(session: InferenceSession) -> None:
+    rows = option_times(session, PIXELS, rounds=1)
+    assert [row.shape.columns for row in rows] == [(0,), (1,)]
+    for row in rows:
+        assert row.lowest == "skip"
+        assert list(row.micros) == ["4", "full"]
+    assert np.isfinite(gate_time(session, PIXELS, rounds=1))
+
+
+def test_kernels(session: InferenceSession) -> None:
+    found = kernels_by_option(session)
+    assert list(found) == ["skip", "4", "full"]
+    assert sum(found["4"].values()) >= 4
+
+
+def test_the_doctors_lines(session: InferenceSession) -> None:
+    findings = {finding.what: finding.found for finding in doctor._kernels(session, PIXELS)}
+    assert list(findings) == [
+        "kernels, skip",
+        "kernels, 4",
+        "kernels, full",
+        "block, 16 to 32 channels at 8x8",
+        "block, 32 to 64 channels at 4x4",
+        "gate",
+    ]
+    assert findings["block, 16 to 32 channels at 8x8"].startswith("µs above skip: 4 ")
+    assert findings["gate"].endswith(" µs")

@@ -1,0 +1,158 @@
+"""The objective 'balance', the teacher and the reward on decisions that tell of their image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fracskip.config import Recipe
+from fracskip.errors import ConfigError
+from fracskip.training.objective import (
+    LARGEST_LEAN,
+    LARGEST_PRICE,
+    LARGEST_SUBSIDY,
+    CostBalance,
+    CostPrice,
+    decision_information,
+    distillation,
+)
+
+Make = Callable[..., Recipe]
+Go = Callable[..., Any]
+BALANCE = {
+    "quant": {"stream": "int8"},
+    "options": ["skip", 8, "full"],
+    "gate": {"width": 6, "block_bias": True, "standardise": True},
+    "gates": {"epochs": 0, "option": "8"},
+    "joint": {
+        "target": 0.03,
+        "objective": "balance",
+        "price_rate": 0.05,
+        "distillation": 0.5,
+        "diversity": 0.1,
+    },
+}
+
+
+# -- balance --------------------------------------------------------------------------------------
+
+
+def test_the_lean_answers_the_error_at_once() -> None:
+    balance = CostBalance(rate=0.1, lean_rate=0.3, price=0.2)
+    cost = torch.tensor([0.1, 0.2], requires_grad=True)
+    loss = balance.penalty(cost, target=0.1)
+    assert balance.lean == pytest.approx(-0.3 * 0.5)
+    assert loss.item() == pytest.approx(0.2 * 1.5)
+    loss.backward()
+    assert cost.grad is not None
+    assert cost.grad.tolist() == pytest.approx([0.2 / 2 / 0.1] * 2)
+    balance.penalty(torch.tensor([0.05]), target=0.1)
+    assert balance.lean == pytest.approx(0, abs=1e-6)
+
+
+def test_the_price_goes_where_the_loss_has_no_slope_and_stays_there() -> None:
+    """Loss = -0.3 · executed, cost / target = 2 · executed: the price of balance is 0.15."""
+    balance = CostBalance(rate=0.1)
+    prices = []
+    for _ in range(100):
+        balance.follow(slope=-0.3 * 0.7 + balance.price * 2 * 0.7, cost_slope=2 * 0.7)
+        prices.append(balance.price)
+    assert all(a < b for a, b in itertools.pairwise(prices))  # from below, never past it
+    assert prices[-1] == pytest.approx(0.15, abs=1e-4)
+
+
+def test_lean_and_price_are_bounded() -> None:
+    balance = CostBalance(rate=1.0)
+    for _ in range(400):
+        balance.penalty(torch.tensor([1.0]), target=0.1)
+        balance.follow(slope=-50.0, cost_slope=0.0)
+    assert (balance.lean, balance.price) == (-LARGEST_LEAN, LARGEST_PRICE)
+    for _ in range(800):
+        balance.penalty(torch.tensor([0.0]), target=0.1)
+        balance.follow(slope=50.0, cost_slope=0.0)
+    assert (balance.lean, balance.price) == (LARGEST_LEAN, -LARGEST_SUBSIDY)
+
+
+def test_a_price_that_follows_the_cost_is_bounded_too() -> None:
+    price = CostPrice(rate=0.1)
+    for _ in range(100):
+        price.penalty(torch.tensor([1.0]), target=0.1)
+    assert price.integral == LARGEST_PRICE
+
+
+# -- teacher and information ----------------------------------------------------------------------
+
+
+def test_distillation_by_hand() -> None:
+    ours, theirs = torch.tensor([[0.0, 0.0]]), torch.tensor([[2 * math.log(3), 0.0]])
+    # At temperature 2 the teacher says (3/4, 1/4), the student (1/2, 1/2).
+    wanted = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert distillation(ours, theirs, 2.0).item() == pytest.approx(wanted, rel=1e-5)
+    assert distillation(theirs, theirs, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_information_by_hand() -> None:
+    certain, open_ = [40.0, -40.0], [0.0, 0.0]
+    other = certain[::-1]
+    scores = torch.tensor(
+        [  # blocks: images differ; all alike and certain; all alike and open
+            [certain, certain, open_],
+            [other, certain, open_],
+        ]
+    )
+    assert decision_information(scores).item() == pytest.approx(math.log(2) / 3, rel=1e-5)
+    scores.requires_grad_()
+    decision_information(scores).backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_with_an_int8_stream_holds_its_target(tiny_recipe: Make, run: Go) -> None:
+    done = run(tiny_recipe(**BALANCE))
+    joint = [event for event in done.epochs if event["stage"] == "joint"]
+    assert not [event for event in done.epochs if event["stage"] == "gates"]
+    assert all({"price", "lean"} <= event.keys() for event in joint)
+    assert joint[0]["cp"] < 0.2  # gates begin at 8 bits, not in full
+    assert done.summary["test"]["cp"] == pytest.approx(0.03, abs=0.02)
+    state = load_file(done.folder / "state.safetensors")
+    assert state["net.stream.steps"].shape == (3,)
+    assert "teacher.conv1.weight" in state
+
+
+def test_the_teacher_is_the_backbone_before_it_was_trained_on(tiny_recipe: Make, run: Go) -> None:
+    done = run(tiny_recipe(**BALANCE))
+    state = load_file(done.folder / "state.safetensors")
+    assert not torch.equal(state["teacher.conv1.weight"], state["net.backbone.conv1.weight"])
+    assert not [name for name in state if name.startswith("teacher.") and "quantiser" in name]
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"quant": {"stream": "int8", "scheme": "paper"}}, "stream 'int8' needs scheme 'modern'"),
+        ({"quant": {"stream": "int4"}}, "quant.stream"),
+        ({"gate": {"kind": "feedforward", "block_bias": True}}, "block_bias is for 'recurrent'"),
+        ({"gates": {"option": "5"}}, "option '5' is not in this set"),
+        ({"joint": {"objective": "balanced"}}, "joint.objective"),
+        ({"joint": {"distillation": 1.5}}, "joint.distillation"),
+        ({"joint": {"diversity": -1}}, "joint.diversity"),
+    ],
+)
+def test_impossible_recipes_are_refused(tiny_recipe: Make, tree: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny_recipe(**tree)
+
+
+def test_the_papers_scheme_keeps_a_float_stream(tiny_recipe: Make) -> None:
+    assert tiny_recipe(quant={"scheme": "paper"}).quant.stream == "float"
+    assert tiny_recipe(gates={"option": 4}).start_option == 1
+    assert tiny_recipe().start_option == 2

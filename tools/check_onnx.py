@@ -1,0 +1,146 @@
+"""Holds an exported ONNX model against torch on a test set, image by image, in ONNX Runtime.
+
+torch is also held against itself in another memory layout: sums in another order move values that
+lie between two integers, so a share of paths differs between any two floating-point executions.
+
+Run from the repository's root: python tools/check_onnx.py --json results/onnx_bundled.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from fracskip.checkpoint import load
+from fracskip.data import load_split
+from fracskip.devices import describe
+from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.export.onnx import network_onnx
+from fracskip.machine import versions
+
+LEVELS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one executor says of a set of images."""
+
+    logits: NDArray[np.float32]
+    decisions: NDArray[np.int64]
+    times_us: NDArray[np.float64] | None = None  # (images, 2): wall, processor
+
+    def against(self, other: Answers, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """How these answers differ from another executor's."""
+        same = self.decisions == other.decisions
+        off = np.abs(self.logits - other.logits).max(1)
+        record = {
+            "accuracy": float((self.logits.argmax(1) == labels).mean()),
+            "same_decisions_share": float(same.mean()),
+            "same_paths_share": float(same.all(1).mean()),
+            "same_class_share": float((self.logits.argmax(1) == other.logits.argmax(1)).mean()),
+            "logit_difference": {
+                "median": float(np.median(off)),
+                "p99": float(np.quantile(off, 0.99)),
+                "max": float(off.max()),
+            },
+        }
+        if self.times_us is not None:
+            # Wall time; on a machine that does other work too, look at the processor's.
+            for kind, column in zip(("latency_us", "processor_us"), self.times_us.T, strict=True):
+                p10, median = np.quantile(column, [0.1, 0.5])
+                record[kind] = {"median": float(median), "p10": float(p10)}
+        return record
+
+
+@torch.inference_mode()
+def in_torch(
+    net: DynamicNetwork, pixels: NDArray[np.uint8], layout: Callable[[torch.Tensor], torch.Tensor]
+) -> Answers:
+    logits, decisions = [], []
+    for start in range(0, len(pixels), 250):
+        out = net(layout(preprocess(pixels[start : start + 250], net.spec.image)))
+        logits.append(out.logits.numpy())
+        decisions.append(out.decisions.numpy())
+    return Answers(np.concatenate(logits), np.concatenate(decisions))
+
+
+def in_onnxruntime(
+    model: bytes, net: DynamicNetwork, pixels: NDArray[np.uint8], level: str
+) -> Answers:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = LEVELS[level]
+    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    logits, decisions, times_ns = [], [], []
+    for image in pixels:
+        x = preprocess(image[None], net.spec.image).contiguous().numpy()
+        begin = np.array([time.perf_counter_ns(), time.thread_time_ns()])
+        answer, path = session.run(["logits", "decisions"], {"images": x})
+        times_ns.append(np.array([time.perf_counter_ns(), time.thread_time_ns()]) - begin)
+        logits.append(answer)
+        decisions.append(path)
+    return Answers(np.concatenate(logits), np.concatenate(decisions), np.stack(times_ns) / 1e3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default="bundled")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    net = load(arguments.checkpoint)
+    data = load_split(arguments.data, "test", net.spec.image)
+    pixels, labels = data.images[: arguments.images], data.labels[: arguments.images]
+    model = network_onnx(net).SerializeToString()
+    reference = in_torch(net, pixels, torch.Tensor.contiguous)
+    other = in_torch(net, pixels, lambda x: x.contiguous(memory_format=torch.channels_last))
+    runs = {
+        level: in_onnxruntime(model, net, pixels, level).against(reference, labels)
+        for level in LEVELS
+    }
+    record = {
+        "schema": "fracskip.onnx-check/1",
+        "checkpoint": {"name": arguments.checkpoint, "digest": net.digest},
+        "data": {"name": data.name, "split": data.split},
+        "images": len(pixels),
+        "batch": 1,
+        "threads": 1,
+        "model_bytes": len(model),
+        "torch": {"accuracy": float((reference.logits.argmax(1) == labels).mean())},
+        "torch_channels_last": other.against(reference, labels),
+        "onnxruntime": {f"optimisations_{level}": run for level, run in runs.items()},
+        "device": describe(torch.device("cpu")),
+        "versions": {
+            **versions(),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    text = json.dumps(record, indent=1)
+    print(text)
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
