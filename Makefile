@@ -10,7 +10,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH_CPU ?= torch==2.13.0+cpu
 TORCH ?= torch>=2.8
 
-.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-skip clean
+# The native engine's sources: the package is built anew when they change.
+NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
+
+.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-skip \
+  fuzz native-sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
@@ -53,6 +57,14 @@ bench-skip: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/skip_proportional.py \
 	  --json results/skip_proportional.json --figure results/skip_proportional.svg
 
+# Damaged bundles under sanitizers: refused, or read and run.
+fuzz: $(VENV)/test.stamp
+	PYTHONPATH=tests $(BIN)/python tools/fuzz_bundle.py --count 20000 --json results/fuzz_bundle.json
+
+# Threads, kernels and lifetimes of native engines under sanitizers, at length.
+native-sanitize: $(VENV)/test.stamp
+	PYTHONPATH=tests $(BIN)/python tools/sanitize_native.py
+
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fracskip needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V`: make PYTHON=python3.12" >&2; exit 2; }
@@ -66,7 +78,7 @@ $(VENV)/torch.stamp: $(VENV)/python.stamp
 	touch $@
 
 # No torch: the native engine runs the bundled network. Without a C++17 compiler it takes torch.
-$(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml
+$(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml $(NATIVE)
 	$(PIP) --editable '.[report]'
 	@$(BIN)/python -c 'import fracskip.runtime._native' 2>/dev/null || \
 	  { echo 'no native engine was built: torch will run the network'; $(MAKE) $(VENV)/torch.stamp; }

@@ -4,7 +4,7 @@ The result is a start for fine-tuning, not a network trained at its depth: say s
 figures stand. Run from the repository's root:
 
     python tools/deepen.py models/resnet38_cifar10.safetensors resnet38 \
-        models/resnet74_cifar10_start.safetensors resnet74
+        runs/resnet74_cifar10_start.safetensors resnet74
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def spoilt(value: float) -> Any:
 Call = Callable[[Any], object]
 REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
     "float64": (lambda e: e.run(IMAGES / 255.0, *outputs()), TypeError, "uint8, or float32"),
-    "a list": (lambda e: e.run([1], *outputs()), TypeError, ""),
+    "a list": (lambda e: e.run([1], *outputs()), TypeError, "incompatible"),
     "one image": (lambda e: e.run(IMAGES[0], *outputs()), ValueError, "shape"),
     "channels first": (
         lambda e: e.run(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)), *outputs()),
@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "C-contiguous",
     ),
-    "read-only": (lambda e: e.run(IMAGES, read_only(), *outputs()[1:]), TypeError, ""),
+    "read-only": (lambda e: e.run(IMAGES, read_only(), *outputs()[1:]), TypeError, "incompatible"),
     "forced": (
         lambda e: e.run(IMAGES, *outputs(), np.full((B, L), 3, np.uint8)),
         ValueError,

@@ -131,7 +131,7 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "huge image": (lambda p: p.plan["image"].update(size=[60000, 60000]), "1 GiB"),
     "huge padding": (lambda p: conv(p).update(padding=[60000, 60000]), "1 GiB"),
     "one wide border": (
-        lambda p: conv(p).update(kernel=[1, 65535], padding=[0, 32767]),
+        lambda p: conv(p).update(kernel=[1, 3], padding=[0, 30000]),
         "1 GiB",
     ),
     "accumulators": (
