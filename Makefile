@@ -88,11 +88,11 @@ $(VENV)/train.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 	$(PIP) --editable '.[train,report]'
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/train.stamp
+$(VENV)/test.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 	$(PIP) --editable '.[train,report,dev]'
 	touch $@
 
-$(VENV)/bench.stamp: $(VENV)/train.stamp
+$(VENV)/bench.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 	$(PIP) --editable '.[train,report,bench]'
 	touch $@
 

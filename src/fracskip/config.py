@@ -179,13 +179,15 @@ class BackboneStage(_Frozen):
 
 
 class GateStage(_Frozen):
-    """Stage 2: gates alone, until they choose one option everywhere.
+    """Stage 2: gates alone, around one option that they choose at first.
 
     Attributes:
         epochs: Passes over the training set; forward only, so each costs about a third of one. With
             0 only the gates' output bias is set: decisions then differ from image to image at once.
         option: The option they learn to choose, from whose cost the joint stage descends; '' is
             the most precise.
+        label: What they learn: 'option' (that option everywhere) or 'harm' (how much each image's
+            prediction changes where one block executes less: what is harmless is left out first).
         confidence: The probability that the gates learn to give it. Below 1 so that the softmax
             is not saturated when the joint stage begins.
         lr: Of Adam.
@@ -193,6 +195,7 @@ class GateStage(_Frozen):
 
     epochs: Count = 1
     option: Annotated[str, BeforeValidator(str)] = ""
+    label: Literal["option", "harm"] = "option"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     lr: Positive = 3e-3
 

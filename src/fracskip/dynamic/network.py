@@ -264,28 +264,52 @@ class DynamicNetwork(nn.Module):
             raise ConfigError(f"decisions must be option indices, 0 to {len(self.options) - 1}")
         return decisions.to(torch.int64)
 
-    def gate_logits(
-        self, images: Tensor, budget: float | Tensor | None = None, option: int = -1
-    ) -> Tensor:
-        """The gates' logits while every block executes one option: (B, L, K).
-
-        The backbone runs without a gradient; the gates' stage learns from this.
+    @torch.no_grad()
+    def walk(self, images: Tensor, option: int = -1) -> tuple[list[Tensor], Tensor]:
+        """What every gated block sees while all execute one option, and the logits (B, N).
 
         Args:
             images: Normalised floats (B, C, H, W).
-            budget: As in `forward`.
             option: Index of the option; the top one if not given.
         """
+        x, inputs = self._begin(images), []
+        for block in self.blocks:
+            inputs.append(x)
+            x = block.execute(x, self.options[option])
+        return inputs, self.backbone.head(x)
+
+    @torch.no_grad()
+    def detour(self, x: Tensor, block: int, other: int, option: int = -1) -> Tensor:
+        """The logits (B, N) of a walk whose images execute another option in one block.
+
+        Args:
+            x: What the block sees, from `walk`.
+            block: Index of the block.
+            other: Index of the option it executes.
+            option: What all later blocks execute, as in `walk`.
+        """
+        x = self.blocks[block].execute(x, self.options[other])
+        for later in self.blocks[block + 1 :]:
+            x = later.execute(x, self.options[option])
+        return self.backbone.head(x)
+
+    def gate_logits(
+        self,
+        inputs: Sequence[Tensor],
+        budget: float | Tensor | None = None,
+    ) -> Tensor:
+        """The gates' logits (B, L, K) on given inputs of the gated blocks, without lean.
+
+        Args:
+            inputs: From `walk`, (B, C, H, W) each; they get no gradient.
+            budget: As in `forward`.
+        """
         assert self.gate is not None, "a static network has no gate"
-        executed = self.options[option]
-        with torch.no_grad():
-            x = self._begin(images)
-        state = self.gate.start(len(images), self._budget(budget), x)
-        logits = []
-        for index, block in enumerate(self.blocks):
-            logits.append(self.gate(index, x.mean((2, 3)), state).float())
-            with torch.no_grad():
-                x = block.execute(x, executed)
+        state = self.gate.start(len(inputs[0]), self._budget(budget), inputs[0])
+        logits = [
+            self.gate(index, x.detach().mean((2, 3)), state).float()
+            for index, x in enumerate(inputs)
+        ]
         return torch.stack(logits, 1)
 
     @torch.no_grad()
@@ -322,10 +346,8 @@ class DynamicNetwork(nn.Module):
         """What the gates see while every block executes the top option: (images, C) each."""
         seen: list[list[Tensor]] = [[] for _ in self.blocks]
         for images in batches:
-            x = self._begin(images)
-            for block, pooled in zip(self.blocks, seen, strict=True):
+            for x, pooled in zip(self.walk(images)[0], seen, strict=True):
                 pooled.append(x.mean((2, 3)))
-                x = block.execute(x, self.options[self.options.top])
         return [torch.cat(pooled) for pooled in seen]
 
     def _flowing(self, images: Tensor) -> list[list[Tensor]]:

@@ -136,6 +136,17 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return divergence * temperature**2
 
 
+def harm(changed: Tensor, predicted: Tensor) -> Tensor:
+    """Divergence of each image's changed prediction from the one before, in nats: (B,).
+
+    Args:
+        changed: Logits (B, N).
+        predicted: Logits (B, N).
+    """
+    logs = predicted.log_softmax(-1)
+    return (logs.exp() * (logs - changed.log_softmax(-1))).sum(-1).clamp_min(0)
+
+
 def decision_information(scores: Tensor) -> Tensor:
     """What a decision tells of its image: mutual information in nats, mean over blocks.
 

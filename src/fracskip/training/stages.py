@@ -20,11 +20,17 @@ from fracskip.training.objective import (
     CostPrice,
     decision_information,
     distillation,
+    harm,
     paper_penalty,
     target_at,
 )
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
+
+
+HARMLESS = 1e-4  # nats by which a prediction may change for a decision to be even
+HARM_RANGE = (1e-6, 10.0)  # outside it, more or less harm makes no difference
+HARM_BLOCKS = 2  # blocks tried in a step
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,12 @@ class BackboneTraining(_Base):
 
 
 class GateTraining(_Base):
-    """Stage 2: gates alone, until each chooses one option, with room left in the softmax.
+    """Stage 2: gates alone, around one option, with room left in the softmax.
 
     The backbone only runs forward, at that option, and stays as it is. What is learned is a soft
     label: `confidence` for the option, the rest spread over the others - evenly over cheaper ones,
-    less for dearer ones, so that a drawn decision costs no more than the option itself.
+    less for dearer ones, so that a drawn decision costs no more than the option itself. Or, with
+    the label 'harm', how much each image minds a cheaper option in each block.
     """
 
     name = "gates"
@@ -193,12 +200,15 @@ class GateTraining(_Base):
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
-        start = self.recipe.start_option
+        options, start = self.net.options, self.recipe.start_option
         with self.autocast():
-            logits = self.net.gate_logits(images, option=start)
-        label, options = self._label(), self.net.options
-        target = label.to(logits.device).expand(logits[..., 0].numel(), len(label))
-        loss = F.cross_entropy(logits.flatten(0, 1), target)
+            inputs, predicted = self.net.walk(images, start)
+            logits = self.net.gate_logits(inputs)
+        if self._config.label == "harm":
+            loss = self._harm_loss(logits, inputs, predicted.float(), place)
+        else:
+            target = self._label().to(logits.device).expand(logits[..., 0].numel(), len(options))
+            loss = F.cross_entropy(logits.flatten(0, 1), target)
         self.update(loss, [self.lr(place.progress)])
         chosen = logits.detach().argmax(-1)
         costs = torch.tensor(options.costs, device=chosen.device)[chosen]
@@ -206,6 +216,32 @@ class GateTraining(_Base):
         return StepResult(
             float(loss.detach()) * len(labels), right, len(labels), float(costs.mean(1).sum())
         )
+
+    def _harm_loss(
+        self, logits: Tensor, inputs: list[Tensor], predicted: Tensor, place: Place
+    ) -> Tensor:
+        """Squared error of the start option's margins over the others.
+
+        Over a cheaper option the margin is log(harm / HARMLESS): harm is the divergence between the
+        image's prediction and the one where a single block executes that option instead. Over a
+        dearer one it is what the label says.
+        """
+        start = self.recipe.start_option
+        draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
+        margins = logits[:, :, start, None] - logits
+        errors = []
+        blocks = torch.randperm(len(self.net.blocks), generator=draw)[:HARM_BLOCKS].tolist()
+        for block in blocks if start else []:
+            other = int(torch.randint(0, start, (), generator=draw))
+            with self.autocast():
+                changed = self.net.detour(inputs[block], block, other, start).float()
+            wanted = harm(changed, predicted).clamp(*HARM_RANGE) / HARMLESS
+            errors.append((margins[:, block, other] - wanted.log()).square().mean())
+        label = self._label()
+        for other in range(start + 1, len(label)):
+            wanted = (label[start] / label[other]).log().to(logits.device)
+            errors.append((margins[:, :, other] - wanted).square().mean())
+        return torch.stack(errors).mean()
 
 
 class JointTraining(_Base):
