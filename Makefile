@@ -84,16 +84,17 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml $(NATIVE)
 	  { echo 'no native engine was built: torch will run the network'; $(MAKE) $(VENV)/torch.stamp; }
 	touch $@
 
+# The package is there and is not built again: its extras are added.
 $(VENV)/train.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
-	$(PIP) --editable '.[train,report]'
+	$(PIP) 'fracskip[train,report]'
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
-	$(PIP) --editable '.[train,report,dev]'
+	$(PIP) 'fracskip[train,report,dev]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
-	$(PIP) --editable '.[train,report,bench]'
+	$(PIP) 'fracskip[train,report,bench]'
 	touch $@
 
 clean:

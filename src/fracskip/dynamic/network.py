@@ -293,10 +293,12 @@ class DynamicNetwork(nn.Module):
             x = later.execute(x, self.options[option])
         return self.backbone.head(x)
 
-    def gate_logits(
-        self,
-        inputs: Sequence[Tensor],
-        budget: float | Tensor | None = None,
+    def gate_logits(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
+        """The gates' logits (B, L, K) while every block executes the top option, without lean."""
+        return self.gate_logits_on(self.walk(images)[0], budget)
+
+    def gate_logits_on(
+        self, inputs: Sequence[Tensor], budget: float | Tensor | None = None
     ) -> Tensor:
         """The gates' logits (B, L, K) on given inputs of the gated blocks, without lean.
 

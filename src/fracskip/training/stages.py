@@ -27,7 +27,6 @@ from fracskip.training.objective import (
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
 
-
 HARMLESS = 1e-4  # nats by which a prediction may change for a decision to be even
 HARM_RANGE = (1e-6, 10.0)  # outside it, more or less harm makes no difference
 HARM_BLOCKS = 2  # blocks tried in a step
@@ -203,7 +202,7 @@ class GateTraining(_Base):
         options, start = self.net.options, self.recipe.start_option
         with self.autocast():
             inputs, predicted = self.net.walk(images, start)
-            logits = self.net.gate_logits(inputs)
+            logits = self.net.gate_logits_on(inputs)
         if self._config.label == "harm":
             loss = self._harm_loss(logits, inputs, predicted.float(), place)
         else:

@@ -166,3 +166,19 @@ def test_the_price_of_an_int8_stream_by_hand() -> None:
     assert [block.fixed_bits for block in whole.blocks] == [8] * 6
     assert floating.fixed_macs - whole.fixed_macs == (first + shortcuts) * (1 - 64 / 1024)
     assert whole.backbone_macs == floating.backbone_macs
+
+
+@pytest.mark.parametrize("stream", ["float", "int8"])
+def test_a_walk_and_a_detour_are_forced_decisions(stream: str) -> None:
+    net = make_network(make_spec(stream=stream))
+    images = make_images(net.spec, COUNT)
+    inputs, logits = net.walk(images, 2)
+    decisions = net.forced("8", COUNT)
+    with torch.inference_mode():
+        assert torch.equal(logits, net(images, decisions=decisions).logits)
+        for block, other in ((0, 0), (2, 1), (4, 3)):
+            changed = decisions.clone()
+            changed[:, block] = other
+            wanted = net(images, decisions=changed).logits
+            assert torch.equal(net.detour(inputs[block], block, other, 2), wanted)
+    assert torch.equal(net.gate_logits_on(net.walk(images)[0]), net.gate_logits(images))

@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fracskip import checkpoint
 from fracskip.config import Recipe
+from fracskip.data import load_split
+from fracskip.dynamic import preprocess
 from fracskip.errors import ConfigError
 from fracskip.training.objective import (
     LARGEST_LEAN,
@@ -21,6 +24,7 @@ from fracskip.training.objective import (
     CostPrice,
     decision_information,
     distillation,
+    harm,
 )
 
 Make = Callable[..., Recipe]
@@ -113,6 +117,42 @@ def test_information_by_hand() -> None:
     assert scores.grad.isfinite().all()
 
 
+def test_harm_by_hand() -> None:
+    before = torch.tensor([[math.log(3), 0.0], [1.0, 2.0]])
+    after = torch.tensor([[0.0, 0.0], [11.0, 12.0]])  # a shift of all logits changes nothing
+    wanted = [0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0.0]
+    assert harm(after, before).tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
+    """A block whose branch is all but zero is harmless to skip, a projection is not."""
+    recipe = tiny_recipe(
+        model={"name": "resnet14"},
+        options=["skip", 8, "full"],
+        gate={"width": 6, "block_bias": True, "standardise": True},
+        gates={"epochs": 40, "option": "8", "label": "harm", "lr": 0.03},
+        joint={"epochs": 0},
+        backbone={"epochs": 3},
+    )
+    done = run(recipe)
+    gates = [event for event in done.epochs if event["stage"] == "gates"]
+    assert gates[-1]["loss"] < 0.5 * gates[0]["loss"]
+    net = checkpoint.load(done.folder / "model.safetensors")
+    images = preprocess(
+        load_split(recipe.data.name, "test", recipe.data.image).images, net.spec.image
+    )
+    with torch.inference_mode():
+        inputs, predicted = net.walk(images, 1)
+        logits = net.gate_logits_on(inputs)
+        margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
+        found = [
+            harm(net.detour(x, at, 0, 1), predicted).log().mean() for at, x in enumerate(inputs)
+        ]
+    order = torch.stack(found).argsort()
+    assert margins[order[-1]] > margins[order[0]] + 1  # most and least harmful block
+    assert (logits[:, :, 1] > logits[:, :, 2] + 1).all()  # 'full' stays rare
+
+
 # -- runs -----------------------------------------------------------------------------------------
 
 
@@ -141,6 +181,7 @@ def test_the_teacher_is_the_backbone_before_it_was_trained_on(tiny_recipe: Make,
         ({"quant": {"stream": "int8", "scheme": "paper"}}, "stream 'int8' needs scheme 'modern'"),
         ({"quant": {"stream": "int4"}}, "quant.stream"),
         ({"gate": {"kind": "feedforward", "block_bias": True}}, "block_bias is for 'recurrent'"),
+        ({"gates": {"label": "harmless"}}, "gates.label"),
         ({"gates": {"option": "5"}}, "option '5' is not in this set"),
         ({"joint": {"objective": "balanced"}}, "joint.objective"),
         ({"joint": {"distillation": 1.5}}, "joint.distillation"),
