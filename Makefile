@@ -14,7 +14,7 @@ TORCH ?= torch>=2.8
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
 .PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-skip \
-  fuzz native-sanitize clean
+  fuzz native-sanitize onednn-check bench-kernels clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
@@ -56,6 +56,22 @@ bench-r38: $(VENV)/bench.stamp
 bench-skip: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/skip_proportional.py \
 	  --json results/skip_proportional.json --figure results/skip_proportional.svg
+
+# Every kernel of this processor against plain loops, then timed.
+bench-kernels: $(VENV)/test.stamp
+	$(BIN)/cmake -S . -B build/kernels -DFRACSKIP_TESTS=ON
+	$(BIN)/cmake --build build/kernels --target native_kernels
+	build/kernels/native/tests/kernels 2000
+	{ date -I; grep -m1 'model name' /proc/cpuinfo; build/kernels/native/tests/kernels --bench; } \
+	  | tee results/bench_kernels.txt
+
+# The same integers as oneDNN, and both timed.
+onednn-check: $(VENV)/test.stamp
+	$(PIP) 'fracskip[onednn]'
+	$(BIN)/cmake -S . -B build/onednn -DFRACSKIP_TESTS=ON -DCMAKE_PREFIX_PATH=$(CURDIR)/$(VENV)
+	$(BIN)/cmake --build build/onednn --target native_onednn
+	{ date -I; grep -m1 'model name' /proc/cpuinfo; \
+	  OMP_NUM_THREADS=1 build/onednn/native/tests/onednn; } | tee results/onednn_check.txt
 
 # Damaged bundles under sanitizers: refused, or read and run.
 fuzz: $(VENV)/test.stamp

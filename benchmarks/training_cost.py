@@ -17,8 +17,8 @@ import torch
 
 from fracskip.config import JointStage, ModelSpec, Recipe
 from fracskip.devices import describe, pick_device
-from fracskip.machine import versions
 from fracskip.dynamic import DynamicNetwork
+from fracskip.machine import versions
 from fracskip.models import create_model
 from fracskip.training.stages import BackboneTraining, JointTraining, Place, Stage
 

@@ -25,7 +25,7 @@ constexpr double kMostMacs = 2e7;    // per image; larger networks are read and 
 constexpr double kMostBytes = 64e6;  // of activations
 
 enum class Outcome { refused, too_large, ran };
-inline constexpr int kOutcomes = 3;
+[[maybe_unused]] constexpr int kOutcomes = 3;
 
 // MACs of one image with every option executed, and the bytes of all activations.
 struct Work {
@@ -146,6 +146,12 @@ namespace {
 
 using namespace fracskip;
 
+#ifdef __clang__
+const char* const kCompiler = __VERSION__;
+#else
+const char* const kCompiler = "GCC " __VERSION__;
+#endif
+
 std::vector<Bytes> read_seeds(const std::string& folder) {
   std::vector<std::filesystem::path> paths;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -179,7 +185,7 @@ void write_counts(std::FILE* out, const Counts& counts, std::size_t seeds, unsig
                counts.total(Outcome::too_large) + counts.total(Outcome::ran),
                counts.total(Outcome::ran));
   std::fprintf(out, "\"seed\": %lu, \"seed_bundles\": %zu, \"seconds\": %.1f, \"compiler\": \"%s\"",
-               seed, seeds, seconds, __VERSION__);
+               seed, seeds, seconds, kCompiler);
   std::fprintf(out, ",\n \"by_mutation\": {");
   for (int m = 0; m < kMutations; ++m) {
     const long* row = counts.of[m];
