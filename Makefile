@@ -14,7 +14,7 @@ TORCH ?= torch>=2.8
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
 .PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-skip \
-  fuzz native-sanitize onednn-check bench-kernels clean
+  fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
@@ -56,6 +56,12 @@ bench-r38: $(VENV)/bench.stamp
 bench-skip: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/skip_proportional.py \
 	  --json results/skip_proportional.json --figure results/skip_proportional.svg
+
+# The native engine against torch on the whole test set, on every instruction set.
+engine-parity: $(VENV)/test.stamp
+	$(BIN)/fracskip data cifar10
+	$(BIN)/python tools/check_engine.py bundled models/cpu_resnet38_cifar10.safetensors \
+	  --json results/engine_parity.json
 
 # Every kernel of this processor against plain loops, then timed.
 bench-kernels: $(VENV)/test.stamp

@@ -210,7 +210,8 @@ class JointStage(_Frozen):
         epochs: Training epochs.
         target: The computation percentage to reach, as a share (0.05 is 5%).
         optim: The weights' optimiser; its schedule also drives the gates' learning rate.
-        gate_lr: Highest learning rate of the gates (Adam).
+        gate_lr: Highest learning rate of the gates (Adam). With 0 they stay as their own stage left
+            them, and only 'balance' moves their decisions, by its lean.
         objective: 'price' (a multiplier raised while the cost is above target), 'balance' (a lean
             on all decisions holds the cost at the target, and the price is the one at which the
             gates have no drift to more or less computation) or 'paper' (the sign of the error
@@ -240,7 +241,7 @@ class JointStage(_Frozen):
     epochs: Count = 10
     target: Fraction = 0.05
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
-    gate_lr: Positive = 2e-3
+    gate_lr: NonNegative = 2e-3
     objective: Literal["price", "balance", "paper"] = "price"
     price_rate: Positive = 0.01
     lean_rate: Positive = 0.5

@@ -69,7 +69,6 @@ def build(kind: Kind, *targets: str, definitions: tuple[str, ...] = (), name: st
     options = [
         "-DFRACSKIP_TESTS=ON",
         "-DFRACSKIP_PYTHON=OFF",
-        "-DFRACSKIP_ONEDNN=OFF",
         f"-DFRACSKIP_SANITIZE={SANITIZERS[kind]}",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",

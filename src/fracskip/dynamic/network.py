@@ -39,7 +39,8 @@ class Mixing:
         noise: Scale of the Gumbel noise on the gates' logits.
         temperature: Of the softmax that carries the gates' gradient.
         dense: Compute every option for every image (K times the cost).
-        sample_rate: Otherwise: share of images that try an option not chosen.
+        sample_rate: Otherwise: share of images that try an option not chosen; with 0 the loss
+            tells the gates nothing.
         anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
             nothing, and their cost means nothing.
         anchor_option: Index of that option.
@@ -234,6 +235,8 @@ class DynamicNetwork(nn.Module):
             weights = torch.cat([fixed, weights[mixing.anchors :]])
         if mixing.dense:
             x = block.mix(x, weights)
+        elif not mixing.sample_rate:
+            x = block.route(x, choice)
         else:
             x = block.route_with_gradient(x, weights, choice, self._trial(len(x), mixing, x.device))
         # A product and a sum, not `@`: autocast would round the costs to bfloat16.

@@ -6,6 +6,7 @@ when it is asked for.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -289,10 +290,9 @@ def _batch_of(shape: tuple[int, ...]) -> str:
 def _native() -> Any:
     """The extension module; None where it was not built."""
     try:
-        from fracskip.runtime import _native  # type: ignore[attr-defined]
+        return importlib.import_module("fracskip.runtime._native")
     except ImportError:
         return None
-    return _native
 
 
 def instruction_sets() -> tuple[str, ...]:

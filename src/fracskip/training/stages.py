@@ -331,7 +331,7 @@ class JointTraining(_Base):
             noise=config.exploration * remaining,
             temperature=config.temperature,
             dense=config.gate_gradient == "dense",
-            sample_rate=config.sample_rate,
+            sample_rate=config.sample_rate if config.gate_lr else 0.0,
             anchors=anchors,
             anchor_option=int(torch.randint(lowest, len(options), (), generator=draw)),
             lean=0.0 if lean is None else lean,
@@ -352,11 +352,11 @@ class JointTraining(_Base):
         factor = lr_factor(config.optim, place.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
         cost_slope = 0.0
-        if lean is not None and self.net.gate is not None:
+        if lean is not None and self.net.gate is not None and config.gate_lr:
             (slope,) = torch.autograd.grad(cost.mean(), lean, retain_graph=True)
             cost_slope = float(slope) / self._target(place.progress)
         self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
-        if self._balance is not None and lean is not None and lean.grad is not None:
+        if self._balance is not None and cost_slope and lean is not None and lean.grad is not None:
             self._balance.follow(float(lean.grad), cost_slope)
         routed = len(labels) - anchors
         return StepResult(

@@ -175,6 +175,22 @@ def test_the_teacher_is_the_backbone_before_it_was_trained_on(tiny_recipe: Make,
     assert not [name for name in state if name.startswith("teacher.") and "quantiser" in name]
 
 
+def test_gates_without_a_learning_rate_stay_while_weights_learn(tiny_recipe: Make, run: Go) -> None:
+    still = {**BALANCE, "joint": {**BALANCE["joint"], "gate_lr": 0, "exploration": 0}}
+    before = run(tiny_recipe(**{**still, "joint": {**still["joint"], "epochs": 0}}), "before")
+    after = run(tiny_recipe(**still), "after")
+    one = load_file(before.folder / "state.safetensors")
+    other = load_file(after.folder / "state.safetensors")
+    gates = [name for name in one if name.startswith("net.gate.")]
+    assert len(gates) > 5
+    assert all(torch.equal(one[name], other[name]) for name in gates)
+    assert not torch.equal(one["net.stream.steps"], other["net.stream.steps"])
+    assert not torch.equal(one["net.backbone.conv1.weight"], other["net.backbone.conv1.weight"])
+    joint = [event for event in after.epochs if event["stage"] == "joint"]
+    assert [event["price"] for event in joint] == [0.0] * len(joint)
+    assert joint[-1]["cp"] == pytest.approx(0.03, abs=0.015)  # held by the lean alone
+
+
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
