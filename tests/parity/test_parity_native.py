@@ -1,0 +1,118 @@
+"""The native engine against the portable one, on every instruction set of this processor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fracskip.runtime import InferenceSession
+from fracskip.runtime.session import instruction_sets
+from support.random_bundle import random_bundle, random_images
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "basic": {},
+    "bottleneck": {"blocks": "bottleneck", "widths": (8, 12)},
+    "odd": {"image": (13, 9), "widths": (5, 7, 11), "depth": 1},
+    "stem7": {"image": (29, 34), "stem7": True, "channels": 1, "widths": (6, 10)},
+    "narrow": {"options": ("skip", 2, 3, 5, 6, 7, 8), "first": 8},
+    "wide": {"options": (8, 9, 16, "full"), "first": 4},
+    "feedforward": {"gate": "feedforward", "depth": 1, "widths": (4, 20)},
+    "many channels": {"widths": (120, 136), "depth": 1, "image": (8, 8), "first": 8},
+}
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a C++ compiler")
+
+
+def write(folder: Path, seed: int, **keywords: Any) -> tuple[Path, NDArray[np.uint8]]:
+    data = random_bundle(seed, **keywords)
+    path = folder / "random.fsk"
+    path.write_bytes(data)
+    plan = InferenceSession(path, engine="portable").plan
+    return path, random_images(plan, 6, seed)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("stream", ["int8", "float"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_native_gives_the_portable_answers(
+    shape: str, stream: str, isa: str, tmp_path: Path
+) -> None:
+    path, images = write(tmp_path, 11, stream=stream, **SHAPES[shape])
+    portable = InferenceSession(path, engine="portable").run(images)
+    native = InferenceSession(path, engine="native", isa=isa).run(images)
+    assert (native.decisions == portable.decisions).all()
+    # A float sum in another order may move a value across the edge of a level, never further.
+    scale = np.abs(portable.logits).max()
+    assert np.abs(native.logits - portable.logits).max() <= 0.02 * scale
+
+
+def test_instruction_sets_give_the_same_bits_from_the_same_levels(tmp_path: Path) -> None:
+    # With one pixel value everywhere the float stem has nothing to round differently.
+    keywords = {"options": ("skip", 4, 8), "first": 8, "image": (12, 12), "widths": (16, 24)}
+    path, images = write(tmp_path, 5, stream="int8", **keywords)
+    images = np.full_like(images, 128)
+    answers = [InferenceSession(path, isa=isa).run(images) for isa in instruction_sets()]
+    for other in answers[1:]:
+        assert (other.decisions == answers[0].decisions).all()
+        np.testing.assert_allclose(other.logits, answers[0].logits, rtol=1e-5)
+
+
+def test_threads_and_sharing_change_nothing(tmp_path: Path) -> None:
+    path, images = write(tmp_path, 7, image=(16, 16))
+    images = np.concatenate([images] * 8)
+    alone = InferenceSession(path, threads=1, engine="native").run(images)
+    session = InferenceSession(path, threads=3, engine="native")
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: session.run(images), range(12)):
+            assert (result.logits == alone.logits).all()
+            assert (result.decisions == alone.decisions).all()
+
+
+def test_integers_really_run_on_integer_kernels(tmp_path: Path) -> None:
+    best = instruction_sets()[-1]
+    path, images = write(tmp_path, 3, image=(32, 32), widths=(32,), options=("skip", 8, "full"))
+    session = InferenceSession(path, engine="native")
+    assert session.isa == best
+    for _, option, kernels in session.kernels():
+        if option == "8":
+            assert all(f"{best}_int8" in name for name in kernels)
+        if option == "full":
+            assert all("fp32" in name for name in kernels)
+    if best == "scalar":
+        return
+    images = np.concatenate([images] * 4)
+
+    def fastest(isa: str) -> float:
+        engine = InferenceSession(path, engine="native", isa=isa)
+        forced = engine.forced(8, len(images))
+        runs = [np.median(engine.run(images, decisions=forced).latency_us) for _ in range(5)]
+        return float(min(runs))
+
+    # A fall-back to plain loops would be twenty times slower; 3 leaves room for a busy machine.
+    assert fastest("scalar") > 3 * fastest(best)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("torch", "most"), [(False, 0), (True, 1)], ids=["alone", "with torch"])
+def test_one_openmp_runtime_at_most(torch: bool, most: int, tmp_path: Path) -> None:
+    path, _ = write(tmp_path, 1, image=(8, 8), widths=(4,))
+    code = f"""
+import pathlib, re, sys
+{"import torch; torch.ones(300, 300) @ torch.ones(300, 300)" if torch else ""}
+import numpy as np
+from fracskip.runtime import InferenceSession
+session = InferenceSession({str(path)!r}, threads=2, engine="native")
+session.run(np.zeros((4, 8, 8, 3), np.uint8))
+assert {torch} == ("torch" in sys.modules)
+maps = pathlib.Path("/proc/self/maps").read_text()
+print(len(set(re.findall(r"/\\S*lib(?:gomp|iomp5?|omp)[-.]\\S*", maps))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == most
