@@ -6,6 +6,7 @@
 #include <cmath>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 #include "plan.hpp"
@@ -350,21 +351,26 @@ std::vector<KernelInfo> Engine::kernels() const {
 }
 
 void Engine::run(const RunRequest& request) const {
+  const std::size_t workers = std::min(request.count, static_cast<std::size_t>(impl_->threads));
+  // Taken here, where running out of memory can still be reported.
+  std::vector<std::unique_ptr<Arena>> arenas;
+  for (std::size_t t = 0; t < workers; ++t) arenas.push_back(impl_->take());
   std::atomic<std::size_t> next{0};
-  const auto work = [&] {
-    std::unique_ptr<Arena> arena = impl_->take();
-    {
-      const FloatEnvironment environment;
-      Runner runner(impl_->plan, *arena);
-      for (std::size_t i = next++; i < request.count; i = next++) runner.run(request, i);
-    }
-    impl_->give_back(std::move(arena));
+  const auto work = [&](Arena* arena) {
+    const FloatEnvironment environment;
+    Runner runner(impl_->plan, *arena);
+    for (std::size_t i = next++; i < request.count; i = next++) runner.run(request, i);
   };
   std::vector<std::thread> helpers;
-  const std::size_t workers = std::min(request.count, static_cast<std::size_t>(impl_->threads));
-  for (std::size_t t = 1; t < workers; ++t) helpers.emplace_back(work);
-  work();
+  helpers.reserve(workers);
+  try {
+    for (std::size_t t = 1; t < workers; ++t) helpers.emplace_back(work, arenas[t].get());
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those there are do all the work.
+  }
+  if (workers > 0) work(arenas[0].get());
   for (std::thread& helper : helpers) helper.join();
+  for (std::unique_ptr<Arena>& arena : arenas) impl_->give_back(std::move(arena));
 }
 
 }  // namespace fracskip
