@@ -74,7 +74,7 @@ bench-skip: $(VENV)/train.stamp
 	$(BIN)/python benchmarks/skip_proportional.py --bundle runs/cpu_resnet38_cifar10.fsk \
 	  --json results/skip_proportional.json --figure results/skip_proportional.svg
 
-# The native engine against torch on the whole test set, on every instruction set.
+# The native engine against torch on the whole test set.
 engine-parity: $(VENV)/test.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/python tools/check_engine.py bundled $(CPU_NET) \

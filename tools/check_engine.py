@@ -10,6 +10,7 @@ import datetime
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from fracskip.runtime import InferenceSession
 from fracskip.runtime.session import instruction_sets
 
 
-def check(name: str, data: str, images: int) -> dict[str, Any]:
-    """One checkpoint in torch, and on every instruction set of this processor."""
+def check(name: str, data: str, images: int, isas: Sequence[str]) -> dict[str, Any]:
+    """One checkpoint in torch, and natively on the given instruction sets."""
     net = load(name)
     split = load_split(data, "test", net.spec.image)
     pixels, labels = split.images[:images], split.labels[:images]
@@ -36,7 +37,7 @@ def check(name: str, data: str, images: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.fsk"
         export_bundle(net, path)
-        for isa in instruction_sets():
+        for isa in isas:
             result = InferenceSession(path, engine="native", isa=isa).run(pixels)
             answers = Answers(result.logits, result.decisions.astype("int64"))
             engines[isa] = answers.against(reference, labels)
@@ -56,12 +57,14 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="*", default=["bundled"])
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--isas", nargs="+", default=list(instruction_sets()[-1:]))
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     record = {
         "schema": "fracskip.engine-parity/1",
         "networks": [
-            check(name, arguments.data, arguments.images) for name in arguments.checkpoints
+            check(name, arguments.data, arguments.images, arguments.isas)
+            for name in arguments.checkpoints
         ],
         "device": describe(torch.device("cpu")),
         "versions": versions(),
