@@ -24,7 +24,7 @@ struct Arena {
       : sums(sizeof(float) * plan.most_channels),
         pooled(sizeof(float) * plan.most_channels),
         scratch(plan.scratch_bytes),
-        gate(sizeof(float) * (3 * static_cast<std::size_t>(plan.padded_width) + plan.padded_options)) {
+        gate(sizeof(float) * (8 * static_cast<std::size_t>(plan.padded_width) + plan.padded_options)) {
     for (const Layout& layout : plan.layouts) activations.emplace_back(layout.bytes());
   }
 
@@ -173,7 +173,7 @@ class Runner {
     }
   }
 
-  // Gate memory: hidden, cell, encoded budget, logits.
+  // Gate memory: hidden, cell, encoded budget, five of work, logits.
   float* gate_part(int part) { return arena_.gate.as<float>() + part * plan_.padded_width; }
 
   void start_gate(const RunRequest& request, std::size_t index) {
@@ -204,7 +204,8 @@ class Runner {
     a.block_bias = gate.block_bias.size() ? gate.block_bias.as<float>() : nullptr;
     a.hidden = gate_part(0);
     a.cell = gate_part(1);
-    a.logits = gate_part(3);
+    a.work = gate_part(3);
+    a.logits = gate_part(8);
     return plan_.kernels.gate(a);
   }
 

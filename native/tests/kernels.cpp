@@ -236,7 +236,7 @@ void bench_gate(Isa isa, int channels) {
   constexpr int kWidth = 10, kPadded = 16, kOptions = 8;
   const Buffer embed(sizeof(float) * (channels + 1) * kPadded), lstm(sizeof(float) * (2 * kWidth + 1) * 4 * kPadded);
   const Buffer out(sizeof(float) * (kWidth + 1) * kOptions), pooled(sizeof(float) * channels);
-  Buffer state(sizeof(float) * (2 * kPadded + kOptions));
+  Buffer state(sizeof(float) * (7 * kPadded + kOptions));
   GateArgs a{};
   a.pooled = pooled.as<float>();
   a.channels = channels;
@@ -250,7 +250,8 @@ void bench_gate(Isa isa, int channels) {
   a.out = out.as<float>();
   a.hidden = state.as<float>();
   a.cell = a.hidden + kPadded;
-  a.logits = a.cell + kPadded;
+  a.work = a.cell + kPadded;
+  a.logits = a.work + 5 * kPadded;
   std::vector<double> times;
   int chosen = 0;
   for (int i = 0; i < 41; ++i) {

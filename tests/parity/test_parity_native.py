@@ -24,6 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow": {"options": ("skip", 2, 3, 5, 6, 7, 8), "first": 8},
     "wide": {"options": (8, 9, 16, "full"), "first": 4},
     "feedforward": {"gate": "feedforward", "depth": 1, "widths": (4, 20)},
+    "wide gate": {"gate_width": 200, "depth": 1, "widths": (4, 20)},
     "many channels": {"widths": (120, 136), "depth": 1, "image": (8, 8), "first": 8},
 }
 

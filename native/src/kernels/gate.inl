@@ -9,7 +9,6 @@ namespace fracskip {
 namespace FRACSKIP_GATE_NAMESPACE {
 
 inline constexpr int kLanes = 8;
-inline constexpr int kMostWidth = 64;  // features a gate may have
 
 using Lanes = float __attribute__((vector_size(32)));
 using IntLanes = std::int32_t __attribute__((vector_size(32)));
@@ -96,7 +95,7 @@ static inline void multiply(const float* in, int count, const float* weights, in
 
 static int decide(const GateArgs& a) {
   const int padded = a.padded_width;
-  alignas(64) float features[2 * kMostWidth];
+  float* features = a.work;
   std::memcpy(features, a.embed + a.channels * padded, padded * sizeof(float));
   multiply(a.pooled, a.channels, a.embed, padded, features);
   if (a.budget) {
@@ -104,7 +103,7 @@ static int decide(const GateArgs& a) {
   }
   const float* last = features;
   if (a.recurrent) {
-    alignas(64) float parts[4 * kMostWidth];
+    float* parts = a.work + padded;
     std::memcpy(parts, a.lstm + 2 * a.width * 4 * padded, 4 * padded * sizeof(float));
     multiply(features, a.width, a.lstm, 4 * padded, parts);
     multiply(a.hidden, a.width, a.lstm + a.width * 4 * padded, 4 * padded, parts);

@@ -81,6 +81,7 @@ struct GateArgs {
   const float* block_bias;  // (padded_options), or null
   float* hidden;            // (padded_width), carried from block to block
   float* cell;
+  float* work;              // (5 padded_width): the features, the LSTM's four parts
   float* logits;            // (padded_options)
 };
 
