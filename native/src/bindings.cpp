@@ -24,7 +24,7 @@ namespace nb = nanobind;
 namespace fracskip {
 namespace {
 
-constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni};
+constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx};
 constexpr int kMaxThreads = 256;
 
 using Readable = nb::ndarray<nb::ro, nb::device::cpu>;

@@ -28,6 +28,53 @@ Buffer pack_direct(const Conv& conv, const std::vector<From>& weight, int group)
   return buffer;
 }
 
+// A tile holds 64 levels' weights for 16 outputs, [16][kBlock][4].
+// By chunks: [block][kernel_h][chunks]; a row of taps is a run of kernel_w * in bytes, cut into chunks.
+// By quads: [block][kernel_h][fours][pixels that reach them]; the four's pixels are 16 bytes apart.
+Buffer pack_tiles(const Conv& conv) {
+  const Window& window = conv.window;
+  const bool quads = tile_quads(conv.in, window.stride_h, window.stride_w);
+  const int blocks = round_up(conv.out, kBlock) / kBlock, channels = round_up(conv.in, kBlock);
+  // Which tile of a row's, and which of its 64 levels, a tap has: once, or for each of four pixels.
+  struct Place {
+    int tile, level;
+  };
+  std::vector<std::vector<Place>> places(window.kernel_w);
+  int tiles = 0;
+  if (quads) {
+    for (int four = 0; four < tile_fours(window.kernel_w); ++four) {
+      for (int pixel = 0; pixel < 4; ++pixel) {
+        if (!tile_reaches(window.kernel_w, pixel, four)) continue;
+        for (int x = 0; x < window.kernel_w; ++x) {
+          if ((pixel + x) / 4 == four) places[x].push_back({tiles, (pixel + x) % 4 * channels});
+        }
+        ++tiles;
+      }
+    }
+  } else {
+    tiles = tile_chunks(window.kernel_w, conv.in);
+  }
+  Buffer buffer(static_cast<std::size_t>(blocks) * window.kernel_h * tiles * kTileBytes);
+  for (int out = 0; out < conv.out; ++out) {
+    for (int y = 0; y < window.kernel_h; ++y) {
+      const std::size_t row = static_cast<std::size_t>(out / kBlock) * window.kernel_h + y;
+      std::int8_t* to = buffer.as<std::int8_t>() + row * tiles * kTileBytes;
+      const auto put = [&](int tile, int level, std::int8_t weight) {
+        to[tile * kTileBytes + (level / 4 * kBlock + out % kBlock) * 4 + level % 4] = weight;
+      };
+      for (int x = 0; x < window.kernel_w; ++x) {
+        for (int in = 0; in < conv.in; ++in) {
+          const auto from = ((static_cast<std::size_t>(out) * window.kernel_h + y) * window.kernel_w + x) * conv.in + in;
+          const int byte = x * channels + in;
+          if (!quads) put(byte / 64, byte % 64, conv.weight_i8[from]);
+          for (const Place& place : places[x]) put(place.tile, place.level + in, conv.weight_i8[from]);
+        }
+      }
+    }
+  }
+  return buffer;
+}
+
 constexpr int kIntegerRows[kTileIn][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}};
 constexpr double kFractions[kTileIn] = {1. / 4, -1. / 6, -1. / 6, 1. / 24, 1. / 24, 1.};
 
@@ -90,7 +137,12 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
   const ConvFunction fast = integer_ ? kernels.winograd_int : kernels.winograd_float;
   const bool winograd = allow_winograd && plain_3x3 && fast && (!integer_ || winograd_is_exact(conv));
   name_ = std::string(kernels.name) + (integer_ ? "_int8" : "_fp32");
-  if (winograd) {
+  if (integer_ && kernels.tiles_int && w.stride_h <= kTileStride && w.stride_w <= kTileStride) {
+    function_ = kernels.tiles_int;
+    name_ += "_tiles";
+    scratch_of_ = tile_scratch;
+    weights_ = pack_tiles(conv);
+  } else if (winograd) {
     function_ = fast;
     name_ += "_winograd";
     scratch_ = winograd_scratch(in_, integer_ ? sizeof(std::int16_t) : sizeof(float));
@@ -98,7 +150,7 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
   } else {
     function_ = integer_ ? kernels.conv_int : kernels.conv_float;
     name_ += "_direct";
-    widens_ = integer_ && kernels.int_widens;
+    if (integer_ && kernels.int_widens) scratch_of_ = widened_scratch;
     if (!integer_) {
       weights_ = pack_direct<float>(conv, conv.weight_f32, 1);
     } else if (kernels.int_group == 2) {

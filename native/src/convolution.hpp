@@ -26,7 +26,7 @@ class Convolution {
   const void* move_weights(void* to);
 
   // Needs the output's size and the strides.
-  std::size_t scratch_bytes(const ConvArgs& args) const { return widens_ ? widened_scratch(args) : scratch_; }
+  std::size_t scratch_bytes(const ConvArgs& args) const { return scratch_of_ ? scratch_of_(args) : scratch_; }
   const std::string& kernel_name() const { return name_; }
   const Window& window() const { return window_; }
   int in() const { return in_; }
@@ -41,7 +41,7 @@ class Convolution {
   std::string name_;
   Buffer weights_, scale_, bias_;
   std::size_t scratch_ = 0;
-  bool widens_ = false;
+  std::size_t (*scratch_of_)(const ConvArgs&) = nullptr;  // where it depends on them
 };
 
 }  // namespace fracskip

@@ -12,7 +12,12 @@
 #include "plan.hpp"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace fracskip {
@@ -42,6 +47,22 @@ class FloatEnvironment {
  private:
   unsigned saved_;
 #endif
+};
+
+// What a thread's kernels need while it runs them.
+class KernelState {
+ public:
+  explicit KernelState(const KernelSet& kernels) : leave_(kernels.leave) {
+    if (kernels.enter) kernels.enter();
+  }
+  ~KernelState() {
+    if (leave_) leave_();
+  }
+  KernelState(const KernelState&) = delete;
+  KernelState& operator=(const KernelState&) = delete;
+
+ private:
+  void (*leave_)();
 };
 
 class Runner {
@@ -237,6 +258,22 @@ class Runner {
 
 }  // namespace
 
+// Tiles are 8 KB of a thread's state, which Linux saves only for processes that have asked.
+static bool amx_granted() {
+#if defined(FRACSKIP_AMX) && defined(__linux__)
+  static const bool granted = [] {
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // CPUID leaf 7, EDX
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kInt8)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
+
 bool isa_supported(Isa isa) {
   switch (isa) {
     case Isa::automatic:
@@ -249,6 +286,8 @@ bool isa_supported(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
+    case Isa::amx:
+      return amx_granted() && isa_supported(Isa::avx512_vnni);
 #endif
     default:
       return false;
@@ -256,7 +295,7 @@ bool isa_supported(Isa isa) {
 }
 
 Isa best_isa() {
-  for (const Isa isa : {Isa::avx512_vnni, Isa::avx2}) {
+  for (const Isa isa : {Isa::amx, Isa::avx512_vnni, Isa::avx2}) {
     if (isa_supported(isa)) return isa;
   }
   return Isa::scalar;
@@ -268,12 +307,16 @@ const char* isa_name(Isa isa) {
     case Isa::scalar: return "scalar";
     case Isa::avx2: return "avx2";
     case Isa::avx512_vnni: return "avx512_vnni";
+    case Isa::amx: return "amx";
   }
   return "?";
 }
 
-static const KernelSet& kernel_set(Isa isa) {
+const KernelSet& kernel_set(Isa isa) {
 #if defined(FRACSKIP_X86)
+#if defined(FRACSKIP_AMX)
+  if (isa == Isa::amx) return kAmxKernels;
+#endif
   if (isa == Isa::avx2) return kAvx2Kernels;
   if (isa == Isa::avx512_vnni) return kAvx512Kernels;
 #endif
@@ -359,6 +402,7 @@ void Engine::run(const RunRequest& request) const {
   std::atomic<std::size_t> next{0};
   const auto work = [&](Arena* arena) {
     const FloatEnvironment environment;
+    const KernelState state(impl_->plan.kernels);
     Runner runner(impl_->plan, *arena);
     for (std::size_t i = next++; i < request.count; i = next++) runner.run(request, i);
   };

@@ -51,7 +51,7 @@ class Buffer {
 };
 
 // How an activation lies in memory: NHWC with a border of zeros. Below and to the right the border
-// also covers what is missing to whole Winograd tiles.
+// also covers what is missing to whole Winograd tiles. Rows are whole cache lines.
 struct Layout {
   int h = 0, w = 0, c = 0;
   int border = 0;
@@ -67,15 +67,17 @@ struct Layout {
     l.border = border;
     l.is_float = is_float;
     l.pixel = padded_channels ? round_up(c, kBlock) : c;
-    l.row = static_cast<std::ptrdiff_t>(2 * border + round_up(w, kTile)) * l.pixel;
+    const int line = static_cast<int>(kAlignment / l.element());
+    l.row = padded_channels ? round_up((2 * border + round_up(w, kTile)) * l.pixel, line) : (2 * border + round_up(w, kTile)) * l.pixel;
     return l;
   }
 
   std::size_t element() const { return is_float ? sizeof(float) : 1; }
-  // A few pixels more, so that vectors may read past the last one.
+  // A few pixels more, so that vectors and tiles may read past the last one.
   std::size_t bytes() const {
     const auto rows = static_cast<std::size_t>(2 * border + round_up(h, kTile));
-    return (rows * static_cast<std::size_t>(row) + 4 * static_cast<std::size_t>(round_up(pixel, kBlock))) * element();
+    const int more = is_float ? 4 * round_up(pixel, kBlock) : tile_read_ahead(pixel);
+    return (rows * static_cast<std::size_t>(row) + static_cast<std::size_t>(more)) * element();
   }
   std::ptrdiff_t origin() const { return border * (row + pixel); }
 

@@ -45,15 +45,6 @@ void fill(Image& image, F value) {
       for (int c = 0; c < image.layout.c; ++c) image.at<T>(h, w)[c] = static_cast<T>(value());
 }
 
-const KernelSet& kernels_of(Isa isa) {
-#if defined(FRACSKIP_X86)
-  if (isa == Isa::avx2) return kAvx2Kernels;
-  if (isa == Isa::avx512_vnni) return kAvx512Kernels;
-#endif
-  (void)isa;
-  return kScalarKernels;
-}
-
 struct Problem {
   Case c;
   Conv conv;
@@ -132,11 +123,22 @@ struct Problem {
   }
 };
 
+// What this thread's kernels need while they run.
+struct Entered {
+  explicit Entered(Isa isa) : kernels(kernel_set(isa)) {
+    if (kernels.enter) kernels.enter();
+  }
+  ~Entered() {
+    if (kernels.leave) kernels.leave();
+  }
+  const KernelSet& kernels;
+};
+
 int failures = 0;
 
 void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernels_of(isa), winograd);
+  const Convolution kernel(problem.conv, kernel_set(isa), winograd);
   Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output == Output::f32);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
@@ -177,11 +179,12 @@ int run_checks(int rounds) {
   std::mt19937 random(7);
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
   int checks = 0;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni}) {
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
     if (!isa_supported(isa)) {
       std::printf("%s: not on this CPU, not checked\n", isa_name(isa));
       continue;
     }
+    const Entered entered(isa);
     for (int round = 0; round < rounds; ++round) {
       Case c;
       const int kernels[][2] = {{3, 3}, {3, 3}, {3, 3}, {1, 1}, {1, 3}, {5, 5}, {7, 7}};
@@ -215,7 +218,7 @@ int run_checks(int rounds) {
 void bench(const Case& which, Isa isa, bool winograd) {
   std::mt19937 random(1);
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernels_of(isa), winograd);
+  const Convolution kernel(problem.conv, kernel_set(isa), winograd);
   Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output == Output::f32);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
@@ -256,19 +259,20 @@ void bench_gate(Isa isa, int channels) {
   int chosen = 0;
   for (int i = 0; i < 41; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    for (int j = 0; j < 1000; ++j) chosen += kernels_of(isa).gate(a);
+    for (int j = 0; j < 1000; ++j) chosen += kernel_set(isa).gate(a);
     times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() / 1000);
   }
   std::sort(times.begin(), times.end());
-  std::printf("%s gate, %d channels, LSTM of 10: %.3f us (min %.3f)%s\n", kernels_of(isa).name, channels, times[times.size() / 2], times[0], chosen ? "!" : "");
+  std::printf("%s gate, %d channels, LSTM of 10: %.3f us (min %.3f)%s\n", kernel_set(isa).name, channels, times[times.size() / 2], times[0], chosen ? "!" : "");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc > 1 && !std::strcmp(argv[1], "--bench")) {
-    for (const Isa isa : {Isa::avx2, Isa::avx512_vnni}) {
+    for (const Isa isa : {Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
       if (!isa_supported(isa)) continue;
+      const Entered entered(isa);
       for (const int channels : {16, 32, 64}) bench_gate(isa, channels);
       for (const bool integer : {true, false}) {
         for (const bool winograd : {true, false}) {

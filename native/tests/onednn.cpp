@@ -104,7 +104,7 @@ double compare(const Shape& shape, bool integer) {
     }
   }
 #if defined(FRACSKIP_X86)
-  const KernelSet& set = best_isa() == Isa::avx512_vnni ? kAvx512Kernels : best_isa() == Isa::avx2 ? kAvx2Kernels : kScalarKernels;
+  const KernelSet& set = kernel_set(best_isa());
 #else
   const KernelSet& set = kScalarKernels;
 #endif

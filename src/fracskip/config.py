@@ -170,11 +170,15 @@ class BackboneStage(_Frozen):
     Attributes:
         load: A safetensors file with torchvision's parameter names, or '' to train from scratch.
         epochs: Training epochs (0 with `load`: take it as it is).
+        stochastic_depth: Probability that a batch skips the last block; it falls linearly to 0 at
+            the first (Huang et al., ECCV 2016). Projections are never skipped, and what is executed
+            is not scaled up: a dynamic network will not scale it either.
         optim: The optimiser.
     """
 
     load: str = ""
     epochs: Count = 0
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optim: OptimConfig = OptimConfig(lr=0.2, weight_decay=5e-4, schedule="onecycle", warmup=0.25)
 
 

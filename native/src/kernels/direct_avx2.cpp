@@ -206,8 +206,9 @@ static void f32_to_f32(const MapArgs& a) {
 
 const KernelSet kAvx2Kernels = {
     "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectFloat>,
-    avx2::winograd_int, avx2::winograd_float, 2, true,
+    avx2::winograd_int, avx2::winograd_float, nullptr, 2, true,
     avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, gate_avx2::decide,
+    nullptr, nullptr,
 };
 
 }  // namespace fracskip

@@ -89,22 +89,29 @@ using GateFunction = int (*)(const GateArgs&);  // gives the option
 
 struct KernelSet {
   const char* name;
-  // Integer and float convolutions of any shape, and those of 3x3, stride 1, by Winograd's
-  // algorithm (null: this set has none).
+  // Integer and float convolutions of any shape; those of 3x3, stride 1, by Winograd's algorithm;
+  // integer ones by tiles, of a stride up to `kTileStride` (null: this set has none).
   ConvFunction conv_int;
   ConvFunction conv_float;
   ConvFunction winograd_int;
   ConvFunction winograd_float;
+  ConvFunction tiles_int;
   int int_group;    // input channels whose weights conv_int wants side by side
   bool int_widens;  // whether conv_int needs `widened_scratch`
   MapFunction u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32;
   GateFunction gate;
+  // What a thread must do before its first and after its last kernel (null: nothing).
+  void (*enter)();
+  void (*leave)();
 };
 
 extern const KernelSet kScalarKernels;
 #if defined(FRACSKIP_X86)
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
+#if defined(FRACSKIP_AMX)
+extern const KernelSet kAmxKernels;
+#endif
 #endif
 
 // Winograd F(4x4, 3x3): 36 products for 16 outputs.
@@ -123,5 +130,26 @@ inline std::size_t widened_scratch(const ConvArgs& a) {
   const auto columns = static_cast<std::size_t>((a.out_w - 1) * a.stride_w + a.kernel_w);
   return rows * columns * static_cast<std::size_t>(round_up(a.in_channels, kBlock)) * sizeof(std::int16_t);
 }
+
+// Convolutions by tiles of 16 rows of 64 bytes; see tiles_amx.cpp.
+inline constexpr int kTileStride = 2;
+inline constexpr int kTileBytes = 16 * 64;
+inline constexpr int kTileSums = 4;  // tiles that are summed up at a time
+
+// A tile's row is one output pixel's taps, in chunks of 64 bytes; or, of up to 16 channels, four pixels
+// that lie side by side.
+inline constexpr bool tile_quads(int in_channels, int stride_h, int stride_w) {
+  return in_channels <= kBlock && stride_h == 1 && stride_w == 1;
+}
+inline constexpr int tile_chunks(int kernel_w, int in_channels) {
+  return round_up(kernel_w * round_up(in_channels, kBlock), 64) / 64;
+}
+// How many fours of input pixels four output pixels reach, and which of the four reach the last ones.
+inline constexpr int tile_fours(int kernel_w) { return (kernel_w + 2) / 4 + 1; }
+inline constexpr bool tile_reaches(int kernel_w, int pixel, int four) { return pixel + kernel_w - 1 >= 4 * four; }
+
+// The last tile reads on past the image, by up to 15 rows and a vector.
+inline constexpr int tile_read_ahead(int pixel) { return (15 * kTileStride + 1) * pixel + 20 * 64; }
+inline std::size_t tile_scratch(const ConvArgs&) { return 2 * kTileSums * kTileBytes; }  // sums of two groups
 
 }  // namespace fracskip

@@ -89,7 +89,8 @@ void f32_to_f32(const MapArgs& a) {
 
 const KernelSet kScalarKernels = {
     "scalar", direct<std::uint8_t, std::int8_t, std::int32_t>, direct<float, float, float>,
-    nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, gate_scalar::decide,
+    nullptr, nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, gate_scalar::decide,
+    nullptr, nullptr,
 };
 
 }  // namespace fracskip

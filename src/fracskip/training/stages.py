@@ -151,10 +151,24 @@ class BackboneTraining(_Base):
         """See `Stage`."""
         return self._config.lr * lr_factor(self._config, progress)
 
+    def _skipped(self, place: Place) -> frozenset[int]:
+        """The blocks that stochastic depth leaves out of a step."""
+        rate = self.recipe.backbone.stochastic_depth
+        if not rate:
+            return frozenset()
+        blocks = [block for _, block in self.net.named_blocks()]
+        draw = generator_at(self.recipe.seed, "depth", place.epoch, place.step)
+        drawn = torch.rand(len(blocks), generator=draw).tolist()
+        return frozenset(
+            index
+            for index, (block, value) in enumerate(zip(blocks, drawn, strict=True))
+            if block.projection is None and value < rate * index / max(1, len(blocks) - 1)
+        )
+
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
         with self.autocast():
-            logits = self._run(images)
+            logits = self._run(images, self._skipped(place))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._config.label_smoothing)
         self.update(loss, [self.lr(place.progress)], self._config.clip_norm)
         return StepResult(

@@ -1,0 +1,265 @@
+// AMX: integer convolutions of any shape by products of tiles. tdpbusd multiplies 16 pixels of 64
+// unsigned levels with 64 by 16 signed weights and adds to 16 x 16 sums of 32 bits, exactly.
+//
+// Tiles are loaded straight from the activation, 16 rows of 64 bytes. A row is what one output pixel
+// reads: its row of taps is a run of kernel_w * in_pixel bytes, taken in chunks of 64. Where a run goes
+// past its end, weights are zero.
+//
+// With 16 channels such rows would start every 16 bytes, and a tile of rows that straddle cache lines
+// takes three times as long to load as to multiply. There a row is a cache line: four neighbouring
+// pixels (a quad). Four output pixels read two of them, and each output pixel of the four has weights
+// of its own, shifted by its place: half as many products more, but no torn line.
+//
+// Everything that is not an integer convolution is AVX-512's, and so AVX2's.
+#include <immintrin.h>
+
+#include "epilogue_avx512.hpp"
+#include "kernels.hpp"
+
+namespace fracskip {
+namespace amx {
+namespace {
+
+using avx512::kTogether;
+using avx512::Sums;
+
+constexpr int kLine = 64;
+constexpr int kSide = 16;  // rows of a tile, and 32-bit columns
+constexpr int kTileInts = kTileBytes / 4;
+
+struct alignas(64) Config {
+  std::uint8_t palette, start_row, reserved[14];
+  std::uint16_t bytes[16];
+  std::uint8_t rows[16];
+};
+
+// All eight tiles 16 rows of 64 bytes, for every convolution alike. In memory of its own: GCC 12 believes
+// that only its first bytes are read, and would drop stores to the others.
+constexpr Config kConfig = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+void enter() { _tile_loadconfig(&kConfig); }
+
+void leave() { _tile_release(); }
+
+// How tiles go through the output: a tile's row is one output pixel, or a quad of them, and `pitch` tile
+// rows lie between the starts of two rows of the image. Where the input's rows follow one another
+// without a gap, tiles run on through its border (`flat`); otherwise they begin anew with every row.
+// What falls on no pixel is not finished.
+struct Geometry {
+  bool quads, flat;
+  int each;   // pixels of a tile's row
+  int need;   // tile rows that an output row fills
+  int pitch;  // from one output row to the next
+  int tiles;
+
+  explicit Geometry(const ConvArgs& a) : quads(tile_quads(a.in_channels, a.stride_h, a.stride_w)) {
+    each = quads ? 4 : 1;
+    need = (a.out_w + each - 1) / each;
+    pitch = round_up(need, kSide);
+    tiles = pitch / kSide * a.out_h;
+    const int gapless = static_cast<int>(a.in_row / (each * a.in_pixel));
+    const int fewer = ((a.out_h - 1) * gapless + need + kSide - 1) / kSide;
+    flat = a.in_row % (each * a.in_pixel) == 0 && a.stride_w == 1 && a.stride_h == 1 && fewer < tiles;
+    if (flat) {
+      pitch = gapless;
+      tiles = fewer;
+    }
+  }
+};
+
+// Where a tile begins.
+struct Place {
+  int h, row;  // output row, and tile row within it
+
+  Place(const Geometry& g, int tile) : h(tile * kSide / g.pitch), row(tile * kSide - h * g.pitch) {}
+  const std::uint8_t* in(const ConvArgs& a, const Geometry& g) const {
+    return static_cast<const std::uint8_t*>(a.in) + static_cast<std::ptrdiff_t>(h) * a.stride_h * a.in_row +
+           static_cast<std::ptrdiff_t>(row) * g.each * a.stride_w * a.in_pixel;
+  }
+};
+
+// Finishes the 16 rows of sums that begin at a place. Of quads, tile p holds pixels p.
+template <Residual R, Output O>
+void finish_tile(const ConvArgs& a, const Geometry& g, Place place, int block, const std::int32_t* from, Sums& totals) {
+  const std::ptrdiff_t apart = g.quads ? kTileInts : kBlock, next = g.quads ? kBlock : kTogether * kBlock;
+  Sums sums = totals;
+  for (int left = kSide; left > 0 && place.h < a.out_h; ++place.h, place.row = 0) {
+    const int here = g.pitch - place.row < left ? g.pitch - place.row : left;
+    const int w = place.row * g.each, pixels = a.out_w - w < here * g.each ? a.out_w - w : here * g.each;
+    const avx512::Target target(a, block, place.h, w);
+    const std::int32_t* sum = from;
+    int p = 0;
+    for (; p + kTogether <= pixels; p += kTogether, sum += next) {
+      avx512::finish<kTogether, R, O>(target, p,
+                                      {_mm512_load_si512(sum), _mm512_load_si512(sum + apart), _mm512_load_si512(sum + 2 * apart),
+                                       _mm512_load_si512(sum + 3 * apart)},
+                                      sums);
+    }
+    for (; p < pixels; ++p, sum += apart) {
+      const __m512i one = _mm512_load_si512(sum);
+      avx512::finish<1, R, O>(target, p, {one, one, one, one}, sums);
+    }
+    from += here * kBlock;
+    left -= here;
+  }
+  totals = sums;
+}
+
+// Tiles 0 to 3 hold sums, the others what is multiplied.
+void clear() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+void store(std::int32_t* to) {
+  _tile_stored(0, to, kLine);
+  _tile_stored(1, to + kTileInts, kLine);
+  _tile_stored(2, to + 2 * kTileInts, kLine);
+  _tile_stored(3, to + 3 * kTileInts, kLine);
+}
+
+// Sums `M` tiles of pixels from `first` on up for `N` blocks of channels: tile m N + n.
+// Weights: [block][kernel_h][chunks of 64 bytes][16][kBlock][4].
+template <int M, int N>
+void multiply(const ConvArgs& a, const Geometry& g, int first, int block) {
+  static_assert(M * N <= kTileSums, "");
+  const int chunks = tile_chunks(a.kernel_w, a.in_channels);
+  const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(a.kernel_h) * chunks * kTileBytes;
+  const std::int8_t* weight = static_cast<const std::int8_t*>(a.weights) + block * block_size;
+  const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(a.stride_w) * a.in_pixel;
+  const std::uint8_t* in[kTileSums] = {};
+  for (int m = 0; m < M; ++m) in[m] = Place(g, first + m).in(a, g);
+  clear();
+  for (int y = 0; y < a.kernel_h; ++y) {
+    for (int chunk = 0; chunk < chunks; ++chunk, weight += kTileBytes) {
+      _tile_loadd(6, weight, kLine);
+      _tile_loadd(4, in[0], step);
+      _tile_dpbusd(0, 4, 6);
+      if (N == 2) {
+        _tile_loadd(7, weight + block_size, kLine);
+        _tile_dpbusd(1, 4, 7);
+        if (M == 2) {
+          _tile_loadd(5, in[1], step);
+          _tile_dpbusd(2, 5, 6);
+          _tile_dpbusd(3, 5, 7);
+        }
+      } else {
+        if (M > 1) {
+          _tile_loadd(5, in[1], step);
+          _tile_dpbusd(1, 5, 6);
+        }
+        if (M > 2) {
+          _tile_loadd(4, in[2], step);
+          _tile_dpbusd(2, 4, 6);
+        }
+        if (M > 3) {
+          _tile_loadd(5, in[3], step);
+          _tile_dpbusd(3, 5, 6);
+        }
+      }
+      for (int m = 0; m < M; ++m) in[m] += kLine;
+    }
+    for (int m = 0; m < M; ++m) in[m] += a.in_row - chunks * kLine;
+  }
+}
+
+void multiply(const ConvArgs& a, const Geometry& g, int first, int m, int block, int n) {
+  if (n == 2) return m == 2 ? multiply<2, 2>(a, g, first, block) : multiply<1, 2>(a, g, first, block);
+  if (m == 4) return multiply<4, 1>(a, g, first, block);
+  if (m == 3) return multiply<3, 1>(a, g, first, block);
+  return m == 2 ? multiply<2, 1>(a, g, first, block) : multiply<1, 1>(a, g, first, block);
+}
+
+// Likewise for 16 quads: tile p sums up their pixels p.
+// Weights: [block][kernel_h][fours][pixels that reach them][16][kBlock][4].
+void multiply_quads(const ConvArgs& a, const Geometry& g, int first, const std::int8_t* weight) {
+  const int fours = tile_fours(a.kernel_w);
+  const std::uint8_t* in = Place(g, first).in(a, g);
+  clear();
+  for (int y = 0; y < a.kernel_h; ++y, in += a.in_row) {
+    for (int four = 0; four < fours; ++four) {
+      _tile_loadd(4, in + four * kLine, kLine);
+      if (tile_reaches(a.kernel_w, 0, four)) {
+        _tile_loadd(5, weight, kLine);
+        _tile_dpbusd(0, 4, 5);
+        weight += kTileBytes;
+      }
+      if (tile_reaches(a.kernel_w, 1, four)) {
+        _tile_loadd(6, weight, kLine);
+        _tile_dpbusd(1, 4, 6);
+        weight += kTileBytes;
+      }
+      if (tile_reaches(a.kernel_w, 2, four)) {
+        _tile_loadd(5, weight, kLine);
+        _tile_dpbusd(2, 4, 5);
+        weight += kTileBytes;
+      }
+      _tile_loadd(6, weight, kLine);
+      _tile_dpbusd(3, 4, 6);
+      weight += kTileBytes;
+    }
+  }
+}
+
+std::ptrdiff_t quads_bytes(const ConvArgs& a) {  // of one block of channels
+  std::ptrdiff_t tiles = 0;
+  for (int four = 0; four < tile_fours(a.kernel_w); ++four) {
+    for (int pixel = 0; pixel < 4; ++pixel) tiles += tile_reaches(a.kernel_w, pixel, four);
+  }
+  return tiles * a.kernel_h * kTileBytes;
+}
+
+// While the tiles of one group are multiplied, the vector units finish the group before.
+template <Residual R, Output O>
+struct Tiles {
+  static void run(const ConvArgs& a) {
+    const Geometry g(a);
+    const std::ptrdiff_t block_size = quads_bytes(a);
+    const int blocks = g.quads || a.out_blocks == 1 ? 1 : 2, group = g.quads ? 1 : kTileSums / blocks;
+    std::int32_t *now = static_cast<std::int32_t*>(a.scratch), *before = now + kTileSums * kTileInts;
+    for (int block = 0; block < a.out_blocks; block += blocks) {
+      const int n = a.out_blocks - block < blocks ? 1 : blocks;
+      Sums sums[2];
+      const auto finish = [&](int first) {
+        for (int tile = 0; tile < group * n && first + tile / n < g.tiles; ++tile) {
+          finish_tile<R, O>(a, g, Place(g, first + tile / n), block + tile % n, before + tile * kTileInts, sums[tile % n]);
+        }
+      };
+      for (int first = 0; first < g.tiles; first += group) {
+        if (g.quads) multiply_quads(a, g, first, static_cast<const std::int8_t*>(a.weights) + block * block_size);
+        else multiply(a, g, first, g.tiles - first < group ? g.tiles - first : group, block, n);
+        if (first > 0) finish(first - group);
+        store(now);
+        std::int32_t* const kept = now;
+        now = before;
+        before = kept;
+      }
+      finish((g.tiles - 1) / group * group);
+      for (int b = 0; b < n; ++b) avx512::add_sums<O>(a, block + b, sums[b]);
+    }
+  }
+};
+
+void conv_tiles(const ConvArgs& a) { avx512::dispatch<Tiles>(a); }
+
+// The other kernels, through AVX-512's set: which file is compiled how stays its own affair.
+void conv_int(const ConvArgs& a) { kAvx512Kernels.conv_int(a); }
+void conv_float(const ConvArgs& a) { kAvx512Kernels.conv_float(a); }
+void winograd_float(const ConvArgs& a) { kAvx512Kernels.winograd_float(a); }
+void u8_to_u8(const MapArgs& a) { kAvx512Kernels.u8_to_u8(a); }
+void f32_to_u8(const MapArgs& a) { kAvx512Kernels.f32_to_u8(a); }
+void u8_to_f32(const MapArgs& a) { kAvx512Kernels.u8_to_f32(a); }
+void f32_to_f32(const MapArgs& a) { kAvx512Kernels.f32_to_f32(a); }
+int gate(const GateArgs& a) { return kAvx512Kernels.gate(a); }
+
+}  // namespace
+}  // namespace amx
+
+const KernelSet kAmxKernels = {
+    "amx", amx::conv_int, amx::conv_float, nullptr, amx::winograd_float, amx::conv_tiles, 4, false,
+    amx::u8_to_u8, amx::f32_to_u8, amx::u8_to_f32, amx::f32_to_f32, amx::gate, amx::enter, amx::leave,
+};
+
+}  // namespace fracskip
