@@ -135,7 +135,8 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
   const bool plain_3x3 = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
                          w.pad_h == 1 && w.pad_w == 1;  // tiles end within the border
   const ConvFunction fast = integer_ ? kernels.winograd_int : kernels.winograd_float;
-  const bool winograd = allow_winograd && plain_3x3 && fast && (!integer_ || winograd_is_exact(conv));
+  const bool worth_it = conv.in > 4;  // its transforms take as long for a channel as for 16
+  const bool winograd = allow_winograd && plain_3x3 && worth_it && fast && (!integer_ || winograd_is_exact(conv));
   name_ = std::string(kernels.name) + (integer_ ? "_int8" : "_fp32");
   if (integer_ && kernels.tiles_int && w.stride_h <= kTileStride && w.stride_w <= kTileStride) {
     function_ = kernels.tiles_int;

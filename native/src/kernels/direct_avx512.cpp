@@ -1,7 +1,7 @@
-// AVX-512 VNNI: integer convolutions of any shape. vpdpbusd multiplies four unsigned levels by four
+// AVX-512 VNNI: direct convolutions of any shape. vpdpbusd multiplies four unsigned levels by four
 // signed weights and adds them to 32 bits without saturating anything on the way: exact.
 //
-// Floats and elementwise passes are AVX2's.
+// Winograd's algorithm and elementwise passes are AVX2's.
 #include <immintrin.h>
 
 #include "epilogue_avx512.hpp"
@@ -11,62 +11,82 @@ namespace fracskip {
 namespace avx512 {
 namespace {
 
-// An intrinsic here makes GCC 12 copy and spill accumulators in the rolled loop.
-static inline void dot(__m512i& sum, __m512i levels, __m512i weights) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(levels), "v"(weights));
-}
+// Weights: [block][kernel_h][kernel_w][groups of in_channels][kBlock][group].
+// Intrinsics in `add` would make GCC 12 copy and spill accumulators in the rolled loop.
+struct IntMath {
+  using In = std::uint8_t;
+  using Weight = std::int8_t;
+  using Sum = __m512i;
+  static constexpr int kGroup = 4;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum load(const Weight* from) { return _mm512_load_si512(from); }
+  static Sum spread(const In* from) {
+    std::int32_t four;
+    __builtin_memcpy(&four, from, sizeof four);
+    return _mm512_set1_epi32(four);
+  }
+  static void add(Sum& sum, Sum levels, Sum weights) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(levels), "v"(weights)); }
+};
 
-static inline __m512i spread(const std::uint8_t* from) {
-  std::int32_t four;
-  __builtin_memcpy(&four, from, sizeof four);
-  return _mm512_set1_epi32(four);
-}
+struct FloatMath {
+  using In = float;
+  using Weight = float;
+  using Sum = __m512;
+  static constexpr int kGroup = 1;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Sum load(const Weight* from) { return _mm512_load_ps(from); }
+  static Sum spread(const In* from) { return _mm512_set1_ps(*from); }
+  static void add(Sum& sum, Sum values, Sum weights) { asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(values), "v"(weights)); }
+};
 
-// `Taps` neighbouring taps of a row and four of their channels: each of the pixels they reach is spread
-// once and multiplied with all of them.
-template <int Taps, int Pixels, int Blocks>
-__attribute__((always_inline)) static inline void add_taps(__m512i (&sum)[Pixels][Blocks], const std::uint8_t* in, std::ptrdiff_t step,
-                                                           const std::int8_t* weight, std::ptrdiff_t tap_size, std::ptrdiff_t block_size) {
-  __m512i weights[Taps][Blocks];
+// `Taps` neighbouring taps of a row and a group of their channels: each of the pixels they reach is
+// spread once and multiplied with all of them.
+template <class Math, int Taps, int Pixels, int Blocks>
+__attribute__((always_inline)) static inline void add_taps(typename Math::Sum (&sum)[Pixels][Blocks], const typename Math::In* in,
+                                                           std::ptrdiff_t step, const typename Math::Weight* weight,
+                                                           std::ptrdiff_t tap_size, std::ptrdiff_t block_size) {
+  typename Math::Sum weights[Taps][Blocks];
 #pragma GCC unroll 3
   for (int x = 0; x < Taps; ++x) {
 #pragma GCC unroll 2
-    for (int b = 0; b < Blocks; ++b) weights[x][b] = _mm512_load_si512(weight + x * tap_size + b * block_size);
+    for (int b = 0; b < Blocks; ++b) weights[x][b] = Math::load(weight + x * tap_size + b * block_size);
   }
 #pragma GCC unroll 18
   for (int q = 0; q < Pixels + Taps - 1; ++q) {
-    const __m512i levels = spread(in + q * step);
+    const typename Math::Sum values = Math::spread(in + q * step);
 #pragma GCC unroll 3
     for (int x = 0; x < Taps; ++x) {
       const int p = q - x;
       if (p < 0 || p >= Pixels) continue;
 #pragma GCC unroll 2
-      for (int b = 0; b < Blocks; ++b) dot(sum[p][b], levels, weights[x][b]);
+      for (int b = 0; b < Blocks; ++b) Math::add(sum[p][b], values, weights[x][b]);
     }
   }
 }
 
 // `Pixels` pixels of a row by `Blocks` blocks of 16 output channels; `Taps` divides the kernel's width,
 // and is 1 where the stride is not.
-// Weights: [block][kernel_h][kernel_w][fours of in_channels][kBlock][4].
-template <int Taps, int Pixels, int Blocks, Residual R, Output O>
+template <class Math, int Taps, int Pixels, int Blocks, Residual R, Output O>
 static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* sums) {
-  const int fours = (a.in_channels + 3) / 4;
-  const std::ptrdiff_t tap_size = static_cast<std::ptrdiff_t>(fours) * kBlock * 4;
+  constexpr int kGroupSize = kBlock * Math::kGroup;
+  const int groups = (a.in_channels + Math::kGroup - 1) / Math::kGroup;
+  const std::ptrdiff_t tap_size = static_cast<std::ptrdiff_t>(groups) * kGroupSize;
   const std::ptrdiff_t block_size = a.kernel_h * a.kernel_w * tap_size;
-  const std::int8_t* weight = static_cast<const std::int8_t*>(a.weights) + block * block_size;
+  const auto* weight = static_cast<const typename Math::Weight*>(a.weights) + block * block_size;
   const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(a.stride_w) * a.in_pixel;
-  __m512i sum[Pixels][Blocks];
+  typename Math::Sum sum[Pixels][Blocks];
 #pragma GCC unroll 16
   for (int p = 0; p < Pixels; ++p) {
 #pragma GCC unroll 2
-    for (int b = 0; b < Blocks; ++b) sum[p][b] = _mm512_setzero_si512();
+    for (int b = 0; b < Blocks; ++b) sum[p][b] = Math::zero();
   }
   for (int y = 0; y < a.kernel_h; ++y) {
-    const std::uint8_t* row = static_cast<const std::uint8_t*>(a.in) + (h * a.stride_h + y) * a.in_row + w * step;
+    const auto* row = static_cast<const typename Math::In*>(a.in) + (h * a.stride_h + y) * a.in_row + w * step;
     for (int x = 0; x < a.kernel_w; x += Taps, weight += Taps * tap_size) {
-      const std::uint8_t* in = row + static_cast<std::ptrdiff_t>(x) * a.in_pixel;
-      for (int g = 0; g < fours; ++g) add_taps<Taps>(sum, in + 4 * g, step, weight + g * kBlock * 4, tap_size, block_size);
+      const auto* in = row + static_cast<std::ptrdiff_t>(x) * a.in_pixel;
+      for (int g = 0; g < groups; ++g) {
+        add_taps<Math, Taps>(sum, in + g * Math::kGroup, step, weight + g * kGroupSize, tap_size, block_size);
+      }
     }
   }
 #pragma GCC unroll 2
@@ -80,39 +100,54 @@ static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* s
   }
 }
 
-template <int Taps, int Blocks, Residual R, Output O>
+template <class Math, int Taps, int Blocks, Residual R, Output O>
 static inline void blocks_of_channels(const ConvArgs& a, int block) {
   constexpr int kWide = Blocks == 1 ? 16 : 8;
   Sums sums[Blocks];
   for (int h = 0; h < a.out_h; ++h) {
     int w = 0;
-    for (; w + kWide <= a.out_w; w += kWide) row_piece<Taps, kWide, Blocks, R, O>(a, h, w, block, sums);
-    for (; w + kTogether <= a.out_w; w += kTogether) row_piece<Taps, kTogether, Blocks, R, O>(a, h, w, block, sums);
-    for (; w < a.out_w; ++w) row_piece<Taps, 1, Blocks, R, O>(a, h, w, block, sums);
+    for (; w + kWide <= a.out_w; w += kWide) row_piece<Math, Taps, kWide, Blocks, R, O>(a, h, w, block, sums);
+    for (; w + kTogether <= a.out_w; w += kTogether) row_piece<Math, Taps, kTogether, Blocks, R, O>(a, h, w, block, sums);
+    for (; w < a.out_w; ++w) row_piece<Math, Taps, 1, Blocks, R, O>(a, h, w, block, sums);
   }
   for (int b = 0; b < Blocks; ++b) add_sums<O>(a, block + b, sums[b]);
 }
 
+template <class Math, int Taps, Residual R, Output O>
+static void all_blocks(const ConvArgs& a) {
+  int block = 0;
+  for (; block + 2 <= a.out_blocks; block += 2) blocks_of_channels<Math, Taps, 2, R, O>(a, block);
+  if (block < a.out_blocks) blocks_of_channels<Math, Taps, 1, R, O>(a, block);
+}
+
 template <Residual R, Output O>
-struct Direct {
-  template <int Taps>
-  static void run_by(const ConvArgs& a) {
-    int block = 0;
-    for (; block + 2 <= a.out_blocks; block += 2) blocks_of_channels<Taps, 2, R, O>(a, block);
-    if (block < a.out_blocks) blocks_of_channels<Taps, 1, R, O>(a, block);
-  }
+struct DirectInt {
   static void run(const ConvArgs& a) {
-    if (a.kernel_w == 3 && a.stride_w == 1) run_by<3>(a);
-    else run_by<1>(a);
+    if (a.kernel_w == 3 && a.stride_w == 1) all_blocks<IntMath, 3, R, O>(a);
+    else all_blocks<IntMath, 1, R, O>(a);
   }
 };
 
-static void conv_int(const ConvArgs& a) { dispatch<Direct>(a); }
+template <Residual R, Output O>
+struct DirectFloat {
+  static void run(const ConvArgs& a) {
+    // A stride of its own keeps pixels apart where a row of taps is one long run of channels.
+    if (a.in_pixel != a.in_channels) return all_blocks<FloatMath, 1, R, O>(a);
+    ConvArgs runs = a;
+    runs.stride_w = 1;
+    runs.in_pixel = a.stride_w * a.in_pixel;
+    runs.in_channels = a.kernel_w * a.in_channels;
+    runs.kernel_w = 1;
+    all_blocks<FloatMath, 1, R, O>(runs);
+  }
+};
+
+static void conv_int(const ConvArgs& a) { dispatch<DirectInt>(a); }
+static void conv_float(const ConvArgs& a) { dispatch<DirectFloat>(a); }
 
 }  // namespace
 
 // AVX2's functions, through its set: which file is compiled how stays its own affair.
-static void conv_float(const ConvArgs& a) { kAvx2Kernels.conv_float(a); }
 static void winograd_float(const ConvArgs& a) { kAvx2Kernels.winograd_float(a); }
 static void u8_to_u8(const MapArgs& a) { kAvx2Kernels.u8_to_u8(a); }
 static void f32_to_u8(const MapArgs& a) { kAvx2Kernels.f32_to_u8(a); }

@@ -42,9 +42,14 @@ struct Target {
 };
 
 // The documented formula: three roundings, no contraction.
-template <Residual R>
-__attribute__((always_inline)) inline __m512 value_of(const Target& t, __m512i sum, std::ptrdiff_t pixel) {
-  __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(t.scale)), _mm512_loadu_ps(t.bias));
+__attribute__((always_inline)) inline __m512 scaled(const Target& t, __m512i sum) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(t.scale));
+}
+__attribute__((always_inline)) inline __m512 scaled(const Target&, __m512 sum) { return sum; }
+
+template <Residual R, class Sum>
+__attribute__((always_inline)) inline __m512 value_of(const Target& t, Sum sum, std::ptrdiff_t pixel) {
+  __m512 y = _mm512_add_ps(scaled(t, sum), _mm512_loadu_ps(t.bias));
   if (R == Residual::u8) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(t.residual + pixel * t.residual_pixel));
     y = _mm512_add_ps(y, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
@@ -54,9 +59,9 @@ __attribute__((always_inline)) inline __m512 value_of(const Target& t, __m512i s
   return y;
 }
 
-// Finishes the `Pixels` pixels from `pixel` on, four at most.
-template <int Pixels, Residual R, Output O>
-__attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_t pixel, const __m512i (&sum)[kTogether], Sums& sums) {
+// Finishes the `Pixels` pixels from `pixel` on, four at most. Sums are integers or floats.
+template <int Pixels, Residual R, Output O, class Sum>
+__attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_t pixel, const Sum (&sum)[kTogether], Sums& sums) {
   __m512 y[kTogether];
 #pragma GCC unroll 4
   for (int p = 0; p < kTogether; ++p) y[p] = p < Pixels ? value_of<R>(t, sum[p], pixel + p) : _mm512_setzero_ps();
