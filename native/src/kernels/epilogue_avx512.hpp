@@ -59,6 +59,26 @@ __attribute__((always_inline)) inline __m512 value_of(const Target& t, Sum sum, 
   return y;
 }
 
+// Four pixels' values to levels; each lane then holds four channels of the four pixels. Packing saturates
+// at 0 and 255, and the smallest integer, which stands for what does not fit one, at 0.
+__attribute__((always_inline)) inline __m512i levels_of(const __m512 (&y)[kTogether], float top) {
+  __m512i q[kTogether];
+#pragma GCC unroll 4
+  for (int p = 0; p < kTogether; ++p) q[p] = _mm512_cvtps_epi32(_mm512_min_ps(y[p], _mm512_set1_ps(top)));
+  return _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+}
+
+// A channel's four pixels next to one another, then added to its 32 bits.
+__attribute__((always_inline)) inline void add_up(Sums& sums, __m512i levels) {
+  const __m512i channelwise = _mm512_shuffle_epi8(levels, _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+  sums.levels = _mm512_dpbusd_epi32(sums.levels, channelwise, _mm512_set1_epi8(1));
+}
+
+// A pixel a lane.
+__attribute__((always_inline)) inline __m512i by_pixels(__m512i levels) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), levels);
+}
+
 // Finishes the `Pixels` pixels from `pixel` on, four at most. Sums are integers or floats.
 template <int Pixels, Residual R, Output O, class Sum>
 __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_t pixel, const Sum (&sum)[kTogether], Sums& sums) {
@@ -75,23 +95,34 @@ __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_
     }
     return;
   }
-  // Packing saturates at 0 and 255, and the smallest integer, which stands for what does not fit one,
-  // at 0. Each lane then holds four channels of the four pixels.
-  __m512i q[kTogether];
-#pragma GCC unroll 4
-  for (int p = 0; p < kTogether; ++p) q[p] = _mm512_cvtps_epi32(_mm512_min_ps(y[p], _mm512_set1_ps(t.top)));
-  const __m512i levels = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
-  if (t.add_up) {
-    // A channel's four pixels next to one another, then added to its 32 bits.
-    const __m512i channelwise = _mm512_shuffle_epi8(levels, _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
-    sums.levels = _mm512_dpbusd_epi32(sums.levels, channelwise, _mm512_set1_epi8(1));
-  }
-  const __m512i pixelwise = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), levels);
+  const __m512i levels = levels_of(y, t.top);
+  if (t.add_up) add_up(sums, levels);
+  const __m512i pixels = by_pixels(levels);
   const auto to = [out, &t](int p) { return reinterpret_cast<__m128i*>(out + p * t.out_pixel); };
-  _mm_storeu_si128(to(0), _mm512_castsi512_si128(pixelwise));
-  if (Pixels > 1) _mm_storeu_si128(to(1), _mm512_extracti32x4_epi32(pixelwise, 1));
-  if (Pixels > 2) _mm_storeu_si128(to(2), _mm512_extracti32x4_epi32(pixelwise, 2));
-  if (Pixels > 3) _mm_storeu_si128(to(3), _mm512_extracti32x4_epi32(pixelwise, 3));
+  _mm_storeu_si128(to(0), _mm512_castsi512_si128(pixels));
+  if (Pixels > 1) _mm_storeu_si128(to(1), _mm512_extracti32x4_epi32(pixels, 1));
+  if (Pixels > 2) _mm_storeu_si128(to(2), _mm512_extracti32x4_epi32(pixels, 2));
+  if (Pixels > 3) _mm_storeu_si128(to(3), _mm512_extracti32x4_epi32(pixels, 3));
+}
+
+// Which of four pixels there are, for levels of either order: the first so many.
+struct Present {
+  std::uint64_t levels, pixels;
+
+  explicit Present(int count)
+      : levels(((1u << 4 * count) - 1) * 0x0001000100010001ull), pixels(count == kTogether ? ~0ull : (1ull << 16 * count) - 1) {}
+};
+
+// Finishes four pixels whose levels, and whose residual's, lie side by side, without a branch.
+template <Residual R>
+__attribute__((always_inline)) inline void finish_dense(const Target& t, const __m512i (&sum)[kTogether], const Present& present,
+                                                        Sums& sums) {
+  __m512 y[kTogether];
+#pragma GCC unroll 4
+  for (int p = 0; p < kTogether; ++p) y[p] = value_of<R>(t, sum[p], p);
+  const __m512i levels = _mm512_maskz_mov_epi8(present.levels, levels_of(y, t.top));
+  add_up(sums, levels);
+  _mm512_mask_storeu_epi8(t.out, present.pixels, by_pixels(levels));
 }
 
 template <Output O>

@@ -150,6 +150,9 @@ inline constexpr bool tile_reaches(int kernel_w, int pixel, int four) { return p
 
 // The last tile reads on past the image, by up to 15 rows and a vector.
 inline constexpr int tile_read_ahead(int pixel) { return (15 * kTileStride + 1) * pixel + 20 * 64; }
-inline std::size_t tile_scratch(const ConvArgs&) { return 2 * kTileSums * kTileBytes; }  // sums of two groups
+// Sums of two groups, and 16 bytes for each four pixels of a row and 16 more.
+inline std::size_t tile_scratch(const ConvArgs& a) {
+  return 2 * kTileSums * kTileBytes + (static_cast<std::size_t>(a.in_row / a.in_pixel) / 4 + 17) * 16;
+}
 
 }  // namespace fracskip

@@ -21,6 +21,7 @@ namespace amx {
 namespace {
 
 using avx512::kTogether;
+using avx512::Present;
 using avx512::Sums;
 
 constexpr int kLine = 64;
@@ -172,9 +173,11 @@ void multiply(const ConvArgs& a, const Geometry& g, int first, int m, int block,
   return m == 2 ? multiply<2, 1>(a, g, first, block) : multiply<1, 1>(a, g, first, block);
 }
 
-// Likewise for 16 quads: tile p sums up their pixels p.
+// Likewise for 16 quads: tile p sums up their pixels p. After some products others are finished.
 // Weights: [block][kernel_h][fours][pixels that reach them][16][kBlock][4].
-void multiply_quads(const ConvArgs& a, const Geometry& g, int first, const std::int8_t* weight) {
+template <class Finisher>
+__attribute__((always_inline)) inline void multiply_quads(const ConvArgs& a, const Geometry& g, int first, const std::int8_t* weight,
+                                                          Finisher& finisher, int pace) {
   const int fours = tile_fours(a.kernel_w);
   const std::uint8_t* in = Place(g, first).in(a, g);
   clear();
@@ -199,6 +202,7 @@ void multiply_quads(const ConvArgs& a, const Geometry& g, int first, const std::
       _tile_loadd(6, weight, kLine);
       _tile_dpbusd(3, 4, 6);
       weight += kTileBytes;
+      finisher.quads(pace);
     }
   }
 }
@@ -211,11 +215,69 @@ std::ptrdiff_t quads_bytes(const ConvArgs& a) {  // of one block of channels
   return tiles * a.kernel_h * kTileBytes;
 }
 
+// Finishes quads one by one where input, output and residual lie in memory alike, so that a quad is the
+// same cache line's distance away in all of them. The border's quads are masked: branches that are
+// guessed wrong would cost more, since what is guessed includes the products to come.
+template <Residual R>
+class QuadFinisher {
+ public:
+  static bool fits(const ConvArgs& a, const Geometry& g) {
+    return g.quads && g.flat && a.out_type == Output::u8 && a.out_pixel == kBlock && a.out_row == a.in_row &&
+           (R == Residual::none || (R == Residual::u8 && a.residual_pixel == kBlock && a.residual_row == a.in_row));
+  }
+
+  // `memory` holds a mask for each of `pitch` + 16 quads.
+  QuadFinisher(const ConvArgs& a, const Geometry& g, int block, void* memory)
+      : target_(a, block, 0, 0), present_(static_cast<Present*>(memory)), left_((a.out_h - 1) * g.pitch + g.need), pitch_(g.pitch) {
+    target_.residual_pixel = target_.out_pixel = kBlock;  // constants from here on
+    for (int quad = 0, row = 0; quad < g.pitch + kSide; ++quad) {
+      const int pixels = a.out_w - kTogether * row;
+      present_[quad] = Present(pixels < 0 ? 0 : pixels < kTogether ? pixels : kTogether);
+      if (++row == g.pitch) row = 0;
+    }
+  }
+
+  // Takes on 16 quads; those before must be finished.
+  void take(const std::int32_t* sums) {
+    sums_ = sums;
+    ready_ = left_ < kSide ? left_ : kSide;
+    left_ -= ready_;
+    while (row_ >= pitch_) row_ -= pitch_;
+  }
+
+  __attribute__((always_inline)) inline void quads(int count) {
+    for (; count > 0 && ready_ > 0; --count, --ready_) {
+      avx512::finish_dense<R>(target_,
+                              {_mm512_load_si512(sums_), _mm512_load_si512(sums_ + kTileInts), _mm512_load_si512(sums_ + 2 * kTileInts),
+                               _mm512_load_si512(sums_ + 3 * kTileInts)},
+                              present_[row_++], totals_);
+      target_.out += kLine;
+      target_.residual += kLine;
+      sums_ += kBlock;
+    }
+  }
+
+  void add_sums(const ConvArgs& a, int block) const { avx512::add_sums<Output::u8>(a, block, totals_); }
+
+ private:
+  avx512::Target target_;
+  Sums totals_;
+  const std::int32_t* sums_ = nullptr;
+  Present* present_;
+  int left_, pitch_;  // quads of the image; from row to row
+  int ready_ = 0, row_ = 0;
+};
+
+struct NoFinisher {
+  void quads(int) {}
+};
+
 // While the tiles of one group are multiplied, the vector units finish the group before.
 template <Residual R, Output O>
 struct Tiles {
   static void run(const ConvArgs& a) {
     const Geometry g(a);
+    if (QuadFinisher<R>::fits(a, g)) return alike_quads(a, g);
     const std::ptrdiff_t block_size = quads_bytes(a);
     const int blocks = g.quads || a.out_blocks == 1 ? 1 : 2, group = g.quads ? 1 : kTileSums / blocks;
     std::int32_t *now = static_cast<std::int32_t*>(a.scratch), *before = now + kTileSums * kTileInts;
@@ -228,17 +290,46 @@ struct Tiles {
         }
       };
       for (int first = 0; first < g.tiles; first += group) {
-        if (g.quads) multiply_quads(a, g, first, static_cast<const std::int8_t*>(a.weights) + block * block_size);
-        else multiply(a, g, first, g.tiles - first < group ? g.tiles - first : group, block, n);
+        if (g.quads) {
+          NoFinisher none;
+          multiply_quads(a, g, first, static_cast<const std::int8_t*>(a.weights) + block * block_size, none, 0);
+        } else {
+          multiply(a, g, first, g.tiles - first < group ? g.tiles - first : group, block, n);
+        }
         if (first > 0) finish(first - group);
         store(now);
-        std::int32_t* const kept = now;
-        now = before;
-        before = kept;
+        swap(now, before);
       }
       finish((g.tiles - 1) / group * group);
       for (int b = 0; b < n; ++b) avx512::add_sums<O>(a, block + b, sums[b]);
     }
+  }
+
+  // A processor looks ahead by a few quads only: they are finished between the products.
+  static void alike_quads(const ConvArgs& a, const Geometry& g) {
+    const std::ptrdiff_t block_size = quads_bytes(a);
+    const int pace = (kSide - 1) / (a.kernel_h * tile_fours(a.kernel_w)) + 1;
+    std::int32_t *now = static_cast<std::int32_t*>(a.scratch), *before = now + kTileSums * kTileInts;
+    void* const masks = now + 2 * kTileSums * kTileInts;
+    for (int block = 0; block < a.out_blocks; ++block) {
+      const std::int8_t* weights = static_cast<const std::int8_t*>(a.weights) + block * block_size;
+      QuadFinisher<R> finisher(a, g, block, masks);
+      for (int tile = 0; tile < g.tiles; ++tile) {
+        multiply_quads(a, g, tile, weights, finisher, pace);
+        store(now);
+        finisher.quads(kSide);
+        finisher.take(now);
+        swap(now, before);
+      }
+      finisher.quads(kSide);
+      finisher.add_sums(a, block);
+    }
+  }
+
+  static void swap(std::int32_t*& one, std::int32_t*& other) {
+    std::int32_t* const kept = one;
+    one = other;
+    other = kept;
   }
 };
 
