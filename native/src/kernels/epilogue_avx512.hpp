@@ -113,7 +113,7 @@ struct Present {
       : levels(((1u << 4 * count) - 1) * 0x0001000100010001ull), pixels(count == kTogether ? ~0ull : (1ull << 16 * count) - 1) {}
 };
 
-// Finishes four pixels whose levels, and whose residual's, lie side by side, without a branch.
+// Finishes four pixels whose levels, and whose residual's, lie side by side.
 template <Residual R>
 __attribute__((always_inline)) inline void finish_dense(const Target& t, const __m512i (&sum)[kTogether], const Present& present,
                                                         Sums& sums) {
@@ -121,7 +121,7 @@ __attribute__((always_inline)) inline void finish_dense(const Target& t, const _
 #pragma GCC unroll 4
   for (int p = 0; p < kTogether; ++p) y[p] = value_of<R>(t, sum[p], p);
   const __m512i levels = _mm512_maskz_mov_epi8(present.levels, levels_of(y, t.top));
-  add_up(sums, levels);
+  if (t.add_up) add_up(sums, levels);
   _mm512_mask_storeu_epi8(t.out, present.pixels, by_pixels(levels));
 }
 

@@ -249,7 +249,8 @@ class InferenceSession:
                 f"decisions of shape {values.shape} and type {values.dtype} do not fit: integers "
                 f"of shape {shape} are needed"
             )
-        if values.size and not 0 <= values.min() <= values.max() < len(self.options):
+        signed = values.dtype.kind == "i"
+        if values.size and (values.max() >= len(self.options) or (signed and values.min() < 0)):
             raise ConfigError(
                 f"decisions from {values.min()} to {values.max()} do not fit: option indices from "
                 f"0 to {len(self.options) - 1} are needed"
