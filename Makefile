@@ -50,34 +50,30 @@ onnx-check: $(VENV)/test.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/python tools/check_onnx.py --json results/onnx_bundled.json
 
-# The dynamic network for CPUs beside other engines that run its backbone, one image at a time.
+# The dynamic networks for CPUs beside other engines that run their backbones, one image at a time.
 CPU_NET := models/cpu_resnet38_cifar10.safetensors
+CPU_NET74 := models/cpu_resnet74_cifar10.safetensors
 bench-r38: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/fracskip bench $(CPU_NET) --backbone models/resnet38_cifar10.safetensors \
 	  --json results/bench_r38.json --figure results/bench_r38.svg
 
-# A ResNet-74 for its times: grown from ResNet-38 without training, so it classifies as that does.
 bench-r74: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/python tools/deepen.py models/resnet38_cifar10.safetensors resnet38 \
-	  runs/resnet74_start.safetensors resnet74
-	$(BIN)/fracskip train recipes/cpu_resnet74_cifar10.toml --set name=resnet74_static \
-	  --set backbone.load=../runs/resnet74_start.safetensors --set gates.epochs=0 --set joint.epochs=0
-	$(BIN)/fracskip bench runs/resnet74_static/model.safetensors \
-	  --backbone runs/resnet74_start.safetensors --engines native,onnxruntime,openvino \
+	$(BIN)/fracskip bench $(CPU_NET74) --backbone models/resnet74_cifar10.safetensors \
+	  --frontier models/resnet38_cifar10.safetensors --engines native,onnxruntime,openvino \
 	  --json results/bench_r74.json --figure results/bench_r74.svg
 
 # Whether skipping blocks saves time in proportion.
 bench-skip: $(VENV)/train.stamp
-	$(BIN)/fracskip export $(CPU_NET) --to runs/cpu_resnet38_cifar10.fsk
-	$(BIN)/python benchmarks/skip_proportional.py --bundle runs/cpu_resnet38_cifar10.fsk \
+	$(BIN)/fracskip export $(CPU_NET74) --to runs/cpu_resnet74_cifar10.fsk
+	$(BIN)/python benchmarks/skip_proportional.py --bundle runs/cpu_resnet74_cifar10.fsk \
 	  --json results/skip_proportional.json --figure results/skip_proportional.svg
 
 # The native engine against torch on the whole test set.
 engine-parity: $(VENV)/test.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/python tools/check_engine.py bundled $(CPU_NET) \
+	$(BIN)/python tools/check_engine.py bundled $(CPU_NET74) \
 	  --json results/engine_parity.json
 
 # Every kernel of this processor against plain loops, then timed.
