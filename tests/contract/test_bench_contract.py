@@ -11,6 +11,7 @@ import pytest
 
 from fracskip.bench import onnx_engine, run
 from fracskip.bench.run import ALL_ENGINES, ENGINES, Plan, bench
+from fracskip.bench.torch_engines import precisions as torch_precisions
 from fracskip.cli import main
 from fracskip.errors import ConfigError, MissingExtraError
 
@@ -102,7 +103,7 @@ def test_contenders(record: dict[str, Any]) -> None:
         "portable all in full",
         "portable all at 4 bits",
         "portable all skipped",
-        "torch fp32",
+        *(f"torch {precision}" for precision in torch_precisions()),
         "onnxruntime fp32",
         "onnxruntime int8",
         "onnxruntime int8, resnet8",
@@ -207,5 +208,5 @@ def test_engines_that_are_not_installed(
     monkeypatch.setattr(run, "ENGINES", ("native", "torch", "openvino"))
     plan = Plan(str(checkpoint_file), images=4, rounds=1, data=f"folder:{pictures}")
     found = bench(plan, Silent())
-    assert [row["engine"] for row in found["contenders"]] == ["torch"]
+    assert {row["engine"] for row in found["contenders"]} == {"torch"}
     assert [item["engine"] for item in found["missing"]] == ["native", "openvino"]
