@@ -49,22 +49,6 @@ class FloatEnvironment {
 #endif
 };
 
-// What a thread's kernels need while it runs them.
-class KernelState {
- public:
-  explicit KernelState(const KernelSet& kernels) : leave_(kernels.leave) {
-    if (kernels.enter) kernels.enter();
-  }
-  ~KernelState() {
-    if (leave_) leave_();
-  }
-  KernelState(const KernelState&) = delete;
-  KernelState& operator=(const KernelState&) = delete;
-
- private:
-  void (*leave_)();
-};
-
 class Runner {
  public:
   Runner(const Plan& plan, Arena& arena) : plan_(plan), arena_(arena) {}

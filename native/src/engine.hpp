@@ -21,6 +21,22 @@ Isa best_isa();
 const char* isa_name(Isa isa);
 const KernelSet& kernel_set(Isa isa);  // of a supported one
 
+// What a thread's kernels need while it runs them.
+class KernelState {
+ public:
+  explicit KernelState(const KernelSet& kernels) : leave_(kernels.leave) {
+    if (kernels.enter) kernels.enter();
+  }
+  ~KernelState() {
+    if (leave_) leave_();
+  }
+  KernelState(const KernelState&) = delete;
+  KernelState& operator=(const KernelState&) = delete;
+
+ private:
+  void (*leave_)();
+};
+
 // How images come: uint8 pixels (H, W, C), or floats (H, W, C) that are already normalised.
 enum class PixelType { u8, f32 };
 

@@ -67,8 +67,9 @@ struct Layout {
     l.border = border;
     l.is_float = is_float;
     l.pixel = padded_channels ? round_up(c, kBlock) : c;
-    const int line = static_cast<int>(kAlignment / l.element());
-    l.row = padded_channels ? round_up((2 * border + round_up(w, kTile)) * l.pixel, line) : (2 * border + round_up(w, kTile)) * l.pixel;
+    const auto line = static_cast<std::ptrdiff_t>(kAlignment / l.element());
+    l.row = static_cast<std::ptrdiff_t>(2 * border + round_up(w, kTile)) * l.pixel;
+    if (padded_channels) l.row = (l.row + line - 1) / line * line;
     return l;
   }
 

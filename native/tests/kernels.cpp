@@ -123,17 +123,6 @@ struct Problem {
   }
 };
 
-// What this thread's kernels need while they run.
-struct Entered {
-  explicit Entered(Isa isa) : kernels(kernel_set(isa)) {
-    if (kernels.enter) kernels.enter();
-  }
-  ~Entered() {
-    if (kernels.leave) kernels.leave();
-  }
-  const KernelSet& kernels;
-};
-
 int failures = 0;
 
 void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
@@ -184,7 +173,7 @@ int run_checks(int rounds) {
       std::printf("%s: not on this CPU, not checked\n", isa_name(isa));
       continue;
     }
-    const Entered entered(isa);
+    const KernelState state(kernel_set(isa));
     for (int round = 0; round < rounds; ++round) {
       Case c;
       const int kernels[][2] = {{3, 3}, {3, 3}, {3, 3}, {1, 1}, {1, 3}, {5, 5}, {7, 7}};
@@ -272,7 +261,7 @@ int main(int argc, char** argv) {
   if (argc > 1 && !std::strcmp(argv[1], "--bench")) {
     for (const Isa isa : {Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
       if (!isa_supported(isa)) continue;
-      const Entered entered(isa);
+      const KernelState state(kernel_set(isa));
       for (const int channels : {16, 32, 64}) bench_gate(isa, channels);
       for (const bool integer : {true, false}) {
         for (const bool winograd : {true, false}) {
