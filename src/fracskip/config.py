@@ -170,16 +170,29 @@ class BackboneStage(_Frozen):
     Attributes:
         load: A safetensors file with torchvision's parameter names, or '' to train from scratch.
         epochs: Training epochs (0 with `load`: take it as it is).
-        stochastic_depth: Probability that a batch skips the last block; it falls linearly to 0 at
-            the first (Huang et al., ECCV 2016). Projections are never skipped, and what is executed
-            is not scaled up: a dynamic network will not scale it either.
+        stochastic_depth: Largest rate at which blocks are left out of a step (0: none is). The
+            first block and projections never are, and what is executed is not scaled up: a
+            dynamic network will not scale it either.
+        depth_order: Which blocks: 'depth' (each by lot, with a probability that rises from 0 at the
+            first block to the rate at the last: Huang et al., ECCV 2016) or 'harm' (a share drawn
+            between 0 and the rate, of the blocks that the network misses least; needs `load`).
         optim: The optimiser.
     """
 
     load: str = ""
     epochs: Count = 0
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    depth_order: Literal["depth", "harm"] = "depth"
     optim: OptimConfig = OptimConfig(lr=0.2, weight_decay=5e-4, schedule="onecycle", warmup=0.25)
+
+    @model_validator(mode="after")
+    def _harm_is_measured_on_a_trained_network(self) -> BackboneStage:
+        if self.depth_order == "harm" and not self.load:
+            raise ValueError(
+                "depth_order 'harm' needs a trained backbone in load: an untrained one misses "
+                "nothing; use 'depth'"
+            )
+        return self
 
 
 class GateStage(_Frozen):
@@ -192,6 +205,9 @@ class GateStage(_Frozen):
             the most precise.
         label: What they learn: 'option' (that option everywhere) or 'harm' (how much each image's
             prediction changes where one block executes less: what is harmless is left out first).
+        path: What the other blocks execute while 'harm' is measured in one: 'option' (that option),
+            or 'own' (what the gates choose for most images at the cost that they approach, from
+            the option's to `joint.target`: what a block adds depends on which others are there).
         confidence: The probability that the gates learn to give it. Below 1 so that the softmax
             is not saturated when the joint stage begins.
         lr: Of Adam.
@@ -200,6 +216,7 @@ class GateStage(_Frozen):
     epochs: Count = 1
     option: Annotated[str, BeforeValidator(str)] = ""
     label: Literal["option", "harm"] = "option"
+    path: Literal["option", "own"] = "option"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     lr: Positive = 3e-3
 
@@ -240,6 +257,8 @@ class JointStage(_Frozen):
         sample_rate: Share of images on which 'sampled' tries another option.
         anchor_rate: Share of each batch whose blocks all execute one option, drawn anew each
             step: keeps options that the gates have left able to compute (and to be compared).
+        norm_images: Training images on which, once all is trained, BatchNorm statistics are
+            estimated anew along the paths that the gates choose (0: they stay as they are).
     """
 
     epochs: Count = 10
@@ -260,6 +279,7 @@ class JointStage(_Frozen):
     gate_gradient: Literal["sampled", "dense"] = "sampled"
     sample_rate: Fraction = 0.25
     anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
+    norm_images: Count = 1536
 
 
 class RuntimeConfig(_Frozen):

@@ -118,7 +118,7 @@ class FractionalBlock:
     ) -> None:
         self.name = name
         self.options = options
-        self._block = cast(ResidualBlock, block)
+        self._module, self._block = block, cast(ResidualBlock, block)
         self._stream, self._stage = stream, stage
         self._units: list[_Unit] = []
         for position, names in enumerate(self._block.branch):
@@ -237,3 +237,38 @@ class FractionalBlock:
         """Stores the statistics gathered by `calibrate`."""
         for _, norm in self._units:
             norm.finish_estimate(option)
+
+    @torch.no_grad()
+    def reestimate(self, groups: Sequence[Tensor], option: Option) -> None:
+        """Estimates an option's BatchNorm statistics anew, each norm after the ones before it.
+
+        Args:
+            groups: What the images that execute it bring, (B, C, H, W) each; some may be empty.
+            option: The option.
+        """
+        current = [group for group in groups if len(group)]
+        for position, (conv, norm) in enumerate(self._units):
+            if position:
+                current = [F.relu(x) for x in current]
+            for x in current:
+                norm.estimate(conv.execute(x, option), option)
+            norm.finish_estimate(option)
+            current = [conv.execute(x, option, *norm.folded(option)) for x in current]
+
+    @torch.no_grad()
+    def reestimate_shortcut(self, batches: Sequence[Tensor]) -> None:
+        """Estimates the statistics of a projection's norm anew, on all images (B, C, H, W)."""
+        if self._projection is not None:
+            conv, norm = self._projection
+            for x in batches:
+                norm.estimate(conv.execute(x, STREAM_OPTION), STREAM_OPTION)
+            norm.finish_estimate(STREAM_OPTION)
+        elif self._block.projection is not None:
+            path, norm_path = self._block.projection
+            projection = cast(nn.Conv2d, self._module.get_submodule(path))
+            plain = cast(nn.BatchNorm2d, self._module.get_submodule(norm_path))
+            z = torch.cat([projection(x) for x in batches])
+            assert plain.running_mean is not None
+            assert plain.running_var is not None
+            plain.running_mean.copy_(z.mean((0, 2, 3)))
+            plain.running_var.copy_(z.var((0, 2, 3)))

@@ -268,31 +268,32 @@ class DynamicNetwork(nn.Module):
         return decisions.to(torch.int64)
 
     @torch.no_grad()
-    def walk(self, images: Tensor, option: int = -1) -> tuple[list[Tensor], Tensor]:
-        """What every gated block sees while all execute one option, and the logits (B, N).
+    def walk(self, images: Tensor, path: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        """What every gated block sees while all images take one path, and the logits (B, N).
 
         Args:
             images: Normalised floats (B, C, H, W).
-            option: Index of the option; the top one if not given.
+            path: Index of each block's option (L); the top one everywhere if not given.
         """
+        path = path or [len(self.options) - 1] * len(self.blocks)
         x, inputs = self._begin(images), []
-        for block in self.blocks:
+        for block, option in zip(self.blocks, path, strict=True):
             inputs.append(x)
             x = block.execute(x, self.options[option])
         return inputs, self.backbone.head(x)
 
     @torch.no_grad()
-    def detour(self, x: Tensor, block: int, other: int, option: int = -1) -> Tensor:
+    def detour(self, x: Tensor, block: int, other: int, path: Sequence[int]) -> Tensor:
         """The logits (B, N) of a walk whose images execute another option in one block.
 
         Args:
             x: What the block sees, from `walk`.
             block: Index of the block.
             other: Index of the option it executes.
-            option: What all later blocks execute, as in `walk`.
+            path: As in `walk`.
         """
         x = self.blocks[block].execute(x, self.options[other])
-        for later in self.blocks[block + 1 :]:
+        for later, option in zip(self.blocks[block + 1 :], path[block + 1 :], strict=True):
             x = later.execute(x, self.options[option])
         return self.backbone.head(x)
 
@@ -345,6 +346,39 @@ class DynamicNetwork(nn.Module):
                 block.finish_calibration(option)
         if self.gate is not None and self.spec.gate.standardise:
             self.gate.standardise(self._pooled(batches))
+        self.train(was_training)
+
+    @torch.no_grad()
+    def reestimate(self, batches: Sequence[Tensor], fewest: int = 64) -> None:
+        """Estimates BatchNorm statistics anew along the paths that the gates choose.
+
+        `calibrate` runs each option alone through the whole network. Where the gates then skip
+        blocks or mix options, what a block sees is distributed otherwise, and its statistics are
+        off. Here every block's are taken, in order of execution, from the images that execute it.
+
+        Args:
+            batches: Normalised images (B, C, H, W), a thousand or two in all: they are kept in
+                memory together.
+            fewest: An option that fewer images take in a block keeps its statistics there.
+        """
+        if self.gate is None:
+            return
+        was_training = self.training
+        self.eval()
+        streams = [self._begin(images) for images in batches]
+        states = [self.gate.start(len(x), self._budget(None), x) for x in streams]
+        for index, block in enumerate(self.blocks):
+            block.reestimate_shortcut(streams)
+            choices = []
+            for x, state in zip(streams, states, strict=True):
+                logits = self.gate(index, x.mean((2, 3)), state).float()
+                choices.append(choose(logits + self.spec.lean * self._ranks))
+            for rank, option in enumerate(self.options):
+                if option.is_skip or sum(int((c == rank).sum()) for c in choices) < fewest:
+                    continue
+                taken = zip(streams, choices, strict=True)
+                block.reestimate([x[choice == rank] for x, choice in taken], option)
+            streams = [block.route(x, choice) for x, choice in zip(streams, choices, strict=True)]
         self.train(was_training)
 
     def _pooled(self, batches: Sequence[Tensor]) -> list[Tensor]:

@@ -40,6 +40,7 @@ from fracskip.machine import versions
 from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
 from fracskip.training.calibration import meet_target
+from fracskip.training.depth import elimination_order
 from fracskip.training.randomness import derive_seed
 from fracskip.training.record import Record
 from fracskip.training.stages import (
@@ -52,6 +53,7 @@ from fracskip.training.stages import (
 from fracskip.training.state import Position, Totals, load_optimiser, optimiser_tensors
 
 STATE_SCHEMA = "fracskip.training-state"
+ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
 STAGES = ("backbone", "gates", "joint")
 
 
@@ -131,13 +133,22 @@ class _Run:
             raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
         return net
 
+    def _depth_order(self, net: CifarResNet) -> list[int]:
+        stage = self.recipe.backbone
+        if not (stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"):
+            return []
+        count = min(self.batches.steps, ORDER_BATCHES)
+        batches = [self.batches.get("order", 0, step) for step in range(count)]
+        return elimination_order(net, batches, self.bf16)
+
     def _begin(self, name: str, before: Stage | None) -> Stage:
         """A stage at its start, built on what the one before it trained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.recipe.seed, "init", name))
             if name == "backbone":
                 net = self._place(self._backbone())
-                return BackboneTraining(net, self.recipe, self.device, self.bf16)
+                order = self._depth_order(net)
+                return BackboneTraining(net, self.recipe, self.device, self.bf16, order)
             assert before is not None
             if name == "joint":
                 net = before.net
@@ -303,6 +314,12 @@ class _Run:
         assert isinstance(net, DynamicNetwork)
         if net.spec.target is not None:
             meet_target(net, self.validation, net.spec.target)
+            count = self.recipe.joint.norm_images // self.recipe.batch_size
+            if count:
+                steps = range(min(self.batches.steps, count))
+                net.reestimate([self.batches.get("norms", 0, step)[0] for step in steps])
+                # Other statistics, slightly other decisions.
+                meet_target(net, self.validation, net.spec.target)
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ PROPORTIONAL = 10.0  # the price's immediate answer to an error, in units of its
 LARGEST_SUBSIDY = 0.1  # how far below zero the price may settle
 LARGEST_PRICE = 1.0  # computation never weighs more than a nat of cross-entropy
 LARGEST_LEAN = 64.0
+LEAN_ROUNDS = 24
 SMALLEST_SLOPE = 1e-3
 LARGEST_MOVE = 1.0  # what one batch may claim the price to be wrong by
 
@@ -145,6 +147,25 @@ def harm(changed: Tensor, predicted: Tensor) -> Tensor:
     """
     logs = predicted.log_softmax(-1)
     return (logs.exp() * (logs - changed.log_softmax(-1))).sum(-1).clamp_min(0)
+
+
+def leaned_path(logits: Tensor, costs: Tensor, target: float) -> list[int]:
+    """The option of each block at the lean whose mean cost is nearest to the target.
+
+    Args:
+        logits: Each block's over the options (L, K); the lean is added times the option's rank.
+        costs: Of the options, ascending (K,).
+        target: Mean cost over the blocks.
+    """
+    ranks = torch.linspace(0, 1, len(costs))
+    low, high = -LARGEST_LEAN, LARGEST_LEAN
+    for _ in range(LEAN_ROUNDS):
+        lean = (low + high) / 2
+        path = (logits + lean * ranks).argmax(-1)
+        low, high = (lean, high) if float(costs[path].mean()) < target else (low, lean)
+    ends = [(logits + lean * ranks).argmax(-1) for lean in (low, high)]
+    nearest: Tensor = min(ends, key=lambda path: abs(float(costs[path].mean()) - target))
+    return nearest.tolist()
 
 
 def decision_information(scores: Tensor) -> Tensor:

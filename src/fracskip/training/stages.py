@@ -5,6 +5,7 @@ A stage knows its network, its optimisers and one step. The loop knows the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,12 +16,14 @@ from torch.nn import functional as F
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork, Mixing
 from fracskip.models import CifarResNet, fused
+from fracskip.training.depth import draw_by_depth, draw_by_harm
 from fracskip.training.objective import (
     CostBalance,
     CostPrice,
     decision_information,
     distillation,
     harm,
+    leaned_path,
     paper_penalty,
     target_at,
 )
@@ -135,15 +138,31 @@ def _correct(logits: Tensor, labels: Tensor) -> float:
 
 
 class BackboneTraining(_Base):
-    """Stage 1: plain supervised training of the plain network."""
+    """Stage 1: plain supervised training of the plain network, or of parts of it.
+
+    Args:
+        net: The network.
+        recipe: The run.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+        order: For stochastic depth by harm: its blocks, the most dispensable first.
+    """
 
     name = "backbone"
 
-    def __init__(self, net: CifarResNet, recipe: Recipe, device: torch.device, bf16: bool) -> None:
+    def __init__(
+        self,
+        net: CifarResNet,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        order: Sequence[int] = (),
+    ) -> None:
         super().__init__(recipe, device, bf16)
         self.net = net
         self.epochs = recipe.backbone.epochs
         self._config = recipe.backbone.optim
+        self._order = list(order)
         self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]
         self._run = torch.compile(net) if recipe.runtime.compile else net
 
@@ -151,19 +170,23 @@ class BackboneTraining(_Base):
         """See `Stage`."""
         return self._config.lr * lr_factor(self._config, progress)
 
+    def state(self) -> dict[str, Any]:
+        """See `Stage`."""
+        return {"skip_order": self._order} if self._order else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Stage`."""
+        self._order = list(state.get("skip_order", ()))
+
     def _skipped(self, place: Place) -> frozenset[int]:
-        """The blocks that stochastic depth leaves out of a step."""
+        """The blocks that this step leaves out."""
         rate = self.recipe.backbone.stochastic_depth
         if not rate:
             return frozenset()
-        blocks = [block for _, block in self.net.named_blocks()]
         draw = generator_at(self.recipe.seed, "depth", place.epoch, place.step)
-        drawn = torch.rand(len(blocks), generator=draw).tolist()
-        return frozenset(
-            index
-            for index, (block, value) in enumerate(zip(blocks, drawn, strict=True))
-            if block.projection is None and value < rate * index / max(1, len(blocks) - 1)
-        )
+        if self._order:
+            return draw_by_harm(self._order, rate, draw)
+        return draw_by_depth(self.net, rate, draw)
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
@@ -179,10 +202,10 @@ class BackboneTraining(_Base):
 class GateTraining(_Base):
     """Stage 2: gates alone, around one option, with room left in the softmax.
 
-    The backbone only runs forward, at that option, and stays as it is. What is learned is a soft
-    label: `confidence` for the option, the rest spread over the others - evenly over cheaper ones,
-    less for dearer ones, so that a drawn decision costs no more than the option itself. Or, with
-    the label 'harm', how much each image minds a cheaper option in each block.
+    The backbone only runs forward and stays as it is. What is learned is a soft label: `confidence`
+    for the option, the rest spread over the others - evenly over cheaper ones, less for dearer
+    ones, so that a drawn decision costs no more than the option itself. Or, with the label 'harm',
+    how much each image minds a cheaper option in each block.
     """
 
     name = "gates"
@@ -198,10 +221,19 @@ class GateTraining(_Base):
             net.gate.prefer(self._label())
         gates = net.gate.parameters() if net.gate is not None else []
         self.optimisers = [torch.optim.Adam(gates, lr=self._config.lr)] if self.epochs else []
+        self._path = [recipe.start_option] * len(net.blocks)
 
     def lr(self, progress: float) -> float:
         """See `Stage`."""
         return self._config.lr
+
+    def state(self) -> dict[str, Any]:
+        """See `Stage`."""
+        return {"path": self._path} if self._config.path == "own" else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Stage`."""
+        self._path = list(state.get("path", self._path))
 
     def _label(self) -> Tensor:
         costs, start = self.net.options.costs, self.recipe.start_option
@@ -215,7 +247,7 @@ class GateTraining(_Base):
         """See `Stage`."""
         options, start = self.net.options, self.recipe.start_option
         with self.autocast():
-            inputs, predicted = self.net.walk(images, start)
+            inputs, predicted = self.net.walk(images, self._path)
             logits = self.net.gate_logits_on(inputs)
         if self._config.label == "harm":
             loss = self._harm_loss(logits, inputs, predicted.float(), place)
@@ -223,33 +255,50 @@ class GateTraining(_Base):
             target = self._label().to(logits.device).expand(logits[..., 0].numel(), len(options))
             loss = F.cross_entropy(logits.flatten(0, 1), target)
         self.update(loss, [self.lr(place.progress)])
+        costs = torch.tensor(options.costs, device=logits.device)
         chosen = logits.detach().argmax(-1)
-        costs = torch.tensor(options.costs, device=chosen.device)[chosen]
+        if self._config.path == "own":
+            self._follow(logits.detach(), place)
         right = float((chosen == start).float().mean(1).sum())
         return StepResult(
-            float(loss.detach()) * len(labels), right, len(labels), float(costs.mean(1).sum())
+            float(loss.detach()) * len(labels),
+            right,
+            len(labels),
+            float(costs[chosen].mean(1).sum()),
         )
+
+    def _follow(self, logits: Tensor, place: Place) -> None:
+        """Takes the path that images choose on average, leaned to the cost to be approached."""
+        costs = self.net.options.costs
+        # Dearer options than the first one are no part of the descent.
+        lower = self.recipe.start_option + 1
+        target = target_at(self.recipe.joint, costs[lower - 1], place.progress)
+        mean = logits.mean(0).cpu()[:, :lower]
+        self._path = leaned_path(mean, torch.tensor(costs[:lower]), target)
 
     def _harm_loss(
         self, logits: Tensor, inputs: list[Tensor], predicted: Tensor, place: Place
     ) -> Tensor:
         """Squared error of the start option's margins over the others.
 
-        Over a cheaper option the margin is log(harm / HARMLESS): harm is the divergence between the
-        image's prediction and the one where a single block executes that option instead. Over a
-        dearer one it is what the label says.
+        Over a cheaper option the margin is log(harm / HARMLESS): harm is the divergence between an
+        image's predictions where a single block executes the one and the other, all others being as
+        in the path. Over a dearer one it is what the label says.
         """
-        start = self.recipe.start_option
+        start, path = self.recipe.start_option, self._path
         draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
         margins = logits[:, :, start, None] - logits
         errors = []
         blocks = torch.randperm(len(self.net.blocks), generator=draw)[:HARM_BLOCKS].tolist()
         for block in blocks if start else []:
-            other = int(torch.randint(0, start, (), generator=draw))
+            drawn = int(torch.randint(0, start, (), generator=draw))
+            cheaper = drawn if path[block] >= start else path[block]
+            other = start if path[block] == cheaper else cheaper
             with self.autocast():
-                changed = self.net.detour(inputs[block], block, other, start).float()
-            wanted = harm(changed, predicted).clamp(*HARM_RANGE) / HARMLESS
-            errors.append((margins[:, block, other] - wanted.log()).square().mean())
+                changed = self.net.detour(inputs[block], block, other, path).float()
+            less, more = (changed, predicted) if other == cheaper else (predicted, changed)
+            wanted = harm(less, more).clamp(*HARM_RANGE) / HARMLESS
+            errors.append((margins[:, block, cheaper] - wanted.log()).square().mean())
         label = self._label()
         for other in range(start + 1, len(label)):
             wanted = (label[start] / label[other]).log().to(logits.device)

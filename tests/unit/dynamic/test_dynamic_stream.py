@@ -172,13 +172,14 @@ def test_the_price_of_an_int8_stream_by_hand() -> None:
 def test_a_walk_and_a_detour_are_forced_decisions(stream: str) -> None:
     net = make_network(make_spec(stream=stream))
     images = make_images(net.spec, COUNT)
-    inputs, logits = net.walk(images, 2)
-    decisions = net.forced("8", COUNT)
+    path = [2, 0, 1, 2, 3]
+    inputs, logits = net.walk(images, path)
+    decisions = torch.tensor(path).repeat(COUNT, 1)
     with torch.inference_mode():
         assert torch.equal(logits, net(images, decisions=decisions).logits)
-        for block, other in ((0, 0), (2, 1), (4, 3)):
+        for block, other in ((0, 0), (2, 3), (4, 1)):
             changed = decisions.clone()
             changed[:, block] = other
             wanted = net(images, decisions=changed).logits
-            assert torch.equal(net.detour(inputs[block], block, other, 2), wanted)
+            assert torch.equal(net.detour(inputs[block], block, other, path), wanted)
     assert torch.equal(net.gate_logits_on(net.walk(images)[0]), net.gate_logits(images))

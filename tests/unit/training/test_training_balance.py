@@ -25,6 +25,7 @@ from fracskip.training.objective import (
     decision_information,
     distillation,
     harm,
+    leaned_path,
 )
 
 Make = Callable[..., Recipe]
@@ -142,15 +143,57 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
         load_split(recipe.data.name, "test", recipe.data.image).images, net.spec.image
     )
     with torch.inference_mode():
-        inputs, predicted = net.walk(images, 1)
+        path = [1] * len(net.blocks)
+        inputs, predicted = net.walk(images, path)
         logits = net.gate_logits_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = [
-            harm(net.detour(x, at, 0, 1), predicted).log().mean() for at, x in enumerate(inputs)
+            harm(net.detour(x, at, 0, path), predicted).log().mean() for at, x in enumerate(inputs)
         ]
     order = torch.stack(found).argsort()
     assert margins[order[-1]] > margins[order[0]] + 1  # most and least harmful block
     assert (logits[:, :, 1] > logits[:, :, 2] + 1).all()  # 'full' stays rare
+
+
+def test_a_path_leans_to_its_target() -> None:
+    costs = torch.tensor([0.0, 0.25, 1.0])
+    logits = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.5, 0.2]])
+    assert leaned_path(logits, costs, 0.0) == [0, 0, 0, 0]
+    assert leaned_path(logits, costs, 1.0) == [2, 2, 2, 2]
+    assert leaned_path(logits, costs, 0.375) == [1, 0, 2, 1]  # as they are
+    assert leaned_path(logits, costs, 0.26) == [0, 0, 2, 0]  # 0.25; with one more 0.3125
+
+
+def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
+    """The path approaches the target's cost, and the margins are those along it."""
+    recipe = tiny_recipe(
+        model={"name": "resnet14"},
+        options=["skip", 8, "full"],
+        gate={"width": 6, "block_bias": True, "standardise": True},
+        gates={"epochs": 40, "option": "8", "label": "harm", "path": "own", "lr": 0.03},
+        joint={"epochs": 0, "target": 0.04, "norm_images": 0},
+        backbone={"epochs": 3},
+    )
+    done = run(recipe)
+    gates = [event for event in done.epochs if event["stage"] == "gates"]
+    assert len(gates) == 40
+    path = gates[-1]["path"]
+    assert sorted(path) == [0, 0, 1, 1, 1]  # 0.04 is 3.2 blocks of five at 8 bits
+    net = checkpoint.load(done.folder / "model.safetensors")
+    images = preprocess(
+        load_split(recipe.data.name, "test", recipe.data.image).images, net.spec.image
+    )
+    with torch.inference_mode():
+        inputs, predicted = net.walk(images, path)
+        logits = net.gate_logits_on(inputs)
+        margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
+        found = []
+        for at, x in enumerate(inputs):
+            changed = net.detour(x, at, 1 - path[at], path)
+            less, more = (changed, predicted) if path[at] else (predicted, changed)
+            found.append(harm(less, more).log().mean())
+    order = torch.stack(found).argsort()
+    assert margins[order[-1]] > margins[order[0]] + 0.5
 
 
 # -- runs -----------------------------------------------------------------------------------------

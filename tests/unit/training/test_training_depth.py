@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fracskip.config import recipe_from_dict
+from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet
+from fracskip.training.depth import draw_by_harm, elimination_order, skippable
 from fracskip.training.stages import BackboneTraining, Place
 
 
@@ -65,3 +67,79 @@ def test_a_step_trains_what_is_left() -> None:
     for index, (name, block) in enumerate(stage.net.named_blocks()):
         moved = not torch.equal(block.conv2.weight, before[f"{name}.conv2.weight"])
         assert moved == (index not in skipped)
+
+
+# -- by harm --------------------------------------------------------------------------------------
+
+
+def test_neither_the_first_block_nor_a_projection_is_skippable() -> None:
+    assert skippable(CifarResNet(3)) == [1, 2, 4, 5, 7, 8]
+
+
+def test_blocks_go_in_order_up_to_a_share_that_is_drawn() -> None:
+    order, rate, steps = list(range(100, 140)), 0.5, 4000
+    draw = torch.Generator().manual_seed(0)
+    draws = [draw_by_harm(order, rate, draw) for _ in range(steps)]
+    sizes = torch.tensor([len(out) for out in draws]) / len(order)
+    assert float(sizes.mean()) == pytest.approx(rate / 2, abs=0.02)
+    assert float(sizes.max()) == pytest.approx(rate, abs=0.15)
+    # A block at place p is left out when the share drawn is above p: 1 - p / rate of the time.
+    for place in (0.2125, 0.4125):
+        share = sum(order[int(place * 40)] in out for out in draws) / steps
+        assert share == pytest.approx(1 - place / rate, abs=0.06)
+    assert not any(order[-1] in out for out in draws)
+
+
+def test_ordering_leaves_the_network_as_it_is() -> None:
+    torch.manual_seed(0)
+    net = CifarResNet(3)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    batches = [(torch.randn(16, 3, 8, 8), torch.randint(0, 10, (16,))) for _ in range(2)]
+    assert sorted(elimination_order(net, batches)) == skippable(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_the_order_is_greedy() -> None:
+    torch.manual_seed(1)
+    net = CifarResNet(2)
+    batches = [(torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,)))]
+
+    def loss(skipped: set[int]) -> float:
+        twin = CifarResNet(2).train()
+        twin.load_state_dict(net.state_dict())
+        (images, labels), *_ = batches
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(twin(images, skipped), labels))
+
+    remaining, wanted = [1, 3, 5], []
+    while remaining:
+        losses = {block: loss({*wanted, block}) for block in remaining}
+        wanted.append(min(losses, key=losses.__getitem__))
+        remaining.remove(wanted[-1])
+    assert elimination_order(net, batches) == wanted
+
+
+def test_an_order_survives_a_resumption() -> None:
+    recipe = recipe_from_dict(
+        {
+            "name": "x",
+            "options": ["full"],
+            "backbone": {
+                "load": "x.safetensors",
+                "epochs": 1,
+                "stochastic_depth": 0.6,
+                "depth_order": "harm",
+            },
+        }
+    )
+    device, order = torch.device("cpu"), [7, 1, 5, 2, 4, 8]
+    first = BackboneTraining(CifarResNet(3), recipe, device, False, order)
+    again = BackboneTraining(CifarResNet(3), recipe, device, False)
+    again.load_state(first.state())
+    assert drawn(first, 50) == drawn(again, 50)
+    assert len({len(skipped) for skipped in drawn(first, 50)}) > 2
+
+
+def test_harm_needs_a_trained_backbone() -> None:
+    with pytest.raises(ConfigError, match="depth_order 'harm' needs a trained backbone"):
+        recipe_from_dict({"name": "x", "backbone": {"epochs": 1, "depth_order": "harm"}})

@@ -1,0 +1,86 @@
+"""Backbones that learn to do without blocks: which ones a training step leaves out.
+
+Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, skip later blocks more often than
+earlier ones. That prepares a network for losing any of its blocks. A dynamic network loses mostly
+the same ones, those that matter least, so the order of 'harm' prepares it for that: every step
+draws how many blocks it leaves out and takes, with a little noise, the ones it misses least. The
+networks of all depths then lie nested in one, as widths do in slimmable networks (Yu et al., ICLR
+2019).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fracskip.models import CifarResNet
+
+JITTER = 0.05  # deviation of a block's place in the order of harm, as a share of all blocks
+
+
+def skippable(net: CifarResNet) -> list[int]:
+    """Blocks that a dynamic network may skip whole: neither the first nor a projection."""
+    blocks = [block for _, block in net.named_blocks()]
+    return [index for index in range(1, len(blocks)) if blocks[index].projection is None]
+
+
+def draw_by_depth(net: CifarResNet, rate: float, draw: torch.Generator) -> frozenset[int]:
+    """Each block on its own, with a probability that rises from 0 at the first to `rate`."""
+    last = max(1, len(net.named_blocks()) - 1)
+    drawn = torch.rand(last + 1, generator=draw).tolist()
+    return frozenset(i for i in skippable(net) if drawn[i] < rate * i / last)
+
+
+def draw_by_harm(order: Sequence[int], rate: float, draw: torch.Generator) -> frozenset[int]:
+    """The blocks that come first in the order, up to a share drawn between 0 and `rate`.
+
+    Args:
+        order: Blocks, the most dispensable first.
+        rate: Largest share of them to leave out.
+        draw: A CPU generator.
+    """
+    share = rate * torch.rand((), generator=draw)
+    places = (torch.arange(len(order)) + 0.5) / max(1, len(order))
+    places = places + JITTER * torch.randn(len(order), generator=draw)
+    return frozenset(block for block, out in zip(order, places < share, strict=True) if out)
+
+
+@torch.no_grad()
+def elimination_order(
+    net: CifarResNet, batches: Sequence[tuple[Tensor, Tensor]], bf16: bool = False
+) -> list[int]:
+    """The skippable blocks, the most dispensable first.
+
+    Greedy: of the blocks that are left, the next to go is the one without which the cross-entropy
+    is lowest. BatchNorm normalises by the batch, because statistics of the whole network say
+    nothing of a part.
+
+    Args:
+        net: A trained backbone; it is left as it is.
+        batches: Images (B, C, H, W) and labels (B,), some hundreds in all.
+        bf16: Compute in bfloat16.
+    """
+    twin = copy.deepcopy(net).train()
+    for module in twin.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+
+    def loss(skipped: set[int]) -> float:
+        total = 0.0
+        for images, labels in batches:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+                logits = twin(images, skipped)
+            total += float(F.cross_entropy(logits.float(), labels))
+        return total
+
+    order: list[int] = []
+    remaining = skippable(net)
+    while remaining:
+        losses = [loss({*order, block}) for block in remaining]
+        order.append(remaining.pop(losses.index(min(losses))))
+    return order
