@@ -28,16 +28,19 @@ Buffer pack_direct(const Conv& conv, const std::vector<From>& weight, int group)
   return buffer;
 }
 
-// A tile holds 64 levels' weights for 16 outputs, [16][kBlock][4].
+// A tile holds the weights of 64 bytes for 16 outputs: [16][kBlock][4] of levels, [16][kBlock][2] of bfloat16
+// values.
 // By chunks: [block][kernel_h][chunks]; a row of taps is a run of kernel_w * in bytes, cut into chunks.
 // By quads: [block][kernel_h][fours][pixels that reach them]; the four's pixels are 16 bytes apart.
-Buffer pack_tiles(const Conv& conv) {
+template <class To, class Weight>
+Buffer pack_tiles(const Conv& conv, Element element, Weight weight) {
   const Window& window = conv.window;
-  const bool quads = tile_quads(conv.in, window.stride_h, window.stride_w);
+  const int line = 64 / static_cast<int>(sizeof(To)), group = line / 16, tile_size = 16 * line;
+  const bool quads = tile_quads(element, conv.in, window.stride_h, window.stride_w);
   const int blocks = round_up(conv.out, kBlock) / kBlock, channels = round_up(conv.in, kBlock);
-  // Which tile of a row's, and which of its 64 levels, a tap has: once, or for each of four pixels.
+  // Which tile of a row's, and which of its values, a tap has: once, or for each of four pixels.
   struct Place {
-    int tile, level;
+    int tile, value;
   };
   std::vector<std::vector<Place>> places(window.kernel_w);
   int tiles = 0;
@@ -52,22 +55,22 @@ Buffer pack_tiles(const Conv& conv) {
       }
     }
   } else {
-    tiles = tile_chunks(window.kernel_w, conv.in);
+    tiles = tile_chunks(element, window.kernel_w, conv.in);
   }
   Buffer buffer(static_cast<std::size_t>(blocks) * window.kernel_h * tiles * kTileBytes);
   for (int out = 0; out < conv.out; ++out) {
     for (int y = 0; y < window.kernel_h; ++y) {
       const std::size_t row = static_cast<std::size_t>(out / kBlock) * window.kernel_h + y;
-      std::int8_t* to = buffer.as<std::int8_t>() + row * tiles * kTileBytes;
-      const auto put = [&](int tile, int level, std::int8_t weight) {
-        to[tile * kTileBytes + (level / 4 * kBlock + out % kBlock) * 4 + level % 4] = weight;
+      To* to = buffer.as<To>() + row * tiles * tile_size;
+      const auto put = [&](int tile, int value, To what) {
+        to[tile * tile_size + (value / group * kBlock + out % kBlock) * group + value % group] = what;
       };
       for (int x = 0; x < window.kernel_w; ++x) {
         for (int in = 0; in < conv.in; ++in) {
           const auto from = ((static_cast<std::size_t>(out) * window.kernel_h + y) * window.kernel_w + x) * conv.in + in;
-          const int byte = x * channels + in;
-          if (!quads) put(byte / 64, byte % 64, conv.weight_i8[from]);
-          for (const Place& place : places[x]) put(place.tile, place.level + in, conv.weight_i8[from]);
+          const int value = x * channels + in;
+          if (!quads) put(value / line, value % line, weight(from));
+          for (const Place& place : places[x]) put(place.tile, place.value + in, weight(from));
         }
       }
     }
@@ -129,7 +132,17 @@ Buffer padded(const std::vector<float>& values, int count) {
 
 }  // namespace
 
-Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd)
+std::uint16_t to_bf16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+bool runs_in_bf16(const Window& window, const KernelSet& kernels) {
+  return kernels.tiles_bf16 && window.stride_h <= kTileStride && window.stride_w <= kTileStride;
+}
+
+Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd, bool half)
     : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()) {
   const Window& w = window_;
   const bool plain_3x3 = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
@@ -142,7 +155,12 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
     function_ = kernels.tiles_int;
     name_ += "_tiles";
     scratch_of_ = tile_scratch;
-    weights_ = pack_tiles(conv);
+    weights_ = pack_tiles<std::int8_t>(conv, Element::u8, [&](std::size_t i) { return conv.weight_i8[i]; });
+  } else if (half) {
+    function_ = kernels.tiles_bf16;
+    name_ = std::string(kernels.name) + "_bf16_tiles";
+    scratch_of_ = tile_scratch;
+    weights_ = pack_tiles<std::uint16_t>(conv, Element::bf16, [&](std::size_t i) { return to_bf16(conv.weight_f32[i]); });
   } else if (winograd) {
     function_ = fast;
     name_ += "_winograd";
@@ -183,7 +201,7 @@ ConvArgs Convolution::arguments() const {
   a.scale = integer_ ? scale_.as<float>() : nullptr;
   a.bias = bias_.as<float>();
   a.residual_type = Residual::none;
-  a.out_type = Output::u8;
+  a.out_type = Element::u8;
   a.top = 255.f;
   return a;
 }

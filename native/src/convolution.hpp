@@ -12,9 +12,16 @@ namespace fracskip {
 // Largest |acc| that the exact integer Winograd kernel can bring back; see winograd_avx2.cpp.
 inline constexpr std::int64_t kWinogradLimit = std::int64_t{1} << 25;
 
+// Whether the set can execute such a convolution in bfloat16.
+bool runs_in_bf16(const Window& window, const KernelSet& kernels);
+
+// bfloat16's bits of a value: to the nearest, of two the even one.
+std::uint16_t to_bf16(float value);
+
 class Convolution {
  public:
-  Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd = true);
+  // `half`: in bfloat16, where the set has kernels for it; see `runs_in_bf16`.
+  Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd = true, bool half = false);
 
   // The arguments that do not depend on where activations lie. Pointers stay valid while the
   // convolution is not moved from or destroyed.

@@ -12,12 +12,7 @@
 #include "plan.hpp"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace fracskip {
@@ -86,7 +81,7 @@ class Runner {
  private:
   char* at(int activation) {
     const Layout& l = plan_.layouts[static_cast<std::size_t>(activation)];
-    return arena_.activations[static_cast<std::size_t>(activation)].as<char>() + l.origin() * static_cast<std::ptrdiff_t>(l.element());
+    return arena_.activations[static_cast<std::size_t>(activation)].as<char>() + l.origin() * static_cast<std::ptrdiff_t>(l.bytes_each());
   }
 
   void take_bytes(const std::uint8_t* pixels) {
@@ -113,7 +108,7 @@ class Runner {
     const Layout& in = plan_.layouts[static_cast<std::size_t>(step.in)];
     const Window& window = step.conv->window();
     const std::ptrdiff_t first_tap = window.pad_h * in.row + static_cast<std::ptrdiff_t>(window.pad_w) * in.pixel;
-    args.in = at(step.in) - first_tap * static_cast<std::ptrdiff_t>(in.element());
+    args.in = at(step.in) - first_tap * static_cast<std::ptrdiff_t>(in.bytes_each());
     args.out = at(step.out);
     if (step.residual != kNone) args.residual = at(step.residual);
     args.scratch = arena_.scratch.as<void>();
@@ -145,7 +140,7 @@ class Runner {
     }
   }
   void pool(const PoolStep& step) {
-    if (plan_.layouts[step.in].is_float) pool_as<float>(step);
+    if (plan_.layouts[step.in].element == Element::f32) pool_as<float>(step);
     else pool_as<std::uint8_t>(step);
   }
 
@@ -241,80 +236,6 @@ class Runner {
 };
 
 }  // namespace
-
-// Tiles are 8 KB of a thread's state, which Linux saves only for processes that have asked.
-static bool amx_granted() {
-#if defined(FRACSKIP_AMX) && defined(__linux__)
-  static const bool granted = [] {
-    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // CPUID leaf 7, EDX
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kInt8)) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return granted;
-#else
-  return false;
-#endif
-}
-
-bool isa_supported(Isa isa) {
-  switch (isa) {
-    case Isa::automatic:
-    case Isa::scalar:
-      return true;
-#if defined(FRACSKIP_X86)
-    case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::avx512_vnni:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512vnni");
-    case Isa::amx:
-      return amx_granted() && isa_supported(Isa::avx512_vnni);
-#endif
-    default:
-      return false;
-  }
-}
-
-Isa best_isa() {
-  for (const Isa isa : {Isa::amx, Isa::avx512_vnni, Isa::avx2}) {
-    if (isa_supported(isa)) return isa;
-  }
-  return Isa::scalar;
-}
-
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::automatic: return "auto";
-    case Isa::scalar: return "scalar";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512_vnni: return "avx512_vnni";
-    case Isa::amx: return "amx";
-  }
-  return "?";
-}
-
-const KernelSet& kernel_set(Isa isa) {
-#if defined(FRACSKIP_X86)
-#if defined(FRACSKIP_AMX)
-  if (isa == Isa::amx) return kAmxKernels;
-#endif
-  if (isa == Isa::avx2) return kAvx2Kernels;
-  if (isa == Isa::avx512_vnni) return kAvx512Kernels;
-#endif
-  (void)isa;
-  return kScalarKernels;
-}
-
-static Isa resolve(Isa isa) {
-  if (isa == Isa::automatic) return best_isa();
-  if (!isa_supported(isa)) {
-    throw std::invalid_argument(std::string("this CPU cannot run ") + isa_name(isa) + " code; its best is " + isa_name(best_isa()));
-  }
-  return isa;
-}
 
 struct Engine::Impl {
   Impl(const Network& network, Isa wanted, int count)

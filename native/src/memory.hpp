@@ -55,35 +55,35 @@ class Buffer {
 struct Layout {
   int h = 0, w = 0, c = 0;
   int border = 0;
-  bool is_float = false;
+  Element element = Element::u8;
   int pixel = 0;           // elements from pixel to pixel
   std::ptrdiff_t row = 0;  // elements from row to row
 
-  static Layout make(int h, int w, int c, int border, bool is_float, bool padded_channels = true) {
+  static Layout make(int h, int w, int c, int border, Element element, bool padded_channels = true) {
     Layout l;
     l.h = h;
     l.w = w;
     l.c = c;
     l.border = border;
-    l.is_float = is_float;
+    l.element = element;
     l.pixel = padded_channels ? round_up(c, kBlock) : c;
-    const auto line = static_cast<std::ptrdiff_t>(kAlignment / l.element());
+    const auto line = static_cast<std::ptrdiff_t>(kAlignment / l.bytes_each());
     l.row = static_cast<std::ptrdiff_t>(2 * border + round_up(w, kTile)) * l.pixel;
     if (padded_channels) l.row = (l.row + line - 1) / line * line;
     return l;
   }
 
-  std::size_t element() const { return is_float ? sizeof(float) : 1; }
+  std::size_t bytes_each() const { return size_of(element); }
   // A few pixels more, so that vectors and tiles may read past the last one.
   std::size_t bytes() const {
     const auto rows = static_cast<std::size_t>(2 * border + round_up(h, kTile));
-    const int more = is_float ? 4 * round_up(pixel, kBlock) : tile_read_ahead(pixel);
-    return (rows * static_cast<std::size_t>(row) + static_cast<std::size_t>(more)) * element();
+    const int more = element == Element::f32 ? 4 * round_up(pixel, kBlock) : tile_read_ahead(pixel);
+    return (rows * static_cast<std::size_t>(row) + static_cast<std::size_t>(more)) * bytes_each();
   }
   std::ptrdiff_t origin() const { return border * (row + pixel); }
 
   bool operator==(const Layout& o) const {
-    return h == o.h && w == o.w && c == o.c && border == o.border && is_float == o.is_float && pixel == o.pixel;
+    return h == o.h && w == o.w && c == o.c && border == o.border && element == o.element && pixel == o.pixel;
   }
 };
 

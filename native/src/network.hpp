@@ -11,6 +11,7 @@ namespace fracskip {
 
 inline constexpr int kSkipBits = 0;
 inline constexpr int kMaxIntegerBits = 8;  // wider options execute in floating point
+inline constexpr int kMaxHalfBits = 16;    // up to here in bfloat16 where the CPU computes in it, else in float32
 inline constexpr int kFullBits = 32;
 
 struct Window {

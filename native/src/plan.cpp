@@ -40,6 +40,11 @@ Linear with_padded_parts(const Linear& linear, int width, int padded) {
   return out;
 }
 
+Conv times(Conv conv, float factor) {
+  for (float& weight : conv.weight_f32) weight *= factor;
+  return conv;
+}
+
 }  // namespace
 
 Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
@@ -59,24 +64,24 @@ Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
 }
 
 // Finds or adds the activation that plays a role at a shape. Blocks of one stage share theirs.
-int Plan::activation(const std::string& role, int h, int w, int c, bool is_float) {
+int Plan::activation(const std::string& role, int h, int w, int c, Element element) {
   for (std::size_t i = 0; i < layouts.size(); ++i) {
     const Layout& have = layouts[i];
-    const bool same = have.h == h && have.w == w && have.c == c && have.is_float == is_float;
+    const bool same = have.h == h && have.w == w && have.c == c && have.element == element;
     if (roles_[i] == role && same) return static_cast<int>(i);
   }
-  layouts.push_back(Layout::make(h, w, c, 0, is_float));
+  layouts.push_back(Layout::make(h, w, c, 0, element));
   roles_.push_back(role);
   return static_cast<int>(layouts.size()) - 1;
 }
 
-ConvStep Plan::step(const Conv& conv, int in, int out) {
-  convolutions.push_back(std::make_unique<Convolution>(conv, kernels));
+ConvStep Plan::step(const Conv& conv, int in, int out, bool half) {
+  convolutions.push_back(std::make_unique<Convolution>(conv, kernels, true, half));
   ConvStep s;
   s.conv = convolutions.back().get();
   s.number = convolutions.size() - 1;
   s.args = s.conv->arguments();
-  s.args.out_type = layouts[out].is_float ? Output::f32 : Output::u8;
+  s.args.out_type = layouts[out].element;
   s.args.relu = true;
   s.in = in;
   s.out = out;
@@ -85,7 +90,7 @@ ConvStep Plan::step(const Conv& conv, int in, int out) {
 }
 
 void Plan::plan_stem(const Network& network) {
-  image = activation("image", network.height, network.width, network.channels, true);
+  image = activation("image", network.height, network.width, network.channels, Element::f32);
   for (int c = 0; c < network.channels; ++c) {
     for (int level = 0; level < 256; ++level) {
       const float pixel = static_cast<float>(level) * (1.f / 255.f);
@@ -103,8 +108,8 @@ void Plan::plan_stem(const Network& network) {
     const bool last = i + 1 == network.stem.size();
     const int h = conv.window.out_h(layouts[at].h), w = conv.window.out_w(layouts[at].w);
     const int c = network.stem[i].is_conv ? conv.out : layouts[at].c;
-    const bool is_float = !integer_stream || i < last_conv;
-    const int out = activation(last ? "stream0" : "stem" + std::to_string(i), h, w, c, is_float);
+    const Element element = integer_stream && i >= last_conv ? Element::u8 : Element::f32;
+    const int out = activation(last ? "stream0" : "stem" + std::to_string(i), h, w, c, element);
     StemStep s;
     s.is_conv = network.stem[i].is_conv;
     if (s.is_conv) {
@@ -131,7 +136,7 @@ void Plan::plan_block(const Network& network, const Block& block, int stage, int
   if (block.shortcut) {
     const Window& w = block.shortcut->window;
     const std::string role = "stream" + std::to_string(stage + 1);
-    planned.out = activation(role, w.out_h(in.h), w.out_w(in.w), block.shortcut->out, !integer_stream);
+    planned.out = activation(role, w.out_h(in.h), w.out_w(in.w), block.shortcut->out, integer_stream ? Element::u8 : Element::f32);
   }
   head_in = planned.out;
   blocks.push_back(std::move(planned));
@@ -148,7 +153,7 @@ PlannedOption Plan::plan_option(const Network& network, const Block& block, cons
   int residual = in;
   if (block.shortcut) {
     const Layout target = layouts[out];
-    residual = skip ? out : activation("shortcut", target.h, target.w, target.c, true);
+    residual = skip ? out : activation("shortcut", target.h, target.w, target.c, Element::f32);
     ConvStep s = step(*block.shortcut, in, residual);
     s.args.relu = skip;
     s.sums = skip;
@@ -157,7 +162,11 @@ PlannedOption Plan::plan_option(const Network& network, const Block& block, cons
   if (skip) return planned;
 
   const bool integer = execution.branch.front().is_integer();
-  const bool direct = integer_stream ? integer && execution.input_scale == 0.f : !integer;
+  const bool half = !integer && execution.bits <= kMaxHalfBits &&
+                    std::all_of(execution.branch.begin(), execution.branch.end(),
+                                [this](const Conv& conv) { return runs_in_bf16(conv.window, kernels); });
+  const Element element = integer ? Element::u8 : half ? Element::bf16 : Element::f32;
+  const bool direct = integer_stream ? integer && execution.input_scale == 0.f : element == Element::f32;
   // A branch of one convolution would overwrite what it still has to read: give it a copy.
   const bool in_place = execution.branch.size() == 1 && in == out;
   int at = in;
@@ -165,25 +174,30 @@ PlannedOption Plan::plan_option(const Network& network, const Block& block, cons
     const Layout stream = layouts[in];
     MapStep& map = planned.map;
     map.in = in;
-    map.out = at = activation(integer ? "levels" : "values", stream.h, stream.w, stream.c, !integer);
+    map.out = at = activation("values", stream.h, stream.w, stream.c, element);
     if (integer_stream && !direct) map.step = network.stream_steps[stage];
     if (integer) {
       map.function = integer_stream ? kernels.u8_to_u8 : kernels.f32_to_u8;
       map.scale = direct ? 1.f : execution.input_scale;
       map.top = static_cast<float>((1 << execution.bits) - 1);
+    } else if (half) {
+      map.function = integer_stream ? kernels.u8_to_bf16 : kernels.f32_to_bf16;
     } else {
       map.function = integer_stream ? kernels.u8_to_f32 : kernels.f32_to_f32;
     }
   }
   for (std::size_t j = 0; j < execution.branch.size(); ++j) {
-    const Conv& conv = execution.branch[j];
+    // Levels are exact in bfloat16, what they stand for is not: the first weights take their step.
+    const bool scaled = half && j == 0 && integer_stream;
+    const Conv own = scaled ? times(execution.branch[j], network.stream_steps[stage]) : Conv();
+    const Conv& conv = scaled ? own : execution.branch[j];
     const bool last = j + 1 == execution.branch.size();
     const int h = conv.window.out_h(layouts[at].h), w = conv.window.out_w(layouts[at].w);
-    const int to = last ? out : activation("branch" + std::to_string(j), h, w, conv.out, !integer);
-    ConvStep s = step(conv, at, to);
+    const int to = last ? out : activation("branch" + std::to_string(j), h, w, conv.out, element);
+    ConvStep s = step(conv, at, to, half);
     if (last) {
       s.residual = residual;
-      s.args.residual_type = layouts[residual].is_float ? Residual::f32 : Residual::u8;
+      s.args.residual_type = layouts[residual].element == Element::f32 ? Residual::f32 : Residual::u8;
       s.sums = true;
     } else {
       s.args.top = static_cast<float>((1 << std::min(execution.bits, kMaxIntegerBits)) - 1);
@@ -240,7 +254,7 @@ void Plan::finish() {
   for (std::size_t i = 0; i < layouts.size(); ++i) {
     const Layout& l = layouts[i];
     const bool pixels = roles_[i] == "image";  // its channels lie side by side
-    layouts[i] = Layout::make(l.h, l.w, l.c, l.border, l.is_float, !pixels);
+    layouts[i] = Layout::make(l.h, l.w, l.c, l.border, l.element, !pixels);
     most_channels = std::max(most_channels, round_up(l.c, kBlock));
   }
   const auto rounded = [](std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };

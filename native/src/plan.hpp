@@ -82,8 +82,8 @@ struct Plan {
   int most_channels = 0;
 
  private:
-  int activation(const std::string& role, int h, int w, int c, bool is_float);
-  ConvStep step(const Conv& conv, int in, int out);
+  int activation(const std::string& role, int h, int w, int c, Element element);
+  ConvStep step(const Conv& conv, int in, int out, bool half = false);
   void plan_stem(const Network& network);
   void plan_block(const Network& network, const Block& block, int stage, int gate);
   PlannedOption plan_option(const Network& network, const Block& block, const Execution& execution, int stage);

@@ -1,5 +1,5 @@
 // Holds every convolution kernel of this CPU to plain loops over the definition in docs/bundle.md:
-// integers to the bit, floats to a tolerance. `kernels --bench` times them instead.
+// integers to the bit, floats to a tolerance. In bfloat16 the definition sees rounded values and weights. `kernels --bench` times them instead.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -18,22 +18,37 @@ namespace {
 
 struct Case {
   int h, w, in, out, kernel_h, kernel_w, stride, pad;
-  bool integer;
+  Element element;  // of the input
   Residual residual;
-  Output output;
+  Element output;
   bool extreme;  // all levels and weights at their limits
+  bool integer() const { return element == Element::u8; }
+  bool half() const { return element == Element::bf16; }
 };
+
+float from_bf16(std::uint16_t bits) {
+  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
 
 struct Image {
   Layout layout;
   Buffer buffer;
+  std::ptrdiff_t index(int h, int w) const { return layout.origin() + h * layout.row + static_cast<std::ptrdiff_t>(w) * layout.pixel; }
   template <class T>
-  T* at(int h, int w) { return buffer.as<T>() + layout.origin() + h * layout.row + static_cast<std::ptrdiff_t>(w) * layout.pixel; }
+  T* at(int h, int w) { return buffer.as<T>() + index(h, w); }
+  void* pixel(int h, int w) { return buffer.as<char>() + index(h, w) * static_cast<std::ptrdiff_t>(layout.bytes_each()); }
+  float value(int h, int w, int c) {
+    if (layout.element == Element::u8) return static_cast<float>(at<std::uint8_t>(h, w)[c]);
+    return layout.element == Element::bf16 ? from_bf16(at<std::uint16_t>(h, w)[c]) : at<float>(h, w)[c];
+  }
 };
 
-Image make_image(int h, int w, int c, int border, bool is_float) {
+Image make_image(int h, int w, int c, int border, Element element) {
   Image image;
-  image.layout = Layout::make(h, w, c, border, is_float);
+  image.layout = Layout::make(h, w, c, border, element);
   image.buffer = Buffer(image.layout.bytes());
   return image;
 }
@@ -60,20 +75,21 @@ struct Problem {
     const std::size_t count = static_cast<std::size_t>(c.out) * c.kernel_h * c.kernel_w * c.in;
     std::uniform_int_distribution<int> weight(-127, 127), level(0, 255);
     std::uniform_real_distribution<float> real(-1.f, 1.f);
-    in = make_image(c.h, c.w, c.in, c.pad, !c.integer);
-    if (c.integer) {
+    in = make_image(c.h, c.w, c.in, c.pad, c.element);
+    if (c.integer()) {
       for (std::size_t i = 0; i < count; ++i) conv.weight_i8.push_back(static_cast<std::int8_t>(c.extreme ? (random() % 8 ? 127 : -127) : weight(random)));
       fill<std::uint8_t>(in, [&] { return c.extreme ? 255 : level(random); });
     } else {
       for (std::size_t i = 0; i < count; ++i) conv.weight_f32.push_back(real(random));
-      fill<float>(in, [&] { return real(random) + 1.f; });
+      if (c.half()) fill<std::uint16_t>(in, [&] { return to_bf16(real(random) + 1.f); });
+      else fill<float>(in, [&] { return real(random) + 1.f; });
     }
-    const float spread = c.integer ? 64.f / (127.f * 255.f * std::sqrt(static_cast<float>(count / c.out))) : 1.f;
+    const float spread = c.integer() ? 64.f / (127.f * 255.f * std::sqrt(static_cast<float>(count / c.out))) : 1.f;
     for (int o = 0; o < c.out; ++o) {
       conv.scale.push_back(spread * (1.5f + real(random)));
       conv.bias.push_back(100.f * real(random));
     }
-    residual = make_image(out_h, out_w, c.out, 1, c.residual == Residual::f32);
+    residual = make_image(out_h, out_w, c.out, 1, c.residual == Residual::f32 ? Element::f32 : Element::u8);
     if (c.residual == Residual::f32) fill<float>(residual, [&] { return 50.f * real(random); });
     else fill<std::uint8_t>(residual, [&] { return level(random); });
   }
@@ -81,17 +97,17 @@ struct Problem {
   ConvArgs bind(const Convolution& kernel, Image& out, Buffer& sums, Buffer& scratch) {
     ConvArgs a = kernel.arguments();
     const Layout& l = in.layout;
-    a.in = c.integer ? static_cast<const void*>(in.at<std::uint8_t>(-c.pad, -c.pad)) : in.at<float>(-c.pad, -c.pad);
+    a.in = in.pixel(-c.pad, -c.pad);
     a.in_row = l.row;
     a.in_pixel = l.pixel;
     a.out_h = out_h;
     a.out_w = out_w;
     a.out_type = c.output;
-    a.out = c.output == Output::u8 ? static_cast<void*>(out.at<std::uint8_t>(0, 0)) : out.at<float>(0, 0);
+    a.out = out.pixel(0, 0);
     a.out_row = out.layout.row;
     a.out_pixel = out.layout.pixel;
     a.residual_type = c.residual;
-    a.residual = c.residual == Residual::f32 ? static_cast<const void*>(residual.at<float>(0, 0)) : residual.at<std::uint8_t>(0, 0);
+    a.residual = residual.pixel(0, 0);
     a.residual_row = residual.layout.row;
     a.residual_pixel = residual.layout.pixel;
     a.top = 200.f;
@@ -111,14 +127,17 @@ struct Problem {
           const int ih = h * c.stride + y - c.pad, iw = w * c.stride + x - c.pad;
           if (ih < 0 || iw < 0 || ih >= c.h || iw >= c.w) continue;
           const std::size_t at = ((static_cast<std::size_t>(o) * c.kernel_h + y) * c.kernel_w + x) * c.in + i;
-          if (c.integer) exact += conv.weight_i8[at] * static_cast<int>(in.at<std::uint8_t>(ih, iw)[i]);
-          else real += static_cast<double>(conv.weight_f32[at]) * in.at<float>(ih, iw)[i];
+          if (c.integer()) {
+            exact += conv.weight_i8[at] * static_cast<int>(in.at<std::uint8_t>(ih, iw)[i]);
+          } else {
+            const float weight = c.half() ? from_bf16(to_bf16(conv.weight_f32[at])) : conv.weight_f32[at];
+            real += static_cast<double>(weight) * in.value(ih, iw, i);
+          }
         }
-    float y = c.integer ? static_cast<float>(static_cast<std::int32_t>(exact)) * conv.scale[o] : static_cast<float>(real);
+    float y = c.integer() ? static_cast<float>(static_cast<std::int32_t>(exact)) * conv.scale[o] : static_cast<float>(real);
     y += conv.bias[o];
-    if (c.residual == Residual::u8) y += static_cast<float>(residual.at<std::uint8_t>(h, w)[o]);
-    if (c.residual == Residual::f32) y += residual.at<float>(h, w)[o];
-    if (c.output == Output::f32) return std::max(y, 0.f);
+    if (c.residual != Residual::none) y += residual.value(h, w, o);
+    if (c.output != Element::u8) return std::max(y, 0.f);
     return std::nearbyint(std::min(std::max(y, 0.f), 200.f));
   }
 };
@@ -127,8 +146,8 @@ int failures = 0;
 
 void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernel_set(isa), winograd);
-  Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output == Output::f32);
+  const Convolution kernel(problem.conv, kernel_set(isa), winograd, which.half());
+  Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
   kernel.run(problem.bind(kernel, out, sums, scratch));
@@ -138,23 +157,25 @@ void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
     for (int w = 0; w < problem.out_w; ++w)
       for (int o = 0; o < which.out; ++o) {
         const float want = problem.expected(h, w, o);
-        const float got = which.output == Output::u8 ? static_cast<float>(out.at<std::uint8_t>(h, w)[o]) : out.at<float>(h, w)[o];
+        const float got = out.value(h, w, o);
         expected_sums[o] += got;
-        worst = std::max(worst, static_cast<double>(std::fabs(want - got)));
+        const double rounding = which.output == Element::bf16 ? 1. / 256 * std::fabs(want) : 0.;
+        worst = std::max(worst, std::fabs(want - got) - rounding);
       }
   // Floats: sums in another order; a level may differ by one where its value lies on the edge.
-  const double allowed = which.integer ? 0. : which.output == Output::u8 ? 1. : 1e-3;
+  const double allowed = which.integer() ? 0. : which.output == Element::u8 ? 1. : 1e-3;
   bool good = worst <= allowed;
   for (int o = 0; o < which.out; ++o) {
-    const double got = which.output == Output::u8 ? sums.as<std::uint32_t>()[o] : sums.as<float>()[o];
-    good &= std::fabs(got - expected_sums[o]) <= (which.output == Output::u8 ? 0. : 1e-4 * (1. + expected_sums[o]));
+    const double got = which.output == Element::u8 ? sums.as<std::uint32_t>()[o] : sums.as<float>()[o];
+    // Sums are for gates, which read no bfloat16.
+    if (which.output != Element::bf16) good &= std::fabs(got - expected_sums[o]) <= (which.output == Element::u8 ? 0. : 1e-4 * (1. + expected_sums[o]));
   }
   // Nobody writes the border.
   const Layout& l = out.layout;
   const std::size_t bytes = l.bytes();
   for (int h = 0; h < l.h; ++h)
     for (int w = 0; w < l.w; ++w)
-      std::memset(l.is_float ? static_cast<void*>(out.at<float>(h, w)) : out.at<std::uint8_t>(h, w), 0, l.element() * static_cast<std::size_t>(l.pixel));
+      std::memset(out.pixel(h, w), 0, l.bytes_each() * static_cast<std::size_t>(l.pixel));
   for (std::size_t i = 0; i < bytes; ++i) good &= out.buffer.as<char>()[i] == 0;
   if (!good) {
     ++failures;
@@ -186,17 +207,22 @@ int run_checks(int rounds) {
       c.w = pick(std::max(1, c.kernel_w - 2 * c.pad), 19);
       c.in = pick(1, 5) * pick(1, 16);
       c.out = pick(1, 5) * pick(1, 10);
-      c.integer = pick(0, 2) != 0;
+      const bool floats = pick(0, 2) == 0, half = kernel_set(isa).tiles_bf16 && pick(0, 1);
+      c.element = !floats ? Element::u8 : half ? Element::bf16 : Element::f32;
       c.residual = static_cast<Residual>(pick(0, 2));
-      c.output = static_cast<Output>(pick(0, 1));
+      c.output = pick(0, 1) ? Element::f32 : Element::u8;
       c.extreme = pick(0, 3) == 0;
+      if (c.half() && pick(0, 2) == 0) {
+        c.output = Element::bf16;
+        c.residual = Residual::none;
+      }
       check(c, isa, true, random);
       check(c, isa, false, random);
       checks += 2;
     }
     // The exact kernel's limit: 114 channels of extreme values still fit, at 120 it must step back.
     for (const int channels : {64, 112, 114, 115, 116, 120, 256}) {
-      check({5, 6, channels, 16, 3, 3, 1, 1, true, Residual::none, Output::f32, true}, isa, true, random);
+      check({5, 6, channels, 16, 3, 3, 1, 1, Element::u8, Residual::none, Element::f32, true}, isa, true, random);
       ++checks;
     }
   }
@@ -207,8 +233,8 @@ int run_checks(int rounds) {
 void bench(const Case& which, Isa isa, bool winograd) {
   std::mt19937 random(1);
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernel_set(isa), winograd);
-  Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output == Output::f32);
+  const Convolution kernel(problem.conv, kernel_set(isa), winograd, which.half());
+  Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
   const ConvArgs args = problem.bind(kernel, out, sums, scratch);
@@ -263,16 +289,18 @@ int main(int argc, char** argv) {
       if (!isa_supported(isa)) continue;
       const KernelState state(kernel_set(isa));
       for (const int channels : {16, 32, 64}) bench_gate(isa, channels);
-      for (const bool integer : {true, false}) {
+      for (const Element element : {Element::u8, Element::bf16, Element::f32}) {
+        if (element == Element::bf16 && !kernel_set(isa).tiles_bf16) continue;
+        const bool integer = element == Element::u8;
         for (const bool winograd : {true, false}) {
-          const Residual residual = integer ? Residual::u8 : Residual::f32;
-          const Output output = integer ? Output::u8 : Output::f32;
-          bench({32, 32, 16, 16, 3, 3, 1, 1, integer, residual, output, false}, isa, winograd);
-          bench({16, 16, 32, 32, 3, 3, 1, 1, integer, residual, output, false}, isa, winograd);
-          bench({8, 8, 64, 64, 3, 3, 1, 1, integer, residual, output, false}, isa, winograd);
+          const Residual residual = element == Element::f32 ? Residual::f32 : Residual::u8;
+          const Element output = element == Element::f32 ? Element::f32 : Element::u8;
+          bench({32, 32, 16, 16, 3, 3, 1, 1, element, residual, output, false}, isa, winograd);
+          bench({16, 16, 32, 32, 3, 3, 1, 1, element, residual, output, false}, isa, winograd);
+          bench({8, 8, 64, 64, 3, 3, 1, 1, element, residual, output, false}, isa, winograd);
         }
-        bench({32, 32, 16, 32, 3, 3, 2, 1, integer, Residual::none, integer ? Output::u8 : Output::f32, false}, isa, true);
-        bench({32, 32, 16, 32, 1, 1, 2, 0, integer, Residual::none, Output::f32, false}, isa, true);
+        bench({32, 32, 16, 32, 3, 3, 2, 1, element, Residual::none, integer ? Element::u8 : Element::f32, false}, isa, true);
+        bench({32, 32, 16, 32, 1, 1, 2, 0, element, Residual::none, Element::f32, false}, isa, true);
       }
     }
     return 0;

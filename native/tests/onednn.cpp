@@ -92,7 +92,7 @@ double compare(const Shape& shape, bool integer) {
   }
   conv.scale.assign(c, 1.f);  // the sums themselves
   conv.bias.assign(c, 0.f);
-  const Layout in = Layout::make(n, n, c, 1, !integer), out = Layout::make(n, n, c, 0, true);
+  const Layout in = Layout::make(n, n, c, 1, integer ? Element::u8 : Element::f32), out = Layout::make(n, n, c, 0, Element::f32);
   Buffer padded(in.bytes()), result(out.bytes());
   std::vector<std::uint8_t> levels;
   std::vector<float> values;
@@ -115,7 +115,7 @@ double compare(const Shape& shape, bool integer) {
   args.in_pixel = in.pixel;
   args.out_h = args.out_w = n;
   args.out = result.as<float>();
-  args.out_type = Output::f32;
+  args.out_type = Element::f32;
   args.out_row = out.row;
   args.out_pixel = out.pixel;
   Buffer scratch(ours.scratch_bytes(args));

@@ -100,6 +100,33 @@ def test_integers_really_run_on_integer_kernels(tmp_path: Path) -> None:
     assert fastest("scalar") > 3 * fastest(best)
 
 
+@pytest.mark.parametrize("stream", ["int8", "float"])
+def test_sixteen_bits_run_in_bfloat16_where_tiles_multiply_it(stream: str, tmp_path: Path) -> None:
+    keywords = {"image": (16, 16), "widths": (16, 40), "options": (9, 16, "full")}
+    path, images = write(tmp_path, 4, stream=stream, **keywords)
+    portable = InferenceSession(path, engine="portable")
+    errors: dict[str, dict[str, float]] = {}
+    for isa in instruction_sets():
+        session = InferenceSession(path, engine="native", isa=isa)
+        tiles = {option: "bf16" in " ".join(names) for _, option, names in session.kernels()}
+        assert tiles == dict.fromkeys(tiles, False) | (
+            {"9": True, "16": True} if isa == "amx" else {}
+        )
+        errors[isa] = {}
+        for option in ("9", "16", "full"):
+            forced = session.forced(option, len(images))
+            wanted = portable.run(images, decisions=forced).logits
+            off = np.abs(session.run(images, decisions=forced).logits - wanted).max()
+            errors[isa][option] = float(off / np.abs(wanted).max())
+    for isa, found in errors.items():
+        assert max(found.values()) < 0.02
+        if stream == "float":  # on an int8 stream a value on a level's edge may fall either way
+            rounded = [found["9"], found["16"]] if isa == "amx" else []
+            exact = [value for value in found.values() if value not in rounded]
+            assert all(1e-5 < value for value in rounded)
+            assert all(value < 1e-5 for value in exact)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("torch", "most"), [(False, 0), (True, 1)], ids=["alone", "with torch"])
 def test_one_openmp_runtime_at_most(torch: bool, most: int, tmp_path: Path) -> None:

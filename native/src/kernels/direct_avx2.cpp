@@ -44,7 +44,7 @@ struct FloatMath {
   static Sum add(Sum sum, Sum value, Sum weight) { return _mm256_fmadd_ps(value, weight, sum); }
 };
 
-template <class Math, int Pixels, Residual R, Output O>
+template <class Math, int Pixels, Residual R, Element O>
 static inline void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
   using Weight = typename Math::Weight;
   constexpr int kHalf = 8 * Math::kGroup;
@@ -80,7 +80,7 @@ static inline void row_piece(const ConvArgs& a, int step, int h, int w, int bloc
   }
 }
 
-template <class Math, Residual R, Output O>
+template <class Math, Residual R, Element O>
 static void direct(ConvArgs a) {
   // Where pixels lie side by side, a row of taps is one long run of channels.
   const int step = a.stride_w * a.in_pixel;
@@ -125,11 +125,11 @@ static ConvArgs widened(const ConvArgs& a) {
   return wide;
 }
 
-template <Residual R, Output O>
+template <Residual R, Element O>
 struct DirectInt {
   static void run(const ConvArgs& a) { direct<IntMath, R, O>(widened(a)); }
 };
-template <Residual R, Output O>
+template <Residual R, Element O>
 struct DirectFloat {
   static void run(const ConvArgs& a) { direct<FloatMath, R, O>(a); }
 };
@@ -206,9 +206,9 @@ static void f32_to_f32(const MapArgs& a) {
 
 const KernelSet kAvx2Kernels = {
     "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectFloat>,
-    avx2::winograd_int, avx2::winograd_float, nullptr, 2, true,
-    avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, gate_avx2::decide,
-    nullptr, nullptr,
+    avx2::winograd_int, avx2::winograd_float, nullptr, nullptr, 2, true,
+    avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, nullptr, nullptr,
+    gate_avx2::decide, nullptr, nullptr,
 };
 
 }  // namespace fracskip

@@ -66,7 +66,7 @@ __attribute__((always_inline)) static inline void add_taps(typename Math::Sum (&
 
 // `Pixels` pixels of a row by `Blocks` blocks of 16 output channels; `Taps` divides the kernel's width,
 // and is 1 where the stride is not.
-template <class Math, int Taps, int Pixels, int Blocks, Residual R, Output O>
+template <class Math, int Taps, int Pixels, int Blocks, Residual R, Element O>
 static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* sums) {
   constexpr int kGroupSize = kBlock * Math::kGroup;
   const int groups = (a.in_channels + Math::kGroup - 1) / Math::kGroup;
@@ -100,7 +100,7 @@ static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* s
   }
 }
 
-template <class Math, int Taps, int Blocks, Residual R, Output O>
+template <class Math, int Taps, int Blocks, Residual R, Element O>
 static inline void blocks_of_channels(const ConvArgs& a, int block) {
   constexpr int kWide = Blocks == 1 ? 16 : 8;
   Sums sums[Blocks];
@@ -113,14 +113,14 @@ static inline void blocks_of_channels(const ConvArgs& a, int block) {
   for (int b = 0; b < Blocks; ++b) add_sums<O>(a, block + b, sums[b]);
 }
 
-template <class Math, int Taps, Residual R, Output O>
+template <class Math, int Taps, Residual R, Element O>
 static void all_blocks(const ConvArgs& a) {
   int block = 0;
   for (; block + 2 <= a.out_blocks; block += 2) blocks_of_channels<Math, Taps, 2, R, O>(a, block);
   if (block < a.out_blocks) blocks_of_channels<Math, Taps, 1, R, O>(a, block);
 }
 
-template <Residual R, Output O>
+template <Residual R, Element O>
 struct DirectInt {
   static void run(const ConvArgs& a) {
     if (a.kernel_w == 3 && a.stride_w == 1) all_blocks<IntMath, 3, R, O>(a);
@@ -128,7 +128,7 @@ struct DirectInt {
   }
 };
 
-template <Residual R, Output O>
+template <Residual R, Element O>
 struct DirectFloat {
   static void run(const ConvArgs& a) {
     // A stride of its own keeps pixels apart where a row of taps is one long run of channels.
@@ -158,8 +158,8 @@ static int gate(const GateArgs& a) { return kAvx2Kernels.gate(a); }
 }  // namespace avx512
 
 const KernelSet kAvx512Kernels = {
-    "avx512_vnni", avx512::conv_int, avx512::conv_float, nullptr, avx512::winograd_float, nullptr, 4, false,
-    avx512::u8_to_u8, avx512::f32_to_u8, avx512::u8_to_f32, avx512::f32_to_f32, avx512::gate, nullptr, nullptr,
+    "avx512_vnni", avx512::conv_int, avx512::conv_float, nullptr, avx512::winograd_float, nullptr, nullptr, 4, false,
+    avx512::u8_to_u8, avx512::f32_to_u8, avx512::u8_to_f32, avx512::f32_to_f32, nullptr, nullptr, avx512::gate, nullptr, nullptr,
 };
 
 }  // namespace fracskip

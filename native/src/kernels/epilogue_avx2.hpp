@@ -27,7 +27,7 @@ struct Sums {
 
 static inline void add_sums(const ConvArgs& a, int channel, Sums& sums) {
   if (!a.sums) return;
-  if (a.out_type == Output::u8) {
+  if (a.out_type == Element::u8) {
     std::uint32_t* to = static_cast<std::uint32_t*>(a.sums) + channel;
     const __m128i low = _mm_add_epi16(_mm256_castsi256_si128(sums.low), _mm256_extracti128_si256(sums.low, 1));
     const __m128i high = _mm_add_epi16(_mm256_castsi256_si128(sums.high), _mm256_extracti128_si256(sums.high, 1));
@@ -60,14 +60,14 @@ __attribute__((always_inline)) static inline void add_residual(const ConvArgs& a
 }
 
 // y[pixel][half] with scale and bias already in it. `both`: whether the second pixel exists.
-template <Residual R, Output O>
+template <Residual R, Element O>
 __attribute__((always_inline)) static inline void emit(const ConvArgs& a, int h, int w, int channel, bool both, __m256 y[2][2],
                         Sums& sums) {
   const std::ptrdiff_t from = h * a.residual_row + static_cast<std::ptrdiff_t>(w) * a.residual_pixel + channel;
   add_residual<R>(a, from, y[0][0], y[0][1]);
   if (R != Residual::none && both) add_residual<R>(a, from + a.residual_pixel, y[1][0], y[1][1]);
   const std::ptrdiff_t to = h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel + channel;
-  if (O == Output::u8) {
+  if (O == Element::u8) {
     const __m256 top = _mm256_set1_ps(a.top);
     __m256i q[2][2];
     for (int p = 0; p < 2; ++p) {
@@ -115,16 +115,16 @@ static inline __m256 finish(const ConvArgs& a, int channel, __m256 sum) {
 }
 
 // Calls Kernel<residual, output>::run for the arguments' types.
-template <template <Residual, Output> class Kernel>
+template <template <Residual, Element> class Kernel>
 static void dispatch(const ConvArgs& a) {
-  if (a.out_type == Output::u8) {
-    if (a.residual_type == Residual::none) return Kernel<Residual::none, Output::u8>::run(a);
-    if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Output::u8>::run(a);
-    return Kernel<Residual::f32, Output::u8>::run(a);
+  if (a.out_type == Element::u8) {
+    if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::u8>::run(a);
+    if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::u8>::run(a);
+    return Kernel<Residual::f32, Element::u8>::run(a);
   }
-  if (a.residual_type == Residual::none) return Kernel<Residual::none, Output::f32>::run(a);
-  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Output::f32>::run(a);
-  return Kernel<Residual::f32, Output::f32>::run(a);
+  if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::f32>::run(a);
+  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::f32>::run(a);
+  return Kernel<Residual::f32, Element::f32>::run(a);
 }
 
 void winograd_int(const ConvArgs& a);

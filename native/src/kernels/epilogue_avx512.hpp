@@ -31,7 +31,7 @@ struct Target {
   // From pixel (h, w) on.
   Target(const ConvArgs& a, int block, int h, int w)
       : scale(a.scale + block * kBlock), bias(a.bias + block * kBlock), top(a.top), relu(a.relu), add_up(a.sums != nullptr) {
-    const std::ptrdiff_t out_size = a.out_type == Output::u8 ? 1 : sizeof(float);
+    const std::ptrdiff_t out_size = size_of(a.out_type);
     const std::ptrdiff_t residual_size = a.residual_type == Residual::f32 ? sizeof(float) : 1;
     out_pixel = a.out_pixel * out_size;
     residual_pixel = a.residual_pixel * residual_size;
@@ -79,18 +79,28 @@ __attribute__((always_inline)) inline __m512i by_pixels(__m512i levels) {
   return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), levels);
 }
 
+// Only what is compiled for bfloat16 may ask for it.
+template <Element O>
+__attribute__((always_inline)) inline void store_values(char* to, __m512 values) {
+  if constexpr (O == Element::bf16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+  } else {
+    _mm512_storeu_ps(to, values);
+  }
+}
+
 // Finishes the `Pixels` pixels from `pixel` on, four at most. Sums are integers or floats.
-template <int Pixels, Residual R, Output O, class Sum>
+template <int Pixels, Residual R, Element O, class Sum>
 __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_t pixel, const Sum (&sum)[kTogether], Sums& sums) {
   __m512 y[kTogether];
 #pragma GCC unroll 4
   for (int p = 0; p < kTogether; ++p) y[p] = p < Pixels ? value_of<R>(t, sum[p], pixel + p) : _mm512_setzero_ps();
   char* const out = t.out + pixel * t.out_pixel;
-  if (O == Output::f32) {
+  if (O != Element::u8) {
 #pragma GCC unroll 4
     for (int p = 0; p < Pixels; ++p) {
       if (t.relu) y[p] = _mm512_max_ps(y[p], _mm512_setzero_ps());
-      _mm512_storeu_ps(out + p * t.out_pixel, y[p]);
+      store_values<O>(out + p * t.out_pixel, y[p]);
       sums.values = _mm512_add_ps(sums.values, y[p]);
     }
     return;
@@ -125,10 +135,10 @@ __attribute__((always_inline)) inline void finish_dense(const Target& t, const _
   _mm512_mask_storeu_epi8(t.out, present.pixels, by_pixels(levels));
 }
 
-template <Output O>
+template <Element O>
 inline void add_sums(const ConvArgs& a, int block, const Sums& sums) {
   if (!a.sums) return;
-  if (O == Output::u8) {
+  if (O == Element::u8) {
     std::uint32_t* to = static_cast<std::uint32_t*>(a.sums) + block * kBlock;
     _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), sums.levels));
   } else {
@@ -138,16 +148,16 @@ inline void add_sums(const ConvArgs& a, int block, const Sums& sums) {
 }
 
 // Calls the right instance of a kernel's template.
-template <template <Residual, Output> class Kernel>
+template <template <Residual, Element> class Kernel>
 void dispatch(const ConvArgs& a) {
-  if (a.out_type == Output::u8) {
-    if (a.residual_type == Residual::none) return Kernel<Residual::none, Output::u8>::run(a);
-    if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Output::u8>::run(a);
-    return Kernel<Residual::f32, Output::u8>::run(a);
+  if (a.out_type == Element::u8) {
+    if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::u8>::run(a);
+    if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::u8>::run(a);
+    return Kernel<Residual::f32, Element::u8>::run(a);
   }
-  if (a.residual_type == Residual::none) return Kernel<Residual::none, Output::f32>::run(a);
-  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Output::f32>::run(a);
-  return Kernel<Residual::f32, Output::f32>::run(a);
+  if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::f32>::run(a);
+  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::f32>::run(a);
+  return Kernel<Residual::f32, Element::f32>::run(a);
 }
 
 }  // namespace

@@ -17,7 +17,11 @@ inline constexpr int kBlock = 16;  // channels to which everything is padded
 inline constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
 enum class Residual : std::uint8_t { none, u8, f32 };
-enum class Output : std::uint8_t { u8, f32 };
+enum class Element : std::uint8_t { u8, bf16, f32 };
+
+inline constexpr std::size_t size_of(Element element) {
+  return element == Element::u8 ? 1 : element == Element::bf16 ? 2 : 4;
+}
 
 // One convolution of one image. Rows and pixels are strides in elements.
 struct ConvArgs {
@@ -38,12 +42,12 @@ struct ConvArgs {
   std::ptrdiff_t residual_row;
   int residual_pixel;
 
-  Output out_type;
+  Element out_type;
   void* out;  // pixel (0, 0); may be the residual itself
   std::ptrdiff_t out_row;
   int out_pixel;
   float top;   // u8: largest level. Smaller than 0 becomes 0.
-  bool relu;   // f32: whether to clamp at 0
+  bool relu;   // bf16 and f32: whether to clamp at 0
   void* sums;  // per channel, added to: uint32 for u8, float for f32; or null
 
   void* scratch;  // as many bytes as the kernel asked for, 64-byte aligned
@@ -59,7 +63,7 @@ struct MapArgs {
   std::ptrdiff_t out_row;
   int in_pixel, out_pixel;
   int h, w, channels;
-  float step;   // what a level of the input stands for (u8 input)
+  float step;   // what a level of the input stands for (u8 input, but not to bf16: that keeps levels)
   float scale;  // what the value is multiplied with (u8 output)
   float top;
 };
@@ -90,15 +94,18 @@ using GateFunction = int (*)(const GateArgs&);  // gives the option
 struct KernelSet {
   const char* name;
   // Integer and float convolutions of any shape; those of 3x3, stride 1, by Winograd's algorithm;
-  // integer ones by tiles, of a stride up to `kTileStride` (null: this set has none).
+  // integer ones, and those of bfloat16 values, by tiles, of a stride up to `kTileStride` (null: this
+  // set has none).
   ConvFunction conv_int;
   ConvFunction conv_float;
   ConvFunction winograd_int;
   ConvFunction winograd_float;
   ConvFunction tiles_int;
+  ConvFunction tiles_bf16;
   int int_group;    // input channels whose weights conv_int wants side by side
   bool int_widens;  // whether conv_int needs `widened_scratch`
   MapFunction u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32;
+  MapFunction u8_to_bf16, f32_to_bf16;  // null where `tiles_bf16` is
   GateFunction gate;
   // What a thread must do before its first and after its last kernel (null: nothing).
   void (*enter)();
@@ -136,13 +143,13 @@ inline constexpr int kTileStride = 2;
 inline constexpr int kTileBytes = 16 * 64;
 inline constexpr int kTileSums = 4;  // tiles that are summed up at a time
 
-// A tile's row is one output pixel's taps, in chunks of 64 bytes; or, of up to 16 channels, four pixels
-// that lie side by side.
-inline constexpr bool tile_quads(int in_channels, int stride_h, int stride_w) {
-  return in_channels <= kBlock && stride_h == 1 && stride_w == 1;
+// A tile's row is one output pixel's taps, in chunks of 64 bytes; or, of up to 16 channels of levels, four
+// pixels that lie side by side.
+inline constexpr bool tile_quads(Element element, int in_channels, int stride_h, int stride_w) {
+  return element == Element::u8 && in_channels <= kBlock && stride_h == 1 && stride_w == 1;
 }
-inline constexpr int tile_chunks(int kernel_w, int in_channels) {
-  return round_up(kernel_w * round_up(in_channels, kBlock), 64) / 64;
+inline constexpr int tile_chunks(Element element, int kernel_w, int in_channels) {
+  return round_up(kernel_w * round_up(in_channels, kBlock) * static_cast<int>(size_of(element)), 64) / 64;
 }
 // How many fours of input pixels four output pixels reach, and which of the four reach the last ones.
 inline constexpr int tile_fours(int kernel_w) { return (kernel_w + 2) / 4 + 1; }

@@ -20,7 +20,7 @@ void emit(const ConvArgs& a, int h, int w, int channel, float y) {
   if (a.residual_type == Residual::u8) y = y + static_cast<float>(static_cast<const std::uint8_t*>(a.residual)[at]);
   if (a.residual_type == Residual::f32) y = y + static_cast<const float*>(a.residual)[at];
   const std::ptrdiff_t to = h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel + channel;
-  if (a.out_type == Output::u8) {
+  if (a.out_type == Element::u8) {
     const auto level = static_cast<std::uint8_t>(clamp_level(y, a.top));
     static_cast<std::uint8_t*>(a.out)[to] = level;
     if (a.sums) static_cast<std::uint32_t*>(a.sums)[channel] += level;
@@ -89,8 +89,8 @@ void f32_to_f32(const MapArgs& a) {
 
 const KernelSet kScalarKernels = {
     "scalar", direct<std::uint8_t, std::int8_t, std::int32_t>, direct<float, float, float>,
-    nullptr, nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, gate_scalar::decide,
-    nullptr, nullptr,
+    nullptr, nullptr, nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, nullptr, nullptr,
+    gate_scalar::decide, nullptr, nullptr,
 };
 
 }  // namespace fracskip

@@ -1,16 +1,17 @@
-// AMX: integer convolutions of any shape by products of tiles. tdpbusd multiplies 16 pixels of 64
-// unsigned levels with 64 by 16 signed weights and adds to 16 x 16 sums of 32 bits, exactly.
+// AMX: convolutions of any shape by products of tiles. tdpbusd multiplies 16 pixels of 64 unsigned levels
+// with 64 by 16 signed weights and adds to 16 x 16 sums of 32 bits, exactly. tdpbf16ps does it for 32
+// bfloat16 values, and adds in float32.
 //
 // Tiles are loaded straight from the activation, 16 rows of 64 bytes. A row is what one output pixel
 // reads: its row of taps is a run of kernel_w * in_pixel bytes, taken in chunks of 64. Where a run goes
 // past its end, weights are zero.
 //
-// With 16 channels such rows would start every 16 bytes, and a tile of rows that straddle cache lines
+// With 16 channels of levels such rows would start every 16 bytes, and a tile of rows that straddle cache lines
 // takes three times as long to load as to multiply. There a row is a cache line: four neighbouring
 // pixels (a quad). Four output pixels read two of them, and each output pixel of the four has weights
 // of its own, shifted by its place: half as many products more, but no torn line.
 //
-// Everything that is not an integer convolution is AVX-512's, and so AVX2's.
+// Convolutions in float32, and passes that are not to bfloat16, are AVX-512's, and so AVX2's.
 #include <immintrin.h>
 
 #include "epilogue_avx512.hpp"
@@ -26,7 +27,29 @@ using avx512::Sums;
 
 constexpr int kLine = 64;
 constexpr int kSide = 16;  // rows of a tile, and 32-bit columns
-constexpr int kTileInts = kTileBytes / 4;
+constexpr int kTileSum = kTileBytes / 4;  // values
+
+// What is summed up, and from what: levels or bfloat16 values.
+struct Levels {
+  using Sum = __m512i;
+  static constexpr Element kElement = Element::u8;
+  static Sum load(const float* from) { return _mm512_load_si512(from); }
+};
+struct Halves {
+  using Sum = __m512;
+  static constexpr Element kElement = Element::bf16;
+  static Sum load(const float* from) { return _mm512_load_ps(from); }
+};
+
+// Tiles are named by literals: GCC pastes them into the instruction.
+#define FRACSKIP_MULTIPLY(sums, pixels, weights)        \
+  do {                                                  \
+    if constexpr (Math::kElement == Element::u8) {      \
+      _tile_dpbusd(sums, pixels, weights);              \
+    } else {                                            \
+      _tile_dpbf16ps(sums, pixels, weights);            \
+    }                                                   \
+  } while (false)
 
 struct alignas(64) Config {
   std::uint8_t palette, start_row, reserved[14];
@@ -48,12 +71,16 @@ void leave() { _tile_release(); }
 // What falls on no pixel is not finished.
 struct Geometry {
   bool quads, flat;
+  std::ptrdiff_t in_row, in_pixel;  // in bytes
   int each;   // pixels of a tile's row
   int need;   // tile rows that an output row fills
   int pitch;  // from one output row to the next
   int tiles;
 
-  explicit Geometry(const ConvArgs& a) : quads(tile_quads(a.in_channels, a.stride_h, a.stride_w)) {
+  Geometry(const ConvArgs& a, Element element)
+      : quads(tile_quads(element, a.in_channels, a.stride_h, a.stride_w)),
+        in_row(a.in_row * static_cast<std::ptrdiff_t>(size_of(element))),
+        in_pixel(a.in_pixel * static_cast<std::ptrdiff_t>(size_of(element))) {
     each = quads ? 4 : 1;
     need = (a.out_w + each - 1) / each;
     pitch = round_up(need, kSide);
@@ -74,30 +101,29 @@ struct Place {
 
   Place(const Geometry& g, int tile) : h(tile * kSide / g.pitch), row(tile * kSide - h * g.pitch) {}
   const std::uint8_t* in(const ConvArgs& a, const Geometry& g) const {
-    return static_cast<const std::uint8_t*>(a.in) + static_cast<std::ptrdiff_t>(h) * a.stride_h * a.in_row +
-           static_cast<std::ptrdiff_t>(row) * g.each * a.stride_w * a.in_pixel;
+    return static_cast<const std::uint8_t*>(a.in) + static_cast<std::ptrdiff_t>(h) * a.stride_h * g.in_row +
+           static_cast<std::ptrdiff_t>(row) * g.each * a.stride_w * g.in_pixel;
   }
 };
 
 // Finishes the 16 rows of sums that begin at a place. Of quads, tile p holds pixels p.
-template <Residual R, Output O>
-void finish_tile(const ConvArgs& a, const Geometry& g, Place place, int block, const std::int32_t* from, Sums& totals) {
-  const std::ptrdiff_t apart = g.quads ? kTileInts : kBlock, next = g.quads ? kBlock : kTogether * kBlock;
+template <class Math, Residual R, Element O>
+void finish_tile(const ConvArgs& a, const Geometry& g, Place place, int block, const float* from, Sums& totals) {
+  const std::ptrdiff_t apart = g.quads ? kTileSum : kBlock, next = g.quads ? kBlock : kTogether * kBlock;
   Sums sums = totals;
   for (int left = kSide; left > 0 && place.h < a.out_h; ++place.h, place.row = 0) {
     const int here = g.pitch - place.row < left ? g.pitch - place.row : left;
     const int w = place.row * g.each, pixels = a.out_w - w < here * g.each ? a.out_w - w : here * g.each;
     const avx512::Target target(a, block, place.h, w);
-    const std::int32_t* sum = from;
+    const float* sum = from;
     int p = 0;
     for (; p + kTogether <= pixels; p += kTogether, sum += next) {
       avx512::finish<kTogether, R, O>(target, p,
-                                      {_mm512_load_si512(sum), _mm512_load_si512(sum + apart), _mm512_load_si512(sum + 2 * apart),
-                                       _mm512_load_si512(sum + 3 * apart)},
+                                      {Math::load(sum), Math::load(sum + apart), Math::load(sum + 2 * apart), Math::load(sum + 3 * apart)},
                                       sums);
     }
     for (; p < pixels; ++p, sum += apart) {
-      const __m512i one = _mm512_load_si512(sum);
+      const typename Math::Sum one = Math::load(sum);
       avx512::finish<1, R, O>(target, p, {one, one, one, one}, sums);
     }
     from += here * kBlock;
@@ -114,22 +140,22 @@ void clear() {
   _tile_zero(3);
 }
 
-void store(std::int32_t* to) {
+void store(float* to) {
   _tile_stored(0, to, kLine);
-  _tile_stored(1, to + kTileInts, kLine);
-  _tile_stored(2, to + 2 * kTileInts, kLine);
-  _tile_stored(3, to + 3 * kTileInts, kLine);
+  _tile_stored(1, to + kTileSum, kLine);
+  _tile_stored(2, to + 2 * kTileSum, kLine);
+  _tile_stored(3, to + 3 * kTileSum, kLine);
 }
 
 // Sums `M` tiles of pixels from `first` on up for `N` blocks of channels: tile m N + n.
-// Weights: [block][kernel_h][chunks of 64 bytes][16][kBlock][4].
-template <int M, int N>
+// Weights: [block][kernel_h][chunks of 64 bytes][16][kBlock][4 levels' or 2 values'].
+template <class Math, int M, int N>
 void multiply(const ConvArgs& a, const Geometry& g, int first, int block) {
   static_assert(M * N <= kTileSums, "");
-  const int chunks = tile_chunks(a.kernel_w, a.in_channels);
+  const int chunks = tile_chunks(Math::kElement, a.kernel_w, a.in_channels);
   const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(a.kernel_h) * chunks * kTileBytes;
   const std::int8_t* weight = static_cast<const std::int8_t*>(a.weights) + block * block_size;
-  const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(a.stride_w) * a.in_pixel;
+  const std::ptrdiff_t step = a.stride_w * g.in_pixel;
   const std::uint8_t* in[kTileSums] = {};
   for (int m = 0; m < M; ++m) in[m] = Place(g, first + m).in(a, g);
   clear();
@@ -137,40 +163,41 @@ void multiply(const ConvArgs& a, const Geometry& g, int first, int block) {
     for (int chunk = 0; chunk < chunks; ++chunk, weight += kTileBytes) {
       _tile_loadd(6, weight, kLine);
       _tile_loadd(4, in[0], step);
-      _tile_dpbusd(0, 4, 6);
+      FRACSKIP_MULTIPLY(0, 4, 6);
       if (N == 2) {
         _tile_loadd(7, weight + block_size, kLine);
-        _tile_dpbusd(1, 4, 7);
+        FRACSKIP_MULTIPLY(1, 4, 7);
         if (M == 2) {
           _tile_loadd(5, in[1], step);
-          _tile_dpbusd(2, 5, 6);
-          _tile_dpbusd(3, 5, 7);
+          FRACSKIP_MULTIPLY(2, 5, 6);
+          FRACSKIP_MULTIPLY(3, 5, 7);
         }
       } else {
         if (M > 1) {
           _tile_loadd(5, in[1], step);
-          _tile_dpbusd(1, 5, 6);
+          FRACSKIP_MULTIPLY(1, 5, 6);
         }
         if (M > 2) {
           _tile_loadd(4, in[2], step);
-          _tile_dpbusd(2, 4, 6);
+          FRACSKIP_MULTIPLY(2, 4, 6);
         }
         if (M > 3) {
           _tile_loadd(5, in[3], step);
-          _tile_dpbusd(3, 5, 6);
+          FRACSKIP_MULTIPLY(3, 5, 6);
         }
       }
       for (int m = 0; m < M; ++m) in[m] += kLine;
     }
-    for (int m = 0; m < M; ++m) in[m] += a.in_row - chunks * kLine;
+    for (int m = 0; m < M; ++m) in[m] += g.in_row - chunks * kLine;
   }
 }
 
+template <class Math>
 void multiply(const ConvArgs& a, const Geometry& g, int first, int m, int block, int n) {
-  if (n == 2) return m == 2 ? multiply<2, 2>(a, g, first, block) : multiply<1, 2>(a, g, first, block);
-  if (m == 4) return multiply<4, 1>(a, g, first, block);
-  if (m == 3) return multiply<3, 1>(a, g, first, block);
-  return m == 2 ? multiply<2, 1>(a, g, first, block) : multiply<1, 1>(a, g, first, block);
+  if (n == 2) return m == 2 ? multiply<Math, 2, 2>(a, g, first, block) : multiply<Math, 1, 2>(a, g, first, block);
+  if (m == 4) return multiply<Math, 4, 1>(a, g, first, block);
+  if (m == 3) return multiply<Math, 3, 1>(a, g, first, block);
+  return m == 2 ? multiply<Math, 2, 1>(a, g, first, block) : multiply<Math, 1, 1>(a, g, first, block);
 }
 
 // Likewise for 16 quads: tile p sums up their pixels p. After some products others are finished.
@@ -181,7 +208,7 @@ __attribute__((always_inline)) inline void multiply_quads(const ConvArgs& a, con
   const int fours = tile_fours(a.kernel_w);
   const std::uint8_t* in = Place(g, first).in(a, g);
   clear();
-  for (int y = 0; y < a.kernel_h; ++y, in += a.in_row) {
+  for (int y = 0; y < a.kernel_h; ++y, in += g.in_row) {
     for (int four = 0; four < fours; ++four) {
       _tile_loadd(4, in + four * kLine, kLine);
       if (tile_reaches(a.kernel_w, 0, four)) {
@@ -222,7 +249,7 @@ template <Residual R>
 class QuadFinisher {
  public:
   static bool fits(const ConvArgs& a, const Geometry& g) {
-    return g.quads && g.flat && a.out_type == Output::u8 && a.out_pixel == kBlock && a.out_row == a.in_row &&
+    return g.quads && g.flat && a.out_type == Element::u8 && a.out_pixel == kBlock && a.out_row == a.in_row &&
            (R == Residual::none || (R == Residual::u8 && a.residual_pixel == kBlock && a.residual_row == a.in_row));
   }
 
@@ -238,7 +265,7 @@ class QuadFinisher {
   }
 
   // Takes on 16 quads; those before must be finished.
-  void take(const std::int32_t* sums) {
+  void take(const float* sums) {
     sums_ = sums;
     ready_ = left_ < kSide ? left_ : kSide;
     left_ -= ready_;
@@ -248,8 +275,8 @@ class QuadFinisher {
   __attribute__((always_inline)) inline void quads(int count) {
     for (; count > 0 && ready_ > 0; --count, --ready_) {
       avx512::finish_dense<R>(target_,
-                              {_mm512_load_si512(sums_), _mm512_load_si512(sums_ + kTileInts), _mm512_load_si512(sums_ + 2 * kTileInts),
-                               _mm512_load_si512(sums_ + 3 * kTileInts)},
+                              {Levels::load(sums_), Levels::load(sums_ + kTileSum), Levels::load(sums_ + 2 * kTileSum),
+                               Levels::load(sums_ + 3 * kTileSum)},
                               present_[row_++], totals_);
       target_.out += kLine;
       target_.residual += kLine;
@@ -257,12 +284,12 @@ class QuadFinisher {
     }
   }
 
-  void add_sums(const ConvArgs& a, int block) const { avx512::add_sums<Output::u8>(a, block, totals_); }
+  void add_sums(const ConvArgs& a, int block) const { avx512::add_sums<Element::u8>(a, block, totals_); }
 
  private:
   avx512::Target target_;
   Sums totals_;
-  const std::int32_t* sums_ = nullptr;
+  const float* sums_ = nullptr;
   Present* present_;
   int left_, pitch_;  // quads of the image; from row to row
   int ready_ = 0, row_ = 0;
@@ -273,20 +300,22 @@ struct NoFinisher {
 };
 
 // While the tiles of one group are multiplied, the vector units finish the group before.
-template <Residual R, Output O>
+template <class Math, Residual R, Element O>
 struct Tiles {
   static void run(const ConvArgs& a) {
-    const Geometry g(a);
-    if (QuadFinisher<R>::fits(a, g)) return alike_quads(a, g);
+    const Geometry g(a, Math::kElement);
+    if constexpr (Math::kElement == Element::u8) {
+      if (QuadFinisher<R>::fits(a, g)) return alike_quads(a, g);
+    }
     const std::ptrdiff_t block_size = quads_bytes(a);
     const int blocks = g.quads || a.out_blocks == 1 ? 1 : 2, group = g.quads ? 1 : kTileSums / blocks;
-    std::int32_t *now = static_cast<std::int32_t*>(a.scratch), *before = now + kTileSums * kTileInts;
+    float *now = static_cast<float*>(a.scratch), *before = now + kTileSums * kTileSum;
     for (int block = 0; block < a.out_blocks; block += blocks) {
       const int n = a.out_blocks - block < blocks ? 1 : blocks;
       Sums sums[2];
       const auto finish = [&](int first) {
         for (int tile = 0; tile < group * n && first + tile / n < g.tiles; ++tile) {
-          finish_tile<R, O>(a, g, Place(g, first + tile / n), block + tile % n, before + tile * kTileInts, sums[tile % n]);
+          finish_tile<Math, R, O>(a, g, Place(g, first + tile / n), block + tile % n, before + tile * kTileSum, sums[tile % n]);
         }
       };
       for (int first = 0; first < g.tiles; first += group) {
@@ -294,7 +323,7 @@ struct Tiles {
           NoFinisher none;
           multiply_quads(a, g, first, static_cast<const std::int8_t*>(a.weights) + block * block_size, none, 0);
         } else {
-          multiply(a, g, first, g.tiles - first < group ? g.tiles - first : group, block, n);
+          multiply<Math>(a, g, first, g.tiles - first < group ? g.tiles - first : group, block, n);
         }
         if (first > 0) finish(first - group);
         store(now);
@@ -309,8 +338,8 @@ struct Tiles {
   static void alike_quads(const ConvArgs& a, const Geometry& g) {
     const std::ptrdiff_t block_size = quads_bytes(a);
     const int pace = (kSide - 1) / (a.kernel_h * tile_fours(a.kernel_w)) + 1;
-    std::int32_t *now = static_cast<std::int32_t*>(a.scratch), *before = now + kTileSums * kTileInts;
-    void* const masks = now + 2 * kTileSums * kTileInts;
+    float *now = static_cast<float*>(a.scratch), *before = now + kTileSums * kTileSum;
+    void* const masks = now + 2 * kTileSums * kTileSum;
     for (int block = 0; block < a.out_blocks; ++block) {
       const std::int8_t* weights = static_cast<const std::int8_t*>(a.weights) + block * block_size;
       QuadFinisher<R> finisher(a, g, block, masks);
@@ -326,14 +355,45 @@ struct Tiles {
     }
   }
 
-  static void swap(std::int32_t*& one, std::int32_t*& other) {
-    std::int32_t* const kept = one;
+  static void swap(float*& one, float*& other) {
+    float* const kept = one;
     one = other;
     other = kept;
   }
 };
 
-void conv_tiles(const ConvArgs& a) { avx512::dispatch<Tiles>(a); }
+template <Residual R, Element O>
+using LevelTiles = Tiles<Levels, R, O>;
+template <Residual R, Element O>
+using HalfTiles = Tiles<Halves, R, O>;
+
+void tiles_int(const ConvArgs& a) { avx512::dispatch<LevelTiles>(a); }
+void tiles_bf16(const ConvArgs& a) {
+  if (a.out_type == Element::bf16) return HalfTiles<Residual::none, Element::bf16>::run(a);  // within a branch
+  avx512::dispatch<HalfTiles>(a);
+}
+
+// Passes to bfloat16, 16 channels at a time.
+template <class Load>
+__attribute__((always_inline)) inline void to_bf16(const MapArgs& a, std::ptrdiff_t size, Load load) {
+  for (int h = 0; h < a.h; ++h) {
+    const char* in = static_cast<const char*>(a.in) + h * a.in_row * size;
+    char* out = static_cast<char*>(a.out) + h * a.out_row * 2;
+    for (int w = 0; w < a.w; ++w, in += a.in_pixel * size, out += a.out_pixel * 2) {
+      for (int c = 0; c < a.channels; c += kBlock) avx512::store_values<Element::bf16>(out + 2 * c, load(in + c * size));
+    }
+  }
+}
+
+// Levels stay levels: bfloat16 holds integers up to 256 exactly.
+void u8_to_bf16(const MapArgs& a) {
+  to_bf16(a, 1, [](const char* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  });
+}
+void f32_to_bf16(const MapArgs& a) {
+  to_bf16(a, 4, [](const char* from) { return _mm512_loadu_ps(from); });
+}
 
 // The other kernels, through AVX-512's set: which file is compiled how stays its own affair.
 void conv_int(const ConvArgs& a) { kAvx512Kernels.conv_int(a); }
@@ -349,8 +409,9 @@ int gate(const GateArgs& a) { return kAvx512Kernels.gate(a); }
 }  // namespace amx
 
 const KernelSet kAmxKernels = {
-    "amx", amx::conv_int, amx::conv_float, nullptr, amx::winograd_float, amx::conv_tiles, 4, false,
-    amx::u8_to_u8, amx::f32_to_u8, amx::u8_to_f32, amx::f32_to_f32, amx::gate, amx::enter, amx::leave,
+    "amx", amx::conv_int, amx::conv_float, nullptr, amx::winograd_float, amx::tiles_int, amx::tiles_bf16, 4, false,
+    amx::u8_to_u8, amx::f32_to_u8, amx::u8_to_f32, amx::f32_to_f32, amx::u8_to_bf16, amx::f32_to_bf16,
+    amx::gate, amx::enter, amx::leave,
 };
 
 }  // namespace fracskip

@@ -162,7 +162,7 @@ __attribute__((noinline)) static void products(const typename Math::Element* v, 
   }
 }
 
-template <class Math, Residual R, Output O, int I>
+template <class Math, Residual R, Element O, int I>
 __attribute__((always_inline)) static inline void output_row(const ConvArgs& a, int h, int w, int channel,
                               const typename Math::Out1 (*y)[kTile][kTile], Sums& sums) {
   if (h + I >= a.out_h) return;
@@ -177,7 +177,7 @@ __attribute__((always_inline)) static inline void output_row(const ConvArgs& a, 
   emit<R, O>(a, h + I, w + 2, channel, w + 3 < a.out_w, second, sums);
 }
 
-template <class Math, Residual R, Output O>
+template <class Math, Residual R, Element O>
 static inline void output_tile(const ConvArgs& a, const typename Math::Out1* m, std::ptrdiff_t position,
                                int h, int w, int channel, Sums& sums) {
   using T = typename Math::Out1;
@@ -198,7 +198,7 @@ static inline void output_tile(const ConvArgs& a, const typename Math::Out1* m, 
 }
 
 // Weights: [block][position][groups of in_channels][kBlock][kGroup].
-template <class Math, Residual R, Output O>
+template <class Math, Residual R, Element O>
 static void winograd(const ConvArgs& a) {
   using Element = typename Math::Element;
   using Out1 = typename Math::Out1;
@@ -231,11 +231,11 @@ static void winograd(const ConvArgs& a) {
   }
 }
 
-template <Residual R, Output O>
+template <Residual R, Element O>
 struct WinogradInt {
   static void run(const ConvArgs& a) { winograd<IntMath, R, O>(a); }
 };
-template <Residual R, Output O>
+template <Residual R, Element O>
 struct WinogradFloat {
   static void run(const ConvArgs& a) { winograd<FloatMath, R, O>(a); }
 };
