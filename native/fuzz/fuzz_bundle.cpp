@@ -84,6 +84,8 @@ void run_once(const Network& network, Isa isa, Random& random) {
   request.images = pixels.data();
   request.count = 1;
   request.budgets = network.gate.budget_weight.empty() ? nullptr : budget.data();
+  const float lean = static_cast<float>(random() % 41) - 20.f;
+  if (random() % 2) request.leans = &lean;
   request.logits = logits.data();
   request.decisions = decisions.data();
   request.latency_us = latency.data();

@@ -127,7 +127,7 @@ class PyEngine {
 
   void run(const Readable& images, const Writable& logits, const Writable& decisions,
            const Writable& latency_us, const std::optional<Readable>& forced,
-           const std::optional<Readable>& budgets) const {
+           const std::optional<Readable>& budgets, const std::optional<Readable>& leans) const {
     const std::size_t count = images.ndim() ? images.shape(0) : 0;
     const auto blocks = static_cast<std::size_t>(engine_->gated_blocks());
     const auto options = static_cast<unsigned>(engine_->options());
@@ -155,6 +155,7 @@ class PyEngine {
       throw std::invalid_argument("this network needs budgets, one for each image");
     }
     if (budgets) request.budgets = checked<float>("budgets", *budgets, {count});
+    if (leans) request.leans = checked<float>("leans", *leans, {count});
 
     // The caller's references keep the arrays alive.
     nb::gil_scoped_release unlocked;
@@ -194,6 +195,9 @@ class PyEngine {
         throw std::invalid_argument("budgets must be shares in (0, 1]");
       }
     }
+    if (request.leans && !all_finite(request.leans, request.count)) {
+      throw std::invalid_argument("leans hold values that are not finite");
+    }
   }
 
   std::vector<std::size_t> image_;
@@ -216,6 +220,7 @@ NB_MODULE(_native, m) {
       .def("run", &PyEngine::run, nb::arg("images").noconvert(), nb::arg("logits").noconvert(),
            nb::arg("decisions").noconvert(), nb::arg("latency_us").noconvert(),
            nb::arg("forced").noconvert() = nb::none(), nb::arg("budgets").noconvert() = nb::none(),
+           nb::arg("leans").noconvert() = nb::none(),
            "Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,).")
       .def("kernels", &PyEngine::kernels, "(block, option, kernels) of what runs each option.")
       .def_prop_ro("gated_blocks", &PyEngine::gated_blocks)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <set>
 #include <string>
 #include <tuple>
@@ -234,12 +235,25 @@ void read_gate(const Field& field, BundlePlan& plan) {
     field.fail("must be null if and only if the network has one option");
   }
   if (is_static) return;  // gated blocks have the one option, with nobody to choose it
-  field.members({"kind", "width", "budget_input"}, {"block_bias"});
+  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve"});
   const std::string& kind = field["kind"].text();
   if (kind != "recurrent" && kind != "feedforward") field["kind"].fail("is unknown");
   gate.kind = kind == "recurrent" ? GateKind::recurrent : GateKind::feedforward;
   gate.width = field["width"].integer(1, kMaxExtent);
   plan.budget_input = field["budget_input"].flag();
+  // What leans cost is for those who turn budgets into leans; here it only has to be sound.
+  if (field.has("curve")) {
+    double cost = 0.0, lean = -std::numeric_limits<double>::infinity();
+    const std::vector<Field> points = field["curve"].items();
+    if (points.size() == 1) field["curve"].fail("must have two points at least, or none");
+    for (const Field& point : points) {
+      const std::vector<Field> both = point.items();
+      if (both.size() != 2) point.fail("must be a cost and a lean");
+      if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() > lean)) point.fail("must ascend");
+      cost = both[0].number();
+      lean = both[1].number();
+    }
+  }
   // How it was trained; whether the bundle has such biases, its tensors say.
   if (field.has("block_bias") && field["block_bias"].flag() &&
       gate.kind == GateKind::feedforward) {

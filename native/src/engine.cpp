@@ -68,7 +68,7 @@ class Runner {
       int option = 0;
       if (block.gate != kNone) {
         const std::size_t at = index * gates + static_cast<std::size_t>(block.gate);
-        option = request.forced ? request.forced[at] : decide(block);
+        option = request.forced ? request.forced[at] : decide(block, request.leans ? request.leans[index] : 0.f);
         request.decisions[at] = static_cast<std::uint8_t>(option);
       }
       execute(block.options[static_cast<std::size_t>(option)]);
@@ -185,7 +185,7 @@ class Runner {
     for (int i = 0; i < plan_.padded_width; ++i) gate_part(2)[i] = weight[i] * encoded + weight[plan_.padded_width + i];
   }
 
-  int decide(const PlannedBlock& block) {
+  int decide(const PlannedBlock& block, float lean) {
     if (plan_.gate_kind == GateKind::none) return 0;
     const PlannedGate& gate = plan_.gates[static_cast<std::size_t>(block.gate)];
     mean(gate.channels, block.pooled_factor);
@@ -202,6 +202,7 @@ class Runner {
     a.lstm = plan_.lstm.as<float>();
     a.out = gate.out.as<float>();
     a.block_bias = gate.block_bias.size() ? gate.block_bias.as<float>() : nullptr;
+    a.lean = lean;
     a.hidden = gate_part(0);
     a.cell = gate_part(1);
     a.work = gate_part(3);

@@ -21,6 +21,7 @@ struct RunRequest {
   std::size_t count = 0;
   const std::uint8_t* forced = nullptr;  // (count, gated blocks) option indices, or null
   const float* budgets = nullptr;        // (count), or null
+  const float* leans = nullptr;          // (count), or null
   float* logits = nullptr;               // (count, classes)
   std::uint8_t* decisions = nullptr;     // (count, gated blocks)
   float* latency_us = nullptr;           // (count)

@@ -22,10 +22,20 @@ SURFACE = {
         "--split": (("train", "test"), False, 1),
         "--limit": ("N", False, 1),
         "--json": ("FILE", False, 1),
+        "--budget": ("B", False, 1),
+    },
+    "sweep": {
+        "checkpoint": ("NETWORK", True, 1),
+        "--data": ("NAME", True, 1),
+        "--split": (("train", "test"), False, 1),
+        "--limit": ("N", False, 1),
+        "--budgets": ("B", False, "+"),
+        "--json": ("FILE", False, 1),
     },
     "predict": {
         "checkpoint": ("NETWORK", True, 1),
         "images": ("IMAGE", True, "+"),
+        "--budget": ("B", False, 1),
         "--json": ("FILE", False, 1),
     },
     "export": {"checkpoint": ("CHECKPOINT", True, 1), "--to": ("FILE", True, 1)},
@@ -91,11 +101,22 @@ def test_defaults() -> None:
         "split": "test",
         "limit": None,
         "json": None,
+        "budget": None,
+    }
+    assert vars(parse(["sweep", "c", "--data", "d"])) == {
+        "command": "sweep",
+        "checkpoint": "c",
+        "data": "d",
+        "split": "test",
+        "limit": None,
+        "budgets": [],
+        "json": None,
     }
     assert vars(parse(["predict", "c", "i"])) == {
         "command": "predict",
         "checkpoint": "c",
         "images": ["i"],
+        "budget": None,
         "json": None,
     }
     assert vars(parse(["bench", "b"])) == {

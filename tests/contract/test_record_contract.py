@@ -20,6 +20,7 @@ EVALUATION = {
     "checkpoint_digest": str,
     "data": dict,
     "images": int,
+    "budget": type(None),
     "accuracy": float,
     "cp": float,
     "bitops_ratio": float,
@@ -152,7 +153,13 @@ def test_events_of_a_run(folder: Path) -> None:
     assert joint["stage"] == "joint"
     assert set(joint["validation"]) == VALIDATION
 
-    assert types(end) == {"event": str, "test": dict, "lean": float, "seconds": float}
+    assert types(end) == {
+        "event": str,
+        "test": dict,
+        "lean": float,
+        "curve": list,
+        "seconds": float,
+    }
     assert types(end["test"]) == EVALUATION
 
 

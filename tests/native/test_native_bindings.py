@@ -111,6 +111,16 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "forced has shape",
     ),
+    "leans": (
+        lambda e: e.run(IMAGES, *outputs(), leans=np.full(B, np.nan, np.float32)),
+        ValueError,
+        "leans hold values that are not finite",
+    ),
+    "leans' shape": (
+        lambda e: e.run(IMAGES, *outputs(), leans=np.zeros(B + 1, np.float32)),
+        ValueError,
+        "leans has shape",
+    ),
     "budgets": (
         lambda e: e.run(IMAGES, *outputs(), None, np.ones(B, np.float32)),
         ValueError,

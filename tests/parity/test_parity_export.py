@@ -17,6 +17,7 @@ from fracskip.errors import ConfigError
 from fracskip.export.bundle import bundle_of, export_bundle
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle
+from fracskip.runtime.session import instruction_sets
 
 CLASSES = tuple("abcde")
 
@@ -122,6 +123,25 @@ def test_budgets(tmp_path: Path) -> None:
     assert (other.decisions != found.decisions).any()
     wanted, found, _ = both(net, tmp_path / "x.fsk", budget=torch.linspace(0.001, 1, 64))
     assert (wanted.decisions.numpy() == found.decisions).all(1).mean() > 0.95
+
+
+@pytest.mark.parametrize("gate", ["recurrent", "feedforward"])
+def test_a_curve_of_budgets(gate: str, tmp_path: Path) -> None:
+    curve = ((0.02, -3.0), (0.1, 0.5), (0.5, 4.0))
+    net = make(gate={"width": 5, "kind": gate}, target=0.2, lean=0.25, curve=curve)
+    wanted, found, session = both(net, tmp_path / "x.fsk")
+    assert (wanted.decisions.numpy() == found.decisions).all(1).mean() > 0.95
+    assert session.plan.budgets == (0.02, 0.5)
+    costs = []
+    for budget in (0.02, 0.05, 0.3, torch.linspace(0.02, 0.5, 64)):
+        wanted, found, _ = both(net, tmp_path / "x.fsk", budget=budget)
+        assert (wanted.decisions.numpy() == found.decisions).all(1).mean() > 0.95
+        costs.append(float(wanted.cost.mean()))
+        if instruction_sets():
+            native = InferenceSession(tmp_path / "x.fsk", engine="native")
+            fast = native.run(images_for(net, 64), budget=np.asarray(budget))
+            assert (fast.decisions == found.decisions).all(1).mean() > 0.95
+    assert costs[0] < costs[1] < costs[2]
 
 
 @pytest.mark.parametrize("stream", ["float", "int8"])

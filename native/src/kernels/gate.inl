@@ -125,6 +125,10 @@ static int decide(const GateArgs& a) {
   if (a.block_bias) {
     for (int k = 0; k < a.options; ++k) a.logits[k] += a.block_bias[k];
   }
+  if (a.lean != 0.f) {
+    const float rank = 1.f / static_cast<float>(a.options - 1);
+    for (int k = 1; k < a.options; ++k) a.logits[k] += a.lean * (static_cast<float>(k) * rank);
+  }
   int best = 0;
   for (int k = 1; k < a.options; ++k) {
     if (a.logits[k] > a.logits[best]) best = k;

@@ -15,8 +15,9 @@ from fracskip.cli import console
 from fracskip.config import load_recipe
 from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
 from fracskip.errors import ConfigError, DataError, MissingExtraError
-from fracskip.evaluation import evaluate, predict, subject_of
+from fracskip.evaluation import evaluate, predict, subject_of, sweep
 from fracskip.evaluation.subject import Card, Network
+from fracskip.evaluation.sweep import POINTS
 from fracskip.machine import cores
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import BUNDLED, SUFFIX
@@ -58,11 +59,13 @@ def _some(names: tuple[str, ...], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _measure(net: Network, data: ImageSet, name: str) -> dict[str, Any]:
+def _measure(
+    net: Network, data: ImageSet, name: str, budget: float | None = None
+) -> dict[str, Any]:
     card = subject_of(net).card
     passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)
     with console.counting("images", passes * len(data)) as advance:
-        return evaluate(net, data, name=name, progress=advance)
+        return evaluate(net, data, name=name, budget=budget, progress=advance)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -108,9 +111,7 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_eval(options: argparse.Namespace) -> int:
-    """A network on a data set."""
-    net = _load(options.checkpoint)
+def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
     card = subject_of(net).card
     data = load_split(options.data, options.split, card.image)
     _check_classes(card, data, options.data)
@@ -118,12 +119,33 @@ def run_eval(options: argparse.Namespace) -> int:
         # Evenly spaced: sets that are sorted by class keep all their classes.
         rows = np.linspace(0, len(data) - 1, options.limit).round().astype(int)
         data = data.subset(rows)
-    record = _measure(net, data, options.checkpoint)
-    console.show_evaluation(record)
+    return data
+
+
+def _keep(record: dict[str, Any], options: argparse.Namespace) -> int:
     if options.json:
         _write_json(options.json, record)
         console.say(f"record: {options.json}")
     return 0
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    """A network on a data set."""
+    net = _load(options.checkpoint)
+    record = _measure(net, _images_for(net, options), options.checkpoint, options.budget)
+    console.show_evaluation(record)
+    return _keep(record, options)
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    """A network on a data set, budget by budget."""
+    net = _load(options.checkpoint)
+    data = _images_for(net, options)
+    passes = len(options.budgets) or POINTS
+    with console.counting("images", passes * len(data)) as advance:
+        record = sweep(net, data, options.budgets, name=options.checkpoint, progress=advance)
+    console.show_sweep(record)
+    return _keep(record, options)
 
 
 def _image_files(names: list[str]) -> list[Path]:
@@ -156,7 +178,7 @@ def run_predict(options: argparse.Namespace) -> int:
             errors.append(str(error))
     rows = []
     if good:
-        found = predict(net, np.stack(pixels))
+        found = predict(net, np.stack(pixels), budget=options.budget)
         costs = np.array(card.options.costs)[found.decisions].mean(1)
         rows = [
             {

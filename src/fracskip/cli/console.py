@@ -114,6 +114,22 @@ def show_evaluation(record: dict[str, Any]) -> None:
     )
 
 
+def show_sweep(record: dict[str, Any]) -> None:
+    """A line for each budget."""
+    checkpoint, data = record["checkpoint"], record["data"]
+    table = Table(
+        title=f"{checkpoint['model']} ({checkpoint['name']}) on {record['images']:,} "
+        f"{data['name']} {data['split']} images",
+        title_justify="left",
+    )
+    for column in ("budget", "cp", "BitOps", "accuracy", *checkpoint["options"]):
+        table.add_column(column, justify="right", no_wrap=True)
+    for point in record["points"]:
+        costs = (percent(point[key]) for key in ("budget", "cp", "bitops_ratio", "accuracy"))
+        table.add_row(*costs, *(percent(share, 1) for share in point["option_share"].values()))
+    _out().print(table)
+
+
 def show_table(table: Table) -> None:
     """A table that was made elsewhere."""
     _out().print(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import math
 import os
 import sys
 import traceback
@@ -33,6 +34,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given, a share above 0 and up to 1 is needed (0.02 is 2%)"
+        )
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; tests pin it."""
     parser = _Parser(
@@ -50,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     network = "'bundled', a checkpoint, or a bundle (.fsk)"
+    budget = "computation share to aim at, such as 0.02, if the network takes one"
     command("demo", "Classify the bundled images with the bundled network, and report.", "demo")
 
     train = command(
@@ -87,6 +101,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", metavar="FILE", help="write the record here")
 
+    evaluate.add_argument("--budget", type=_share, metavar="B", help=budget)
+
+    curve = command(
+        "sweep",
+        "Measure a network that takes a budget over the whole range that it reaches.",
+        "sweep network.fsk --data cifar10 --json curve.json",
+    )
+    curve.add_argument("checkpoint", metavar="NETWORK", help=network)
+    curve.add_argument("--data", required=True, metavar="NAME", help="as in eval")
+    curve.add_argument("--split", choices=("train", "test"), default="test")
+    curve.add_argument(
+        "--limit", type=_positive, metavar="N", help="use N images, evenly spaced in the set"
+    )
+    curve.add_argument(
+        "--budgets", type=_share, nargs="+", default=[], metavar="B", help="by default nine"
+    )
+    curve.add_argument("--json", metavar="FILE", help="write the record here")
+
     predict = command(
         "predict",
         "Classify image files, each by its own path.",
@@ -94,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("checkpoint", metavar="NETWORK", help=network)
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="an image file, or a folder")
+    predict.add_argument("--budget", type=_share, metavar="B", help=budget)
     predict.add_argument("--json", metavar="FILE", help="write the predictions here")
 
     export = command(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fracskip.config import ModelSpec
+from fracskip.cost.budget import TAKES_NONE, BudgetCurve, checked_budgets
 from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic.block import (
     STREAM_OPTION,
@@ -183,8 +184,8 @@ class DynamicNetwork(nn.Module):
 
         Args:
             images: Normalised floats (B, C, H, W); see `fracskip.preprocess`.
-            budget: Target computation share, for gates that take one (None: what the network was
-                trained for).
+            budget: Target computation share, one for all or (B,), if the network takes one (None:
+                what it was trained for).
             decisions: Option indices (B, L) to execute instead of asking the gate.
             mixing: In training: how to explore, and the gates' gradient. Without it, decisions
                 are the gate's first maxima and nothing but what is chosen is computed.
@@ -194,6 +195,7 @@ class DynamicNetwork(nn.Module):
         """
         x = self._begin(images)
         count = len(images)
+        lean = self._lean(budget, count)
         if decisions is not None:
             decisions = self._check_decisions(decisions, count).to(x.device)
         elif self.gate is None:
@@ -208,7 +210,7 @@ class DynamicNetwork(nn.Module):
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
             logits = self.gate(index, x.detach().mean((2, 3)), state).float()
-            logits = logits + (mixing or self.spec).lean * self._ranks
+            logits = logits + (lean if mixing is None else mixing.lean) * self._ranks
             scores.append(logits)
             if mixing is None:
                 choice = choose(logits)
@@ -243,8 +245,21 @@ class DynamicNetwork(nn.Module):
         return x, choice, (weights * self._costs).sum(1)
 
     def _budget(self, budget: float | Tensor | None) -> float | Tensor | None:
-        default = self.spec.target if self.spec.gate.budget_input else None
-        return default if budget is None else budget
+        """What the gate itself is told."""
+        if not self.spec.gate.budget_input:
+            return None
+        return self.spec.target if budget is None else budget
+
+    def _lean(self, budget: float | Tensor | None, count: int) -> float | Tensor:
+        """What is added to the logits times the option's rank: one for all, or (B, 1)."""
+        spec = self.spec
+        if budget is not None and not (spec.takes_budget and self.gate is not None):
+            raise ConfigError(TAKES_NONE)
+        if budget is None or not spec.curve:
+            return spec.lean
+        given = budget.cpu().numpy() if isinstance(budget, Tensor) else budget
+        leans = BudgetCurve(spec.curve).leans_at(checked_budgets(given, count))
+        return torch.from_numpy(leans)[:, None].to(self._ranks.device)
 
     def _trial(self, count: int, mixing: Mixing, device: torch.device) -> Trial:
         lowest = 1 if self.options.can_skip else 0

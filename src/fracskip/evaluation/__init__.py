@@ -6,5 +6,6 @@ Importing this loads no torch: an exported network is evaluated without it.
 from fracskip.evaluation.predictions import Predictions, predict
 from fracskip.evaluation.record import SCHEMA, evaluate
 from fracskip.evaluation.subject import Card, Subject, subject_of
+from fracskip.evaluation.sweep import sweep
 
-__all__ = ["SCHEMA", "Card", "Predictions", "Subject", "evaluate", "predict", "subject_of"]
+__all__ = ["SCHEMA", "Card", "Predictions", "Subject", "evaluate", "predict", "subject_of", "sweep"]

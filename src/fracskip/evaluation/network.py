@@ -33,14 +33,20 @@ class NetworkSubject:
             quant=spec.quant.scheme,
             gate="none" if net.gate is None else spec.gate.kind,
             target=spec.target,
+            budgets=None if net.gate is None else spec.budgets,
             device=describe(self._device),
         )
 
     @torch.inference_mode()
-    def classify(self, images: NDArray[np.uint8], force: Option | int | str | None) -> Answers:
+    def classify(
+        self,
+        images: NDArray[np.uint8],
+        force: Option | int | str | None = None,
+        budget: float | None = None,
+    ) -> Answers:
         """See `fracskip.evaluation.Subject`."""
         net = self._net
         x = preprocess(torch.from_numpy(images).to(self._device), net.spec.image)
         forced = None if force is None else net.forced(force, len(x))
-        out = net(x, decisions=forced)
+        out = net(x, budget=budget, decisions=forced)
         return out.logits.float().cpu().numpy(), out.decisions.cpu().numpy()

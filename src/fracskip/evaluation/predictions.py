@@ -40,6 +40,7 @@ def predict(
     images: NDArray[np.uint8],
     *,
     force: Option | int | str | None = None,
+    budget: float | None = None,
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -49,19 +50,21 @@ def predict(
         net: A network on any device, or a session.
         images: uint8 (N, H, W, C), N at least 1.
         force: Execute every block at this option instead of asking the gates.
+        budget: Target computation share, if the network takes one.
         batch_size: Images a batch.
         progress: Called with the number of images done after each batch.
 
     Raises:
-        ConfigError, DataError: if the images or the option do not fit the network.
+        ConfigError, DataError: if images, option or budget do not fit the network.
     """
-    return predict_subject(subject_of(net), images, force, batch_size, progress)
+    return predict_subject(subject_of(net), images, force, budget, batch_size, progress)
 
 
 def predict_subject(
     subject: Subject,
     images: NDArray[np.uint8],
     force: Option | int | str | None,
+    budget: float | None,
     batch_size: int,
     progress: Progress | None,
 ) -> Predictions:
@@ -70,7 +73,7 @@ def predict_subject(
     begin = time.perf_counter()
     for start in range(0, max(len(images), 1), batch_size):
         batch = images[start : start + batch_size]
-        logits, choices = subject.classify(batch, force)
+        logits, choices = subject.classify(batch, force, budget)
         probabilities.append(_softmax(logits))
         decisions.append(choices.astype(np.int64))
         if progress is not None:

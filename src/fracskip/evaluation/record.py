@@ -16,7 +16,7 @@ from PIL import Image
 from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
-from fracskip.evaluation.subject import Network, Subject, subject_of
+from fracskip.evaluation.subject import Card, Network, Subject, subject_of
 from fracskip.machine import versions
 from fracskip.options import Option, OptionSet
 
@@ -28,6 +28,7 @@ def evaluate(
     data: ImageSet,
     *,
     name: str = "",
+    budget: float | None = None,
     static: bool = True,
     examples: int = 12,
     batch_size: int = 250,
@@ -39,6 +40,7 @@ def evaluate(
         net: A network on any device, or a session.
         data: Images and labels, of the network's classes.
         name: What to call the checkpoint in the record.
+        budget: Target computation share, if the network takes one (None: what it was trained for).
         static: Also measure the network with every block at each one of its executed options.
         examples: How many easiest and hardest images to keep in the record, with their paths.
         batch_size: Images a batch.
@@ -49,7 +51,7 @@ def evaluate(
     """
     subject = subject_of(net)
     card = subject.card
-    predictions = predict_subject(subject, data.images, None, batch_size, progress)
+    predictions = predict_subject(subject, data.images, None, budget, batch_size, progress)
     options, decisions = card.options, predictions.decisions
     right = predictions.predicted == data.labels
     cost = account(decisions, options, card.profile)
@@ -64,22 +66,15 @@ def evaluate(
         ]
     return {
         "schema": SCHEMA,
-        "checkpoint": {
-            "name": name or card.model,
-            "digest": card.digest,
-            "model": card.model,
-            "options": list(options.labels),
-            "quant": card.quant,
-            "gate": card.gate,
-            "target": card.target,
-        },
+        "checkpoint": checkpoint_of(card, name),
         "checkpoint_digest": card.digest,
         "data": {"name": data.name, "split": data.split},
         "images": len(data),
+        "budget": budget,
         "accuracy": float(right.mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
-        "option_share": _named(shares.mean(0), options),
+        "option_share": named_shares(shares.mean(0), options),
         "decision_entropy_bits": float(entropy.mean()),
         "seconds": predictions.seconds,
         "device": card.device,
@@ -88,7 +83,7 @@ def evaluate(
             {
                 "name": block.name,
                 "macs": block.branch_macs,
-                "option_share": _named(row, options),
+                "option_share": named_shares(row, options),
                 "entropy_bits": float(bits),
             }
             for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
@@ -99,7 +94,21 @@ def evaluate(
     }
 
 
-def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
+def checkpoint_of(card: Card, name: str) -> dict[str, Any]:
+    """Which network a record speaks of; by its model's name where it has no other."""
+    return {
+        "name": name or card.model,
+        "digest": card.digest,
+        "model": card.model,
+        "options": list(card.options.labels),
+        "quant": card.quant,
+        "gate": card.gate,
+        "target": card.target,
+    }
+
+
+def named_shares(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
+    """Shares (K,) by their options' labels."""
     return {label: float(share) for label, share in zip(options.labels, shares, strict=True)}
 
 
@@ -110,7 +119,7 @@ def _static_point(
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    forced = predict_subject(subject, data.images, option, batch_size, progress)
+    forced = predict_subject(subject, data.images, option, None, batch_size, progress)
     profile = subject.card.profile
     cost = account(forced.decisions, subject.card.options, profile)
     # A static network has no gates to pay for.
@@ -143,7 +152,7 @@ def _per_class(
                 "images": int(of_class.sum()),
                 "accuracy": float(right[of_class].mean()),
                 "cp": float(image_cp[of_class].mean()),
-                "option_share": _named(shares, options),
+                "option_share": named_shares(shares, options),
             }
         )
     return rows

@@ -35,6 +35,7 @@ class Card:
         quant: Quantisation scheme.
         gate: Kind of gate, or 'none' for a static network.
         target: The computation share it was trained for.
+        budgets: The smallest and the largest budget that it takes; None if it takes none.
         device: What executes it, in words.
     """
 
@@ -47,6 +48,7 @@ class Card:
     quant: str
     gate: str
     target: float | None
+    budgets: tuple[float, float] | None
     device: str
 
     @property
@@ -63,12 +65,18 @@ class Subject(Protocol):
         """Who it is."""
         ...
 
-    def classify(self, images: NDArray[np.uint8], force: Option | int | str | None) -> Answers:
+    def classify(
+        self,
+        images: NDArray[np.uint8],
+        force: Option | int | str | None = None,
+        budget: float | None = None,
+    ) -> Answers:
         """Logits (B, N) and decisions (B, L) for a batch.
 
         Args:
             images: uint8 (B, H, W, C).
             force: Execute every block at this option instead of asking the gates.
+            budget: Target computation share, if the network takes one.
         """
         ...
 
@@ -103,12 +111,18 @@ class SessionSubject:
             quant="modern",
             gate="none" if plan.gate is None else plan.gate.kind,
             target=plan.target,
+            budgets=plan.budgets,
             device=f"{describe_processor(session.threads)}, {engine}",
         )
 
-    def classify(self, images: NDArray[np.uint8], force: Option | int | str | None) -> Answers:
+    def classify(
+        self,
+        images: NDArray[np.uint8],
+        force: Option | int | str | None = None,
+        budget: float | None = None,
+    ) -> Answers:
         """See `Subject`."""
         session = self._session
         forced = None if force is None else session.forced(force, len(images))
-        result = session.run(images, decisions=forced)
+        result = session.run(images, budget=budget, decisions=forced)
         return result.logits, result.decisions

@@ -97,7 +97,10 @@ class _Writer:
         if net.gate is not None:
             self._gate(net.gate)
             gate = GatePlan(
-                kind=spec.gate.kind, width=spec.gate.width, budget_input=spec.gate.budget_input
+                kind=spec.gate.kind,
+                width=spec.gate.width,
+                budget_input=spec.gate.budget_input,
+                curve=tuple((cost, lean - spec.lean) for cost, lean in spec.curve),
             )
         self._linear("head", net.backbone.fc)
         return Plan(

@@ -39,5 +39,6 @@ class Engine:
         latency_us: NDArray[np.float32],
         forced: NDArray[np.uint8] | None = None,
         budgets: NDArray[np.float32] | None = None,
+        leans: NDArray[np.float32] | None = None,
     ) -> None:
         """Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,)."""

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from fracskip.config import Fraction, ImageConfig
+from fracskip.config import Fraction, ImageConfig, check_ascending
+from fracskip.cost.budget import BudgetCurve
 from fracskip.cost.profile import NetworkProfile
 from fracskip.options import FULL_BITS, Option, OptionSet
 from fracskip.quant.affine import IntegerGrid
@@ -134,11 +142,27 @@ class NetworkPlan(_Plan):
 
 
 class GatePlan(_Plan):
-    """Who decides: see `fracskip.config.GateConfig`."""
+    """Who decides: see `fracskip.config.GateConfig`.
+
+    Attributes:
+        curve: (cost, lean) pairs, ascending in both; leans are relative to the one that the last
+            bias holds already.
+    """
 
     kind: Literal["recurrent", "feedforward"]
     width: Positive
     budget_input: bool
+    curve: tuple[tuple[Fraction, float], ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_curve(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = serialise(self)
+        return tree if self.curve else {key: tree[key] for key in tree if key != "curve"}
+
+    @model_validator(mode="after")
+    def _the_curve_ascends(self) -> GatePlan:
+        check_ascending(self.curve)
+        return self
 
 
 class Plan(_Plan):
@@ -195,8 +219,20 @@ class Plan(_Plan):
 
     @property
     def takes_budget(self) -> bool:
-        """Whether the gate is given a target budget."""
-        return self.gate is not None and self.gate.budget_input
+        """Whether a caller may name the cost."""
+        return self.gate is not None and (self.gate.budget_input or bool(self.gate.curve))
+
+    @property
+    def curve(self) -> BudgetCurve | None:
+        """What leans cost, where budgets become leans."""
+        return None if self.gate is None or not self.gate.curve else BudgetCurve(self.gate.curve)
+
+    @property
+    def budgets(self) -> tuple[float, float] | None:
+        """The smallest and the largest budget that a caller may name; None if it takes none."""
+        if self.curve is not None:
+            return self.curve.range
+        return (0.0, 1.0) if self.takes_budget else None
 
     @model_validator(mode="after")
     def _it_is_a_network(self) -> Plan:

@@ -161,15 +161,19 @@ class _Gate:
         assert plan is not None
         self._tensors = {name: tensors[name] for name in bundle.tensors if name.startswith("gate.")}
         self._recurrent = plan.kind == "recurrent"
+        self._ranks = torch.linspace(0, 1, len(bundle.plan.options))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
 
-    def start(self, budgets: Tensor | None) -> Callable[[int, Tensor], Tensor]:
+    def start(
+        self, budgets: Tensor | None, leans: Tensor | None
+    ) -> Callable[[int, Tensor], Tensor]:
         """Begins a batch.
 
         Args:
             budgets: Computation shares (B,), for gates that take them.
+            leans: Added to the logits times the option's rank (B,).
 
         Returns:
             A function of gated block and pooled input (B, C) that gives decisions (B,); to be
@@ -179,6 +183,7 @@ class _Gate:
         if budgets is not None:
             scaled = (budgets.log10() / 1.5 + 1)[:, None]
             told = scaled * self._tensors["gate.budget.weight"] + self._tensors["gate.budget.bias"]
+        leaning = None if leans is None else leans[:, None] * self._ranks
         state: tuple[Tensor, Tensor] | None = None
 
         def decide(block: int, pooled: Tensor) -> Tensor:
@@ -193,6 +198,8 @@ class _Gate:
                     logits = logits + self._tensors["gate.block_bias"][block]
             else:
                 logits = self._linear(f"gate.out.{block}", features.relu())
+            if leaning is not None:
+                logits = logits + leaning
             # NumPy's argmax is the first maximum; torch leaves open which one it gives.
             return torch.from_numpy(logits.numpy().argmax(1))
 
@@ -257,6 +264,7 @@ class PortableEngine:
         latency_us: NDArray[np.float32],
         forced: NDArray[np.uint8] | None = None,
         budgets: NDArray[np.float32] | None = None,
+        leans: NDArray[np.float32] | None = None,
     ) -> None:
         """Classifies a batch; the answers are written in place.
 
@@ -267,6 +275,7 @@ class PortableEngine:
             latency_us: (B,); each image's share of the batch's time.
             forced: Option indices (B, L) to execute instead of asking the gate.
             budgets: Computation shares (B,), for gates that take them.
+            leans: Added to the gates' logits times the option's rank (B,).
         """
         if not len(images):
             return
@@ -275,7 +284,9 @@ class PortableEngine:
             x = self._stream(torch.tensor(images))  # a copy: theirs may be read-only
             decide = None
             if forced is None and self._gate is not None:
-                decide = self._gate.start(None if budgets is None else torch.tensor(budgets))
+                decide = self._gate.start(
+                    *(None if told is None else torch.tensor(told) for told in (budgets, leans))
+                )
             gated = 0
             for index, (block, plan) in enumerate(
                 zip(self._blocks, self._plan.network.blocks, strict=True)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import CostReport, NetworkProfile, account
+from fracskip.cost import CostReport, NetworkProfile, account, checked_budgets
+from fracskip.cost.budget import TAKES_NONE
 from fracskip.errors import BundleError, ConfigError, DataError, MissingExtraError
 from fracskip.options import Option, OptionSet
 from fracskip.runtime.bundle import Bundle, read_bundle
@@ -72,7 +73,8 @@ class Engine(Protocol):
         decisions: NDArray[np.uint8],
         latency_us: NDArray[np.float32],
         forced: NDArray[np.uint8] | None,
-        budgets: NDArray[np.float32] | None,
+        budgets: NDArray[np.float32] | None = None,
+        leans: NDArray[np.float32] | None = None,
     ) -> None:
         """Writes answers in place."""
         ...
@@ -195,8 +197,8 @@ class InferenceSession:
         Args:
             images: uint8 pixels (B, H, W, C), or float32 of that shape that are normalised
                 already: (pixel / 255 - mean) / std.
-            budget: Target computation share in (0, 1], one for all or (B,); for gates that take
-                one (None: what the network was trained for).
+            budget: Target computation share in (0, 1], one for all or (B,), if the network takes
+                one (None: what it was trained for).
             decisions: Option indices (B, L) to execute instead of asking the gate.
 
         Raises:
@@ -206,15 +208,13 @@ class InferenceSession:
         images = self._checked_images(images)
         count = len(images)
         forced = None if decisions is None else self._checked_decisions(decisions, count)
-        budgets = self._budgets(budget, count)
+        told = self._told(budget, count)
         result = RunResult(
             np.empty((count, self.plan.network.classes), np.float32),
             np.empty((count, len(self.plan.gated)), np.uint8),
             np.empty(count, np.float32),
         )
-        self._engine.run(
-            images, result.logits, result.decisions, result.latency_us, forced, budgets
-        )
+        self._engine.run(images, result.logits, result.decisions, result.latency_us, forced, **told)
         return result
 
     def _checked_images(self, images: Any) -> Images:
@@ -257,28 +257,22 @@ class InferenceSession:
             )
         return np.ascontiguousarray(values, dtype=np.uint8)
 
-    def _budgets(self, budget: ArrayLike | None, count: int) -> NDArray[np.float32] | None:
-        if not self.plan.takes_budget:
-            if budget is not None:
-                raise ConfigError(
-                    "this network was trained for one budget and takes none: leave budget out"
-                )
-            return None
-        budget = self.plan.target if budget is None else budget
+    def _told(self, budget: ArrayLike | None, count: int) -> dict[str, NDArray[np.float32]]:
+        """What the engine is told of a budget, (B,): the share itself, or a lean."""
+        plan = self.plan
         if budget is None:
-            raise ConfigError("this network needs a budget: a computation share in (0, 1]")
-        try:
-            values = np.asarray(budget, dtype=np.float32)
-        except (TypeError, ValueError):
-            raise ConfigError(f"budget {budget!r} is no number: give a share in (0, 1]") from None
-        if values.shape not in ((), (1,), (count,)):
-            raise ConfigError(
-                f"budget of shape {values.shape} does not fit: give one share, or one for each of "
-                f"the {count} images"
-            )
-        if not ((values > 0) & (values <= 1)).all():
-            raise ConfigError(f"budget {budget} is out of range: give a share in (0, 1]")
-        return np.ascontiguousarray(np.broadcast_to(values, (count,)))
+            budget = plan.target if plan.gate is not None and plan.gate.budget_input else None
+        elif not plan.takes_budget:
+            raise ConfigError(TAKES_NONE)
+        if budget is None:
+            if plan.takes_budget and plan.curve is None:
+                raise ConfigError("this network needs a budget: a computation share in (0, 1]")
+            return {}
+        budgets = checked_budgets(budget, count)
+        told = {} if plan.curve is None else {"leans": plan.curve.leans_at(budgets)}
+        if plan.gate is not None and plan.gate.budget_input:
+            told["budgets"] = budgets
+        return told
 
 
 def _batch_of(shape: tuple[int, ...]) -> str:

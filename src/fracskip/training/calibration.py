@@ -1,6 +1,8 @@
-"""After training: bringing the realised cost to the target."""
+"""After training: bringing the realised cost to what is asked for, by a lean (see `ModelSpec`)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fracskip.cost import account
 from fracskip.data import ImageSet
@@ -9,10 +11,53 @@ from fracskip.evaluation import predict
 
 WIDEST_LEAN = 64.0
 ROUNDS = 16
+CLOSE_ENOUGH, FAR_OFF = 0.01, 0.05  # off by so much of a budget, a curve's point is taken, or not
+
+
+class LeanSearch:
+    """What leans cost; each is measured once. Leaves the network's lean where it last looked.
+
+    Args:
+        net: The network.
+        data: Validation images; labels are not used.
+        images: How many of them to use.
+    """
+
+    def __init__(self, net: DynamicNetwork, data: ImageSet, images: int = 1000) -> None:
+        self._net = net
+        self._pixels = data.images[:images]
+        self._cost: dict[float, float] = {}
+
+    def cost_at(self, lean: float) -> float:
+        """The computation share at a lean."""
+        net = self._net
+        net.spec = net.spec.model_copy(update={"lean": lean})
+        if lean not in self._cost:
+            decisions = predict(net, self._pixels).decisions
+            self._cost[lean] = account(decisions, net.options, net.profile).cp
+        return self._cost[lean]
+
+    def nearest(self, target: float, tolerance: float = 0.0) -> float:
+        """The lean, of those it tries, whose cost is nearest; of equals the one that is smallest.
+
+        Args:
+            target: Computation share.
+            tolerance: How far off, as a share of the target, is near enough to stop.
+        """
+        self.cost_at(0.0)
+        for _ in range(ROUNDS):
+            best = min(self._cost, key=lambda lean: (abs(self._cost[lean] - target), abs(lean)))
+            if abs(self._cost[best] - target) <= tolerance * target:
+                break
+            under = [lean for lean, cost in self._cost.items() if cost < target]
+            over = [lean for lean, cost in self._cost.items() if cost >= target]
+            low, high = max(under, default=-WIDEST_LEAN), min(over, default=WIDEST_LEAN)
+            self.cost_at((low + high) / 2)
+        return min(self._cost, key=lambda lean: (abs(self._cost[lean] - target), abs(lean)))
 
 
 def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int = 1000) -> float:
-    """Finds the lean (see `ModelSpec`) at which the mean cost is nearest to the target.
+    """Sets the network's lean to where its mean cost is nearest to the target.
 
     Training steers the mean cost of noisy decisions by a lagging price, so it ends near the target,
     seldom on it. The gates' logits say which decisions are close; leaning moves those first.
@@ -26,19 +71,29 @@ def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int 
     Returns:
         The computation share that the network then has on these images.
     """
-    pixels = data.images[:images]
+    search = LeanSearch(net, data, images)
+    return search.cost_at(search.nearest(target))
 
-    def cost_at(lean: float) -> float:
-        net.spec = net.spec.model_copy(update={"lean": lean})
-        return account(predict(net, pixels).decisions, net.options, net.profile).cp
 
-    tried = {0.0: cost_at(0.0)}
-    low, high = (0.0, WIDEST_LEAN) if tried[0.0] < target else (-WIDEST_LEAN, 0.0)
-    for _ in range(ROUNDS):
-        lean = (low + high) / 2
-        tried[lean] = cost_at(lean)
-        low, high = (lean, high) if tried[lean] < target else (low, lean)
-    # Nearest to the target; of equals the one that changes least.
-    best = min(tried, key=lambda lean: (abs(tried[lean] - target), abs(lean)))
-    net.spec = net.spec.model_copy(update={"lean": best})
-    return tried[best]
+def measure_curve(
+    net: DynamicNetwork, data: ImageSet, budgets: Sequence[float], images: int = 1000
+) -> None:
+    """Measures which leans meet which budgets, so that callers may name any between them.
+
+    Args:
+        net: The network; its `spec.curve` is set, its lean stays.
+        data: Validation images; labels are not used.
+        budgets: Computation shares. One that no lean comes near, because decisions jump past it or
+            the options end before it, is left out.
+        images: How many images to use.
+    """
+    lean = net.spec.lean
+    search = LeanSearch(net, data, images)
+    points: list[tuple[float, float]] = []
+    for budget in sorted(budgets):
+        found = search.nearest(budget, CLOSE_ENOUGH)
+        near = abs(search.cost_at(found) - budget) < FAR_OFF * budget
+        if near and (not points or (budget > points[-1][0] and found > points[-1][1])):
+            points.append((budget, found))
+    curve = tuple(points) if len(points) > 1 else ()
+    net.spec = net.spec.model_copy(update={"lean": lean, "curve": curve})

@@ -39,7 +39,7 @@ from fracskip.files import write_atomically
 from fracskip.machine import versions
 from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
-from fracskip.training.calibration import meet_target
+from fracskip.training.calibration import measure_curve, meet_target
 from fracskip.training.depth import elimination_order
 from fracskip.training.randomness import derive_seed
 from fracskip.training.record import Record
@@ -320,13 +320,20 @@ class _Run:
                 net.reestimate([self.batches.get("norms", 0, step)[0] for step in steps])
                 # Other statistics, slightly other decisions.
                 meet_target(net, self.validation, net.spec.target)
+            measure_curve(net, self.validation, self.recipe.joint.budgets)
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
         test = load_split(self.recipe.data.name, "test", self.recipe.data.image)
         found = evaluate(net, test, name=self.recipe.name)
         self.record.append(
-            {"event": "end", "test": found, "lean": net.spec.lean, "seconds": position.seconds}
+            {
+                "event": "end",
+                "test": found,
+                "lean": net.spec.lean,
+                "curve": net.spec.curve,
+                "seconds": position.seconds,
+            }
         )
         self.record.write_summary(self.folder / "run.json")
         return path

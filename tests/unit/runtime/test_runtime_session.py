@@ -227,8 +227,17 @@ class FakeEngine:
     def kernels(self) -> list[tuple[str, str, list[str]]]:
         return [("block0", "full", ["fast"])]
 
-    def run(self, images: Any, logits: Any, decisions: Any, latency_us: Any, *rest: Any) -> None:
-        self.calls.append((images, *rest))
+    def run(
+        self,
+        images: Any,
+        logits: Any,
+        decisions: Any,
+        latency_us: Any,
+        forced: Any,
+        budgets: Any = None,
+        leans: Any = None,
+    ) -> None:
+        self.calls.append((images, forced, budgets, leans))
         logits[:], decisions[:], latency_us[:] = 1, 2, 3
 
 
@@ -250,9 +259,10 @@ def test_the_native_engine_is_taken_where_there_is_one(make: Make, tmp_path: Pat
     assert (result.logits == 1).all()
     assert (result.decisions == 2).all()
     assert (result.latency_us == 3).all()
-    ((seen, forced, budgets),) = found._engine.calls  # type: ignore[attr-defined]
+    ((seen, forced, budgets, leans),) = found._engine.calls  # type: ignore[attr-defined]
     assert seen.flags.c_contiguous
-    assert (forced.dtype, forced.flags.c_contiguous, budgets) == (np.uint8, True, None)
+    assert (forced.dtype, forced.flags.c_contiguous) == (np.uint8, True)
+    assert (budgets, leans) == (None, None)
     exact = InferenceSession(tmp_path / "x.fsk", threads=2, isa="scalar")
     assert (exact.isa, exact.threads) == ("scalar", 2)
     with pytest.raises(ConfigError, match=r"isa 'neon' is not of this processor: use one of auto"):
@@ -265,7 +275,7 @@ def test_budgets_reach_the_engine_as_one_for_each_image(make: Make) -> None:
     images = random_images(found.plan, 2)
     found.run(images)
     found.run(images, budget=0.5)
-    ((_, _, first), (_, _, second)) = found._engine.calls  # type: ignore[attr-defined]
+    ((_, _, first, _), (_, _, second, _)) = found._engine.calls  # type: ignore[attr-defined]
     np.testing.assert_array_equal(first, np.float32([0.1, 0.1]))
     np.testing.assert_array_equal(second, np.float32([0.5, 0.5]))
     assert first.flags.c_contiguous

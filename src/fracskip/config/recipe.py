@@ -13,56 +13,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
     model_validator,
 )
 
+from fracskip.config.network import (
+    Count,
+    Fraction,
+    Frozen,
+    GateConfig,
+    ImageConfig,
+    ModelConfig,
+    NonNegative,
+    OptionLabels,
+    Positive,
+    QuantConfig,
+)
 from fracskip.errors import ConfigError
 from fracskip.options import OptionSet
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-# A preset's name or a list of options, kept as labels.
-OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ImageConfig(_Frozen):
-    """How pixels become the network's input; it travels with every checkpoint.
-
-    Attributes:
-        size: Height and width in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        mean: Per-channel mean, in units of pixel / 255.
-        std: Per-channel standard deviation, in the same units.
-    """
-
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (32, 32)
-    channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-    std: tuple[Positive, ...] = (0.2470, 0.2435, 0.2616)
-
-    @model_validator(mode="after")
-    def _one_value_a_channel(self) -> ImageConfig:
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(
-                f"mean and std need {self.channels} values each, one a channel; "
-                f"got {len(self.mean)} and {len(self.std)}"
-            )
-        return self
-
-
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """Which images train the network, and how they are varied.
 
     Attributes:
@@ -82,66 +56,7 @@ class DataConfig(_Frozen):
     flip: bool = True
 
 
-class ModelConfig(_Frozen):
-    """The backbone: `resnetD` with D = 6n + 2 (see `fracskip.models`)."""
-
-    name: str = "resnet38"
-
-
-class QuantConfig(_Frozen):
-    """How a block is quantised.
-
-    Attributes:
-        scheme: 'modern' (symmetric per-channel weights and learned steps, a private range and
-            BatchNorm per option, gradients masked where clipped) or 'paper' (affine per tensor,
-            min/max, one range and one BatchNorm for all widths).
-        calibration_images: Training images that initialise ranges and BatchNorm statistics.
-        stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
-            learned step per stage; the first block and projection shortcuts then run at 8 bits
-            too). Only 'modern' quantisation has the latter.
-    """
-
-    scheme: Literal["modern", "paper"] = "modern"
-    calibration_images: Annotated[int, Field(ge=1)] = 1024
-    stream: Literal["float", "int8"] = "float"
-
-    @model_validator(mode="after")
-    def _integers_are_modern(self) -> QuantConfig:
-        if self.stream == "int8" and self.scheme == "paper":
-            raise ValueError(
-                "stream 'int8' needs scheme 'modern': the paper's affine ranges have no fixed grid"
-            )
-        return self
-
-
-class GateConfig(_Frozen):
-    """Who decides.
-
-    Attributes:
-        kind: 'recurrent' (the paper's: one shared LSTM over the blocks) or 'feedforward'.
-        width: Features a gate sees of its block's input, and the LSTM's width.
-        budget_input: Whether the gate also takes the target budget as an input.
-        standardise: Whether calibration scales the gate's weights so that its logits start with
-            deviation 1 over images. Without it, pooled inputs that hardly differ between images
-            leave decisions that do not either, and a small gradient to change it.
-        block_bias: Whether a recurrent gate, whose output layer all blocks share, also has a bias
-            of each block's own. (A feedforward gate has an output layer per block anyway.)
-    """
-
-    kind: Literal["recurrent", "feedforward"] = "recurrent"
-    width: Annotated[int, Field(ge=1)] = 10
-    budget_input: bool = False
-    standardise: bool = False
-    block_bias: bool = False
-
-    @model_validator(mode="after")
-    def _biases_are_shared_once(self) -> GateConfig:
-        if self.block_bias and self.kind != "recurrent":
-            raise ValueError("block_bias is for 'recurrent': a feedforward gate has one per block")
-        return self
-
-
-class OptimConfig(_Frozen):
+class OptimConfig(Frozen):
     """SGD with Nesterov momentum and a learning rate schedule.
 
     Attributes:
@@ -164,7 +79,7 @@ class OptimConfig(_Frozen):
     clip_norm: NonNegative = 0.0
 
 
-class BackboneStage(_Frozen):
+class BackboneStage(Frozen):
     """Stage 1: the full-precision backbone, trained or loaded.
 
     Attributes:
@@ -195,7 +110,7 @@ class BackboneStage(_Frozen):
         return self
 
 
-class GateStage(_Frozen):
+class GateStage(Frozen):
     """Stage 2: gates alone, around one option that they choose at first.
 
     Attributes:
@@ -221,7 +136,7 @@ class GateStage(_Frozen):
     lr: Positive = 3e-3
 
 
-class JointStage(_Frozen):
+class JointStage(Frozen):
     """Stage 3: weights and gates together, towards a computation percentage.
 
     BatchNorm statistics stand still here, so the learning rate must be about a tenth of what the
@@ -257,6 +172,8 @@ class JointStage(_Frozen):
         sample_rate: Share of images on which 'sampled' tries another option.
         anchor_rate: Share of each batch whose blocks all execute one option, drawn anew each
             step: keeps options that the gates have left able to compute (and to be compared).
+        budgets: Costs at which the decisions' lean is measured once all is trained, so that
+            callers may name any budget between the least and the largest of them.
         norm_images: Training images on which, once all is trained, BatchNorm statistics are
             estimated anew along the paths that the gates choose (0: they stay as they are).
     """
@@ -279,10 +196,11 @@ class JointStage(_Frozen):
     gate_gradient: Literal["sampled", "dense"] = "sampled"
     sample_rate: Fraction = 0.25
     anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
+    budgets: tuple[Fraction, ...] = ()
     norm_images: Count = 1536
 
 
-class RuntimeConfig(_Frozen):
+class RuntimeConfig(Frozen):
     """Where and how a run executes.
 
     Attributes:
@@ -302,7 +220,7 @@ class RuntimeConfig(_Frozen):
     checkpoint_steps: Count = 0
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """A whole run.
 
     Attributes:
@@ -343,33 +261,6 @@ class Recipe(_Frozen):
     def backbone_path(self) -> Path | None:
         """The backbone's weights to load; a relative path counts from the recipe's folder."""
         return self._folder / self.backbone.load if self.backbone.load else None
-
-    @property
-    def option_set(self) -> OptionSet:
-        """The options as a set."""
-        return OptionSet.of(self.options)
-
-
-class ModelSpec(_Frozen):
-    """What a checkpoint must say of itself so that its network can be built again.
-
-    Attributes:
-        target: The computation share it was trained for, if any; what a gate that takes a budget
-            is given when the caller names none.
-        lean: Added to the gates' logits at evaluation, times the option's rank (0 for the first
-            option to 1 for the last): above 0 decisions lean towards more computation. Found on
-            validation images so that the mean cost meets the target.
-    """
-
-    model: ModelConfig
-    options: OptionLabels
-    quant: QuantConfig
-    gate: GateConfig
-    image: ImageConfig
-    class_names: tuple[str, ...]
-    data_name: str
-    target: Fraction | None = None
-    lean: float = 0.0
 
     @property
     def option_set(self) -> OptionSet:

@@ -1,0 +1,164 @@
+"""What a network is: image, backbone, quantisation, gate, options, as typed, frozen values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fracskip.options import OptionSet
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+# A preset's name or a list of options, kept as labels.
+OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
+
+
+class Frozen(BaseModel):
+    """Unknown keys, changes, infinities and NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ImageConfig(Frozen):
+    """How pixels become the network's input; it travels with every checkpoint.
+
+    Attributes:
+        size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        mean: Per-channel mean, in units of pixel / 255.
+        std: Per-channel standard deviation, in the same units.
+    """
+
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (32, 32)
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[Positive, ...] = (0.2470, 0.2435, 0.2616)
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> ImageConfig:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std need {self.channels} values each, one a channel; "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        return self
+
+
+class ModelConfig(Frozen):
+    """The backbone: `resnetD` with D = 6n + 2 (see `fracskip.models`)."""
+
+    name: str = "resnet38"
+
+
+class QuantConfig(Frozen):
+    """How a block is quantised.
+
+    Attributes:
+        scheme: 'modern' (symmetric per-channel weights and learned steps, a private range and
+            BatchNorm per option, gradients masked where clipped) or 'paper' (affine per tensor,
+            min/max, one range and one BatchNorm for all widths).
+        calibration_images: Training images that initialise ranges and BatchNorm statistics.
+        stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
+            learned step per stage; the first block and projection shortcuts then run at 8 bits
+            too). Only 'modern' quantisation has the latter.
+    """
+
+    scheme: Literal["modern", "paper"] = "modern"
+    calibration_images: Annotated[int, Field(ge=1)] = 1024
+    stream: Literal["float", "int8"] = "float"
+
+    @model_validator(mode="after")
+    def _integers_are_modern(self) -> QuantConfig:
+        if self.stream == "int8" and self.scheme == "paper":
+            raise ValueError(
+                "stream 'int8' needs scheme 'modern': the paper's affine ranges have no fixed grid"
+            )
+        return self
+
+
+class GateConfig(Frozen):
+    """Who decides.
+
+    Attributes:
+        kind: 'recurrent' (the paper's: one shared LSTM over the blocks) or 'feedforward'.
+        width: Features a gate sees of its block's input, and the LSTM's width.
+        budget_input: Whether the gate also takes the target budget as an input.
+        standardise: Whether calibration scales the gate's weights so that its logits start with
+            deviation 1 over images. Without it, pooled inputs that hardly differ between images
+            leave decisions that do not either, and a small gradient to change it.
+        block_bias: Whether a recurrent gate, whose output layer all blocks share, also has a bias
+            of each block's own. (A feedforward gate has an output layer per block anyway.)
+    """
+
+    kind: Literal["recurrent", "feedforward"] = "recurrent"
+    width: Annotated[int, Field(ge=1)] = 10
+    budget_input: bool = False
+    standardise: bool = False
+    block_bias: bool = False
+
+    @model_validator(mode="after")
+    def _biases_are_shared_once(self) -> GateConfig:
+        if self.block_bias and self.kind != "recurrent":
+            raise ValueError("block_bias is for 'recurrent': a feedforward gate has one per block")
+        return self
+
+
+class ModelSpec(Frozen):
+    """What a checkpoint must say of itself so that its network can be built again.
+
+    Attributes:
+        target: The computation share it was trained for, if any; what a gate that takes a budget
+            is given when the caller names none.
+        lean: Added to the gates' logits at evaluation, times the option's rank (0 for the first
+            option to 1 for the last): above 0 decisions lean towards more computation. Found on
+            validation images so that the mean cost meets the target.
+        curve: (cost, lean) pairs, ascending: what leans cost on validation images, for budgets
+            that the caller names. Empty: the network takes no budget of this kind.
+    """
+
+    model: ModelConfig
+    options: OptionLabels
+    quant: QuantConfig
+    gate: GateConfig
+    image: ImageConfig
+    class_names: tuple[str, ...]
+    data_name: str
+    target: Fraction | None = None
+    lean: float = 0.0
+    curve: tuple[tuple[Fraction, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _the_curve_ascends(self) -> ModelSpec:
+        check_ascending(self.curve)
+        return self
+
+    @property
+    def option_set(self) -> OptionSet:
+        """The options as a set."""
+        return OptionSet.of(self.options)
+
+    @property
+    def takes_budget(self) -> bool:
+        """Whether a caller may name the cost."""
+        return self.budgets is not None
+
+    @property
+    def budgets(self) -> tuple[float, float] | None:
+        """The smallest and the largest budget that a caller may name; None if it takes none."""
+        if self.curve:
+            return self.curve[0][0], self.curve[-1][0]
+        return (0.0, 1.0) if self.gate.budget_input else None
+
+
+def check_ascending(curve: Sequence[tuple[float, float]]) -> None:
+    """Raises ValueError unless a curve is empty or has two or more points that ascend in both."""
+    if len(curve) == 1:
+        raise ValueError("a curve has two points at least, or none")
+    for (cost, lean), (dearer, higher) in itertools.pairwise(curve):
+        if not (cost < dearer and lean < higher):
+            raise ValueError("a curve's costs and leans must ascend")
