@@ -82,8 +82,8 @@ def accuracy_cost(
         axes.set_xscale("log")
         axes.set_xlim(low_cost, high_cost)
         axes.set_ylim(low, high)
-        _percent_ticks(axes.xaxis, log_ticks(low_cost, high_cost, 5 if narrow else 6))
-        _percent_axis(axes.yaxis)
+        percent_ticks(axes.xaxis, log_ticks(low_cost, high_cost, 5 if narrow else 6))
+        percent_axis(axes.yaxis)
         axes.grid(visible=True)
         axes.set_xlabel(f"{name}, log scale")
 
@@ -206,7 +206,7 @@ def block_shares(
             (axes.set_ylim if narrow else axes.set_xlim)(*limits)
             if axes is shares_axes:
                 (axes.set_xlim if narrow else axes.set_ylim)(0, 1)
-                _percent_ticks(value_axis, (0, 0.5, 1) if narrow else (0, 0.25, 0.5, 0.75, 1))
+                percent_ticks(value_axis, (0, 0.5, 1) if narrow else (0, 0.25, 0.5, 0.75, 1))
                 name = "Share of images"
             else:
                 top = _entropy_top(max(known))
@@ -284,12 +284,12 @@ def training_curves(run: RunRecord, *, ident: str, narrow: bool = False) -> str:
                 axes.set_yscale("log")
                 low, high = min(values) / 1.3, max(max(values), 0.5) * 1.3
                 axes.set_ylim(low, high)
-                _percent_ticks(axes.yaxis, log_ticks(low, high, 4))
+                percent_ticks(axes.yaxis, log_ticks(low, high, 4))
             elif name == "Loss":
                 axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
                 axes.set_ylim(bottom=min(0.0, *values))
             else:
-                _percent_axis(axes.yaxis)
+                percent_axis(axes.yaxis)
             _stages(axes, epochs, width - 60, with_names=number == 0)
             is_last = number == len(panels) - 1
             axes.xaxis.set_major_locator(
@@ -340,7 +340,8 @@ def _stages(axes: Axes, epochs: Sequence[Epoch], width_px: float, *, with_names:
         begin = end
 
 
-def _percent_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+def percent_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Puts ticks at these shares, as percentages."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     axis.set_major_locator(FixedLocator(list(ticks)))
@@ -348,7 +349,8 @@ def _percent_ticks(axis: Axis, ticks: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _percent_axis(axis: Axis) -> None:
+def percent_axis(axis: Axis) -> None:
+    """Labels an axis of shares with percentages."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracskip.errors import DataError
-from fracskip.report import figures, view, wording
+from fracskip.report import figures, sweeps, view, wording
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
 from fracskip.report.reading import RECORD_NAME, Source, read_source
@@ -122,6 +122,7 @@ def _render(sources: Sequence[Source]) -> str:
     environment = _environment()
     evaluations = view.measured(sources)
     runs = view.trained(sources)
+    curves = view.swept(sources)
     plots = [
         (
             data,
@@ -151,17 +152,41 @@ def _render(sources: Sequence[Source]) -> str:
         for number, item in enumerate(evaluations, 1)
         if item.record.blocks
     ]
+    budgets = [
+        (
+            item,
+            [
+                _figure(draw, item.record, ident=f"budgets-{number}-{draw.__name__}")
+                for draw in (sweeps.accuracy_budget, sweeps.option_shares)
+            ],
+            [
+                _figure(
+                    figures.block_shares,
+                    point.blocks,
+                    item.record.checkpoint.options,
+                    ident=f"budget-{number}-{place}",
+                )
+                if point.blocks
+                else None
+                for place, point in enumerate(item.record.points, 1)
+            ],
+        )
+        for number, item in enumerate(curves, 1)
+    ]
     training = [
         (item, _figure(figures.training_curves, item.run, ident=f"run-{number}"))
         for number, item in enumerate(runs, 1)
         if item.run.epochs
     ]
-    labels = view.option_labels(evaluations)
+    labels = view.option_labels([*evaluations, *curves])
     light, dark = css_colours(labels)
     return environment.get_template(TEMPLATE).render(
         sources=sources,
         evaluations=evaluations,
         runs=runs,
+        curves=curves,
+        budgets=budgets,
+        most_points=max((len(item.record.points) for item in curves), default=0),
         plots=plots,
         blocks=blocks,
         examples=[item for item in evaluations if item.references_of("examples")],

@@ -14,8 +14,10 @@ from fracskip.errors import DataError
 from fracskip.report.records import (
     EVALUATION_SCHEMA,
     RUN_SCHEMA,
+    SWEEP_SCHEMA,
     EvaluationRecord,
     RunRecord,
+    SweepRecord,
 )
 
 RECORD_NAME = "record.jsonl"
@@ -23,11 +25,11 @@ MAX_RECORD_BYTES = 64 << 20
 _SHOWN_PROBLEMS = 5
 _SHOWN_INPUT = 60
 _ALLOWED = (
-    f"allowed are a JSON file of schema {EVALUATION_SCHEMA!r} or {RUN_SCHEMA!r}, a run's "
-    f"{RECORD_NAME}, and a folder that holds one"
+    f"allowed are a JSON file of schema {EVALUATION_SCHEMA!r}, {SWEEP_SCHEMA!r} or "
+    f"{RUN_SCHEMA!r}, a run's {RECORD_NAME}, and a folder that holds one"
 )
 
-Record = EvaluationRecord | RunRecord
+Record = EvaluationRecord | SweepRecord | RunRecord
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -47,7 +49,7 @@ class Source:
 
 
 def load_record(path: str | Path) -> Record:
-    """Reads an evaluation record or a run record.
+    """Reads the record of an evaluation, a sweep or a run.
 
     Args:
         path: A JSON file, a run's `record.jsonl`, or the folder of a run. The log of a run that
@@ -113,6 +115,8 @@ def _parse_document(content: bytes, path: Path) -> Record:
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema == EVALUATION_SCHEMA:
         return _validate(EvaluationRecord, tree, path)
+    if schema == SWEEP_SCHEMA:
+        return _validate(SweepRecord, tree, path)
     if schema == RUN_SCHEMA:
         return _validate(RunRecord, tree, path)
     given = f"schema {_shortened(schema)}" if isinstance(tree, dict) else "no JSON object"

@@ -1,8 +1,9 @@
 """Records as typed, frozen values: what an evaluation measured, what a run went through.
 
-Two schemas are read: `fracskip.evaluation/1` (a JSON file) and `fracskip.run/1` (a JSON file, or
-the event log `record.jsonl` that training appends to). Keys that a schema does not know are
-ignored, so that a later fracskip may write more; whatever is known is checked.
+Three schemas are read: `fracskip.evaluation/1` and `fracskip.sweep/1` (JSON files), and
+`fracskip.run/1` (a JSON file, or the event log `record.jsonl` that training appends to). Keys
+that a schema does not know are ignored, so that a later fracskip may write more; whatever is known
+is checked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fracskip.options import Option, OptionSet
 
 EVALUATION_SCHEMA = "fracskip.evaluation/1"
 RUN_SCHEMA = "fracskip.run/1"
+SWEEP_SCHEMA = "fracskip.sweep/1"
 
 SHARE_TOLERANCE = 5e-3
 _ROUNDING = 1e-6  # sums of float32 end a little above 1
@@ -269,6 +271,79 @@ class EvaluationRecord(_Record):
             raise ValueError(
                 f"every path needs one option per gated block, {wanted} here; "
                 f"one has {min(lengths - {wanted})}"
+            )
+        return self
+
+
+class SweepPoint(_Record):
+    """The network at one budget.
+
+    Attributes:
+        budget: The computation share that was asked for.
+        accuracy: Share of images classified correctly.
+        cp: The computation percentage that it came to, as a share.
+        bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
+        option_share: Share of decisions for each option.
+        decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
+        seconds: Time it took.
+        blocks: Per gated block, in order of execution.
+    """
+
+    budget: Share
+    accuracy: Share
+    cp: Share
+    bitops_ratio: NonNegative
+    option_share: Shares
+    decision_entropy_bits: NonNegative | None = None
+    seconds: NonNegative = 0.0
+    blocks: tuple[Block, ...] = ()
+
+
+class SweepRecord(_Record):
+    """What one checkpoint does at several budgets.
+
+    Attributes:
+        images: Number of images.
+        points: By budget, ascending.
+    """
+
+    schema_: Literal["fracskip.sweep/1"] = Field(alias="schema")
+    checkpoint: Checkpoint
+    data: DataSplit
+    images: Annotated[int, Field(strict=True, ge=1)]
+    points: Annotated[tuple[SweepPoint, ...], Field(min_length=1)]
+    device: Name
+    checkpoint_digest: Digest = ""
+    versions: dict[Name, Name]
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's digest, or '' where the record has none."""
+        return self.checkpoint_digest or self.checkpoint.digest
+
+    @property
+    def seconds(self) -> float:
+        """Time it took."""
+        return math.fsum(point.seconds for point in self.points)
+
+    @property
+    def option_labels(self) -> tuple[str, ...]:
+        """The checkpoint's options, ascending."""
+        return self.checkpoint.options
+
+    @model_validator(mode="after")
+    def _points_fit(self) -> SweepRecord:
+        budgets = [point.budget for point in self.points]
+        if sorted(set(budgets)) != budgets:
+            raise ValueError("points must ascend by budget")
+        known = set(self.checkpoint.options)
+        shares = [point.option_share for point in self.points]
+        shares += [block.option_share for point in self.points for block in point.blocks]
+        used = {label for share in shares for label in share}
+        if used - known:
+            raise ValueError(
+                f"option {min(used - known)!r} is not among the checkpoint's options; it has "
+                f"{', '.join(self.checkpoint.options)}"
             )
         return self
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fracskip.options import Option
 from fracskip.report.reading import Source
-from fracskip.report.records import EvaluationRecord, RunRecord, StaticPoint
+from fracskip.report.records import EvaluationRecord, RunRecord, StaticPoint, SweepRecord
 from fracskip.report.wording import (
     accuracy,
     cost,
@@ -190,10 +190,9 @@ def measured(sources: Sequence[Source]) -> list[Measured]:
     """
     groups: list[list[tuple[int, EvaluationRecord]]] = []
     for number, source in enumerate(sources, 1):
-        record = (
-            source.record if isinstance(source.record, EvaluationRecord) else source.record.test
-        )
-        if record is None:
+        held = source.record
+        record = held.test if isinstance(held, RunRecord) else held
+        if not isinstance(record, EvaluationRecord):
             continue
         for group in groups:
             if all(_is_same(record, other) for _, other in group):
@@ -224,6 +223,46 @@ def _is_same(one: EvaluationRecord, other: EvaluationRecord) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Swept:
+    """One sweep over budgets and the number of the record that holds it."""
+
+    label: str
+    record: SweepRecord
+    references: tuple[int, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The curve's ends in one sentence."""
+        low, high = self.record.points[0], self.record.points[-1]
+        data, images = self.record.data, self.record.images
+        return (
+            f"One network at {len(self.record.points)} budgets: from "
+            f"{accuracy(low.accuracy, images)} of {images:,} {data.name} {data.split} images right "
+            f"at {cost(low.cp)} of the block computation to {accuracy(high.accuracy, images)} at "
+            f"{cost(high.cp)}."
+        )
+
+    @property
+    def middle(self) -> int:
+        """The point that is shown first, counted from 0."""
+        return len(self.record.points) // 2
+
+
+def swept(sources: Sequence[Source]) -> list[Swept]:
+    """All sweeps in the records."""
+    found = [
+        (number, source.record)
+        for number, source in enumerate(sources, 1)
+        if isinstance(source.record, SweepRecord)
+    ]
+    names = [record.checkpoint.name for _, record in found]
+    return [
+        Swept(name if names.count(name) == 1 else f"{name} [{number}]", record, (number,))
+        for (number, record), name in zip(found, names, strict=True)
+    ]
+
+
 def trained(sources: Sequence[Source]) -> list[Trained]:
     """All runs in the records; one that its log and its summary both tell appears once."""
     groups: list[tuple[RunRecord, list[int]]] = []
@@ -247,9 +286,9 @@ def by_data(evaluations: Sequence[Measured]) -> list[tuple[str, list[Measured]]]
     return list(groups.items())
 
 
-def option_labels(evaluations: Sequence[Measured]) -> list[str]:
+def option_labels(items: Sequence[Measured | Swept]) -> list[str]:
     """Every option that the page speaks of, ascending."""
-    labels = {label for item in evaluations for label in item.record.option_labels}
+    labels = {label for item in items for label in item.record.option_labels}
     return sorted(labels, key=Option.parse)
 
 

@@ -151,3 +151,37 @@ def make_events(test: Tree | None = None, *, joint: int = 30, finished: bool = T
     if finished:
         events.append({"event": "end", "test": test, "seconds": 5000})
     return events
+
+
+def make_sweep(
+    *, options: tuple[str, ...] = ("skip", "8", "full"), blocks: int = 17, name: str = "curve"
+) -> Tree:
+    """A sweep record of five budgets as a dictionary."""
+    points = []
+    for step, budget in enumerate((0.01, 0.02, 0.03, 0.04, 0.06)):
+        executed = min(budget / 0.0625, 1.0)
+        share = {"skip": 1 - executed, "8": executed, "full": 0.0}
+        points.append(
+            {
+                "budget": budget,
+                "accuracy": 0.88 + 0.01 * step,
+                "cp": 1.03 * budget,
+                "bitops_ratio": budget + 0.002,
+                "option_share": share,
+                "decision_entropy_bits": 0.2,
+                "seconds": 2.0,
+                "blocks": [
+                    {"name": f"layer{1 + i // 6}.{i % 6}", "option_share": share}
+                    for i in range(1, blocks + 1)
+                ],
+            }
+        )
+    return {
+        "schema": "fracskip.sweep/1",
+        "checkpoint": {"name": name, "model": "resnet38", "options": list(options)},
+        "data": {"name": "cifar10", "split": "test"},
+        "images": 10_000,
+        "points": points,
+        "device": "cpu",
+        "versions": {"fracskip": "0.1.0"},
+    }

@@ -138,7 +138,7 @@ def test_foreign_files(save: Save, content: bytes, message: str) -> None:
     text = str(caught.value)
     assert message in text
     assert "evaluation.json" in text
-    assert "'fracskip.evaluation/1' or 'fracskip.run/1'" in text
+    assert "'fracskip.evaluation/1', 'fracskip.sweep/1' or 'fracskip.run/1'" in text
 
 
 def test_missing_files(tmp_path: Path) -> None:
