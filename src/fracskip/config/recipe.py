@@ -146,6 +146,9 @@ class JointStage(Frozen):
         epochs: Training epochs.
         target: The computation percentage to reach, as a share (0.05 is 5%).
         optim: The weights' optimiser; its schedule also drives the gates' learning rate.
+        paths: 'each' (every image takes its own) or 'shared' (all images of a batch take the path
+            of one of them, drawn by lot: nothing is grouped, so a step costs what its blocks cost;
+            only the weights learn, and gates, price and exploration have no part in it).
         gate_lr: Highest learning rate of the gates (Adam). With 0 they stay as their own stage left
             them, and only 'balance' moves their decisions, by its lean.
         objective: 'price' (a multiplier raised while the cost is above target), 'balance' (a lean
@@ -181,6 +184,7 @@ class JointStage(Frozen):
     epochs: Count = 10
     target: Fraction = 0.05
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
+    paths: Literal["each", "shared"] = "each"
     gate_lr: NonNegative = 2e-3
     objective: Literal["price", "balance", "paper"] = "price"
     price_rate: Positive = 0.01
@@ -198,6 +202,12 @@ class JointStage(Frozen):
     anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
     budgets: tuple[Fraction, ...] = ()
     norm_images: Count = 1536
+
+    @model_validator(mode="after")
+    def _gates_learn_from_own_paths(self) -> JointStage:
+        if self.paths == "shared" and self.gate_lr:
+            raise ValueError("paths 'shared' teach the gates nothing: set gate_lr to 0")
+        return self
 
 
 class RuntimeConfig(Frozen):

@@ -153,6 +153,8 @@ class _Run:
             if name == "joint":
                 net = before.net
                 assert isinstance(net, DynamicNetwork)
+                if self.recipe.joint.epochs and self.recipe.joint.paths == "shared":
+                    self._settle(net)
                 return JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
             assert isinstance(before.net, CifarResNet)
             if self.recipe.joint.distillation:
@@ -308,18 +310,23 @@ class _Run:
         stage.net.train()
         return result
 
+    def _settle(self, net: DynamicNetwork) -> None:
+        """Brings the cost to the target, and BatchNorm statistics to the paths that it takes."""
+        assert net.spec.target is not None
+        meet_target(net, self.validation, net.spec.target)
+        count = self.recipe.joint.norm_images // self.recipe.batch_size
+        if count:
+            steps = range(min(self.batches.steps, count))
+            net.reestimate([self.batches.get("norms", 0, step)[0] for step in steps])
+            # Other statistics, slightly other decisions.
+            meet_target(net, self.validation, net.spec.target)
+
     def finish(self, position: Position, stage: Stage) -> Path:
         """Saves the network, reads the test set - once - and closes the record."""
         net = stage.net
         assert isinstance(net, DynamicNetwork)
         if net.spec.target is not None:
-            meet_target(net, self.validation, net.spec.target)
-            count = self.recipe.joint.norm_images // self.recipe.batch_size
-            if count:
-                steps = range(min(self.batches.steps, count))
-                net.reestimate([self.batches.get("norms", 0, step)[0] for step in steps])
-                # Other statistics, slightly other decisions.
-                meet_target(net, self.validation, net.spec.target)
+            self._settle(net)
             measure_curve(net, self.validation, self.recipe.joint.budgets)
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}

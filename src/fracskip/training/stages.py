@@ -349,13 +349,17 @@ class JointTraining(_Base):
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
+        if self._config.paths == "shared":
+            return {"lean": self.net.spec.lean}
         if self._balance is not None:
             return {"price": self._balance.price, "lean": self._balance.lean}
         return {"price": self._price.integral}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        if self._balance is not None:
+        if self._config.paths == "shared":
+            self._lean(state["lean"])
+        elif self._balance is not None:
             self._balance.price, self._balance.lean = state["price"], state["lean"]
             self._lean(self._balance.lean)
         else:
@@ -382,6 +386,8 @@ class JointTraining(_Base):
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
         config, options = self._config, self.net.options
+        if config.paths == "shared":
+            return self._shared_step(images, labels, place)
         lean = None
         if self._balance is not None:
             lean = torch.tensor(self._balance.lean, device=images.device, requires_grad=True)
@@ -402,12 +408,7 @@ class JointTraining(_Base):
         with self.autocast():
             out = self.net(images, mixing=mixing)
         logits, cost = out.logits.float(), out.cost[anchors:]
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
-        if self._teacher is not None:
-            with torch.no_grad(), self.autocast():
-                taught = self._teacher(images).float()
-            divergence = distillation(logits, taught, config.distillation_temperature)
-            loss = torch.lerp(loss, divergence, config.distillation)
+        loss = self._learning_loss(logits, images, labels)
         if self.net.gate is not None:
             loss = loss + self._penalty(cost, place.progress)
         if config.diversity and out.scores is not None:
@@ -427,4 +428,31 @@ class JointTraining(_Base):
             _correct(logits[anchors:], labels[anchors:]),
             routed,
             float(cost.detach().sum()),
+        )
+
+    def _learning_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, and the divergence from the teacher where there is one."""
+        config = self._config
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
+        if self._teacher is None:
+            return loss
+        with torch.no_grad(), self.autocast():
+            taught = self._teacher(images).float()
+        divergence = distillation(logits, taught, config.distillation_temperature)
+        return torch.lerp(loss, divergence, config.distillation)
+
+    def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """The path of the batch's first image, which was drawn by lot, for all of its images."""
+        with self.autocast():
+            with torch.no_grad():
+                path = self.net(images[:1]).decisions
+            out = self.net(images, decisions=path.expand(len(images), -1))
+        logits = out.logits.float()
+        loss = self._learning_loss(logits, images, labels)
+        factor = lr_factor(self._config.optim, place.progress)
+        rates = [self._config.optim.lr * factor, 0.0]
+        self.update(loss, rates[: len(self.optimisers)], self._config.optim.clip_norm)
+        cost = float(out.cost.sum())
+        return StepResult(
+            float(loss.detach()) * len(labels), _correct(logits, labels), len(labels), cost
         )

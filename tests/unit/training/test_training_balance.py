@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fracskip import checkpoint
 from fracskip.config import Recipe
 from fracskip.data import load_split
-from fracskip.dynamic import preprocess
+from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import ConfigError
 from fracskip.training.objective import (
     LARGEST_LEAN,
@@ -211,6 +211,37 @@ def test_a_run_with_an_int8_stream_holds_its_target(tiny_recipe: Make, run: Go) 
     assert "teacher.conv1.weight" in state
 
 
+def test_a_batch_shares_the_path_of_its_first_image(
+    tiny_recipe: Make, run: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, list[int]]] = []
+    forward = DynamicNetwork.forward
+
+    def watched(self: DynamicNetwork, images: torch.Tensor, **options: Any) -> Any:
+        if self.training and options.get("decisions") is not None:
+            with torch.no_grad():
+                first = forward(self, images[:1]).decisions
+            seen.append((options["decisions"], first[0].tolist()))
+        return forward(self, images, **options)
+
+    monkeypatch.setattr(DynamicNetwork, "forward", watched)
+    tree = {
+        **BALANCE,
+        "gates": {"epochs": 2, "option": "8", "label": "harm"},
+        "joint": {"epochs": 2, "target": 0.04, "paths": "shared", "gate_lr": 0},
+    }
+    done = run(tiny_recipe(**tree))
+    joint = [event for event in done.epochs if event["stage"] == "joint"]
+    assert len(seen) == 3 * len(joint)  # three steps an epoch
+    assert all((decisions == torch.tensor(first)).all() for decisions, first in seen)
+    assert done.summary["test"]["cp"] == pytest.approx(0.04, abs=0.02)
+    before = run(tiny_recipe(**{**tree, "joint": {"epochs": 0, "target": 0.04}}), "before")
+    states = [load_file(each.folder / "state.safetensors") for each in (before, done)]
+    moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert "net.backbone.layer1.0.conv1.weight" in moved
+    assert not any(name.startswith("net.gate.") for name in moved)
+
+
 def test_the_teacher_is_the_backbone_before_it_was_trained_on(tiny_recipe: Make, run: Go) -> None:
     done = run(tiny_recipe(**BALANCE))
     state = load_file(done.folder / "state.safetensors")
@@ -241,6 +272,7 @@ def test_gates_without_a_learning_rate_stay_while_weights_learn(tiny_recipe: Mak
         ({"quant": {"stream": "int4"}}, "quant.stream"),
         ({"gate": {"kind": "feedforward", "block_bias": True}}, "block_bias is for 'recurrent'"),
         ({"gates": {"label": "harmless"}}, "gates.label"),
+        ({"joint": {"paths": "shared"}}, "teach the gates nothing: set gate_lr to 0"),
         ({"gates": {"option": "5"}}, "option '5' is not in this set"),
         ({"joint": {"objective": "balanced"}}, "joint.objective"),
         ({"joint": {"distillation": 1.5}}, "joint.distillation"),

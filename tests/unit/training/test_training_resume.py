@@ -78,8 +78,14 @@ def same(one: Any, other: Any) -> None:
             "gate": {"standardise": True},
             "joint": {"objective": "balance", "distillation": 0.5, "diversity": 0.1},
         },
+        {
+            "options": ["skip", 8, "full"],
+            "quant": {"stream": "int8"},
+            "gates": {"option": "8", "label": "harm", "path": "own"},
+            "joint": {"paths": "shared", "gate_lr": 0, "target": 0.04, "budgets": [0.02, 0.05]},
+        },
     ],
-    ids=["modern", "paper", "int8"],
+    ids=["modern", "paper", "int8", "shared"],
 )
 def test_killed_in_every_stage_and_resumed(
     tiny_recipe: Make,
@@ -89,7 +95,10 @@ def test_killed_in_every_stage_and_resumed(
     every: int,
     changes: dict[str, Any],
 ) -> None:
-    few = {key: {**FEW.get(key, {}), **changes.get(key, {})} for key in {*FEW, *changes}}
+    few = {
+        key: {**FEW[key], **changes.get(key, {})} if key in FEW else changes[key]
+        for key in (*FEW, *changes)
+    }
     whole = run(tiny_recipe(**few), "whole")
     recipe = tiny_recipe(**few, runtime={"checkpoint_steps": every})
     folder = tmp_path / "killed"
