@@ -13,7 +13,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
-.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip \
+.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 \
   fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -53,6 +53,7 @@ onnx-check: $(VENV)/test.stamp
 # The dynamic networks for CPUs beside other engines that run their backbones, one image at a time.
 CPU_NET := models/cpu_resnet38_cifar10.safetensors
 CPU_NET74 := models/cpu_resnet74_cifar10.safetensors
+FRONTIER := $(patsubst %,models/resnet%_cifar10.safetensors,8 14 20 38)
 bench-r38: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/fracskip bench $(CPU_NET) --backbone models/resnet38_cifar10.safetensors \
@@ -61,8 +62,14 @@ bench-r38: $(VENV)/bench.stamp
 bench-r74: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/fracskip bench $(CPU_NET74) --backbone models/resnet74_cifar10.safetensors \
-	  --frontier models/resnet38_cifar10.safetensors --engines native,onnxruntime,openvino \
+	  --frontier $(FRONTIER) --engines native,onnxruntime,openvino \
 	  --json results/bench_r74.json --figure results/bench_r74.svg
+
+# The same network at every budget, and whether its decisions are worth more than their costs say.
+budgets-r74: $(VENV)/train.stamp
+	$(BIN)/fracskip data cifar10
+	$(BIN)/fracskip sweep $(CPU_NET74) --data cifar10 --json results/cpu_resnet74_sweep.json
+	$(BIN)/python tools/controls.py $(CPU_NET74) --json results/cpu_resnet74_controls.json
 
 # Whether skipping blocks saves time in proportion.
 bench-skip: $(VENV)/train.stamp

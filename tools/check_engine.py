@@ -6,22 +6,18 @@ Run from the repository's root: python tools/check_engine.py --json results/engi
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from check_onnx import Answers, in_torch
+from answers import Answers, in_torch, publish
 
 from fracskip.checkpoint import load
 from fracskip.data import load_split
 from fracskip.devices import describe
 from fracskip.export.bundle import export_bundle
-from fracskip.machine import versions
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.session import instruction_sets
 
@@ -66,15 +62,8 @@ def main() -> None:
             check(name, arguments.data, arguments.images, arguments.isas)
             for name in arguments.checkpoints
         ],
-        "device": describe(torch.device("cpu")),
-        "versions": versions(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    publish(record, describe(torch.device("cpu")), arguments.json)
 
 
 if __name__ == "__main__":

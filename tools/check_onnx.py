@@ -9,19 +9,13 @@ Run from the repository's root: python tools/check_onnx.py --json results/onnx_b
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from answers import Answers, in_torch, publish
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
@@ -29,55 +23,11 @@ from fracskip.data import load_split
 from fracskip.devices import describe
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.export.onnx import network_onnx
-from fracskip.machine import versions
 
 LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one executor says of a set of images."""
-
-    logits: NDArray[np.float32]
-    decisions: NDArray[np.int64]
-    times_us: NDArray[np.float64] | None = None  # (images, 2): wall, processor
-
-    def against(self, other: Answers, labels: NDArray[np.int64]) -> dict[str, Any]:
-        """How these answers differ from another executor's."""
-        same = self.decisions == other.decisions
-        off = np.abs(self.logits - other.logits).max(1)
-        record = {
-            "accuracy": float((self.logits.argmax(1) == labels).mean()),
-            "same_decisions_share": float(same.mean()),
-            "same_paths_share": float(same.all(1).mean()),
-            "same_class_share": float((self.logits.argmax(1) == other.logits.argmax(1)).mean()),
-            "logit_difference": {
-                "median": float(np.median(off)),
-                "p99": float(np.quantile(off, 0.99)),
-                "max": float(off.max()),
-            },
-        }
-        if self.times_us is not None:
-            # Wall time; on a machine that does other work too, look at the processor's.
-            for kind, column in zip(("latency_us", "processor_us"), self.times_us.T, strict=True):
-                p10, median = np.quantile(column, [0.1, 0.5])
-                record[kind] = {"median": float(median), "p10": float(p10)}
-        return record
-
-
-@torch.inference_mode()
-def in_torch(
-    net: DynamicNetwork, pixels: NDArray[np.uint8], layout: Callable[[torch.Tensor], torch.Tensor]
-) -> Answers:
-    logits, decisions = [], []
-    for start in range(0, len(pixels), 250):
-        out = net(layout(preprocess(pixels[start : start + 250], net.spec.image)))
-        logits.append(out.logits.numpy())
-        decisions.append(out.decisions.numpy())
-    return Answers(np.concatenate(logits), np.concatenate(decisions))
 
 
 def in_onnxruntime(
@@ -127,19 +77,14 @@ def main() -> None:
         "torch": {"accuracy": float((reference.logits.argmax(1) == labels).mean())},
         "torch_channels_last": other.against(reference, labels),
         "onnxruntime": {f"optimisations_{level}": run for level, run in runs.items()},
-        "device": describe(torch.device("cpu")),
-        "versions": {
-            **versions(),
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    publish(
+        record,
+        describe(torch.device("cpu")),
+        arguments.json,
+        onnx=onnx.__version__,
+        onnxruntime=onnxruntime.__version__,
+    )
 
 
 if __name__ == "__main__":

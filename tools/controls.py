@@ -1,0 +1,112 @@
+"""Whether a network's decisions are worth more than their costs say: controls at equal cost.
+
+At each budget, beside the decisions of the gates: the same decisions dealt to other images; for
+each block, a share of the images drawn by lot that is as large as the gates'; and every block
+frozen at the option that most images take (that costs something else: its own cost is given).
+Nothing is trained again.
+
+Run from the repository's root:
+
+    python tools/controls.py models/cpu_resnet74_cifar10.safetensors --json results/controls.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from answers import publish
+from numpy.typing import NDArray
+
+from fracskip.checkpoint import load
+from fracskip.cost import decision_entropy_bits, option_shares
+from fracskip.data import load_split
+from fracskip.evaluation.sweep import default_budgets
+from fracskip.export.bundle import export_bundle
+from fracskip.machine import describe_processor
+from fracskip.runtime import InferenceSession
+
+DEALS = 3  # shuffles whose accuracies are averaged
+THREADS = 2
+
+
+def accuracy(
+    session: InferenceSession,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[Any],
+    decisions: NDArray[np.uint8],
+) -> float:
+    logits = session.run(pixels, decisions=decisions).logits
+    return float((logits.argmax(1) == labels).mean())
+
+
+def point(
+    session: InferenceSession,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[Any],
+    budget: float | None,
+) -> dict[str, Any]:
+    """A budget's cost and accuracy, and the controls'; None is what the network was trained for."""
+    draw = np.random.default_rng(0)
+    result = session.run(pixels, budget=budget)
+    shares = option_shares(result.decisions, session.options)
+    dealt, drawn = [], []
+    for _ in range(DEALS):
+        rows = draw.permutation(len(pixels))
+        dealt.append(accuracy(session, pixels, labels, result.decisions[rows]))
+        each = draw.permuted(result.decisions, axis=0)
+        drawn.append(accuracy(session, pixels, labels, each))
+    frozen = np.tile(shares.argmax(1).astype(np.uint8), (len(pixels), 1))
+    return {
+        "budget": budget,
+        "accuracy": float((result.logits.argmax(1) == labels).mean()),
+        "cp": session.cost(result.decisions).cp,
+        "option_share": dict(zip(session.options.labels, shares.mean(0).tolist(), strict=True)),
+        "decision_entropy_bits": float(decision_entropy_bits(shares).mean()),
+        "dealt_to_other_images": float(np.mean(dealt)),
+        "drawn_by_each_blocks_shares": float(np.mean(drawn)),
+        "frozen_at_each_blocks_majority": {
+            "accuracy": accuracy(session, pixels, labels, frozen),
+            "cp": session.cost(frozen).cp,
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--json", metavar="FILE")
+    given = parser.parse_args()
+    net = load(given.checkpoint)
+    test = load_split(given.data, "test", net.spec.image)
+    pixels, labels = test.images[: given.images], test.labels[: given.images]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.fsk"
+        export_bundle(net, path)
+        session = InferenceSession(path, threads=THREADS)
+        reach = session.plan.budgets
+        budgets = default_budgets(reach) if reach else ()
+        points = [point(session, pixels, labels, budget) for budget in (None, *budgets)]
+        static = {
+            option.label: accuracy(session, pixels, labels, session.forced(option, len(pixels)))
+            for option in session.options
+        }
+    record = {
+        "schema": "fracskip.controls/1",
+        "checkpoint": {"name": Path(given.checkpoint).name, "digest": net.digest},
+        "data": {"name": test.name, "split": test.split},
+        "images": len(pixels),
+        "as_trained": points[0],
+        "points": points[1:],
+        "static": static,
+    }
+    publish(record, describe_processor(THREADS), given.json)
+
+
+if __name__ == "__main__":
+    main()
