@@ -149,6 +149,9 @@ class JointStage(Frozen):
         paths: 'each' (every image takes its own) or 'shared' (all images of a batch take the path
             of one of them, drawn by lot: nothing is grouped, so a step costs what its blocks cost;
             only the weights learn, and gates, price and exploration have no part in it).
+        aim: With shared paths: what the paths' cost aims at, 'target', or 'budgets' (at every step
+            another one between the least and the largest of them, even in log cost: one training
+            for all).
         gate_lr: Highest learning rate of the gates (Adam). With 0 they stay as their own stage left
             them, and only 'balance' moves their decisions, by its lean.
         objective: 'price' (a multiplier raised while the cost is above target), 'balance' (a lean
@@ -185,6 +188,7 @@ class JointStage(Frozen):
     target: Fraction = 0.05
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
     paths: Literal["each", "shared"] = "each"
+    aim: Literal["target", "budgets"] = "target"
     gate_lr: NonNegative = 2e-3
     objective: Literal["price", "balance", "paper"] = "price"
     price_rate: Positive = 0.01
@@ -207,6 +211,8 @@ class JointStage(Frozen):
     def _gates_learn_from_own_paths(self) -> JointStage:
         if self.paths == "shared" and self.gate_lr:
             raise ValueError("paths 'shared' teach the gates nothing: set gate_lr to 0")
+        if self.aim == "budgets" and (self.paths != "shared" or len(self.budgets) < 2):
+            raise ValueError("aim 'budgets' needs paths 'shared' and two budgets at least")
         return self
 
 

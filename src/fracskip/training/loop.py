@@ -153,8 +153,11 @@ class _Run:
             if name == "joint":
                 net = before.net
                 assert isinstance(net, DynamicNetwork)
-                if self.recipe.joint.epochs and self.recipe.joint.paths == "shared":
+                joint = self.recipe.joint
+                if joint.epochs and joint.paths == "shared":
                     self._settle(net)
+                    if joint.aim == "budgets":
+                        measure_curve(net, self.validation, joint.budgets)
                 return JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
             assert isinstance(before.net, CifarResNet)
             if self.recipe.joint.distillation:

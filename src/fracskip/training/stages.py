@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import Recipe
+from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork, Mixing
 from fracskip.models import CifarResNet, fused
 from fracskip.training.depth import draw_by_depth, draw_by_harm
@@ -350,7 +351,7 @@ class JointTraining(_Base):
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
         if self._config.paths == "shared":
-            return {"lean": self.net.spec.lean}
+            return {"lean": self.net.spec.lean, "curve": self.net.spec.curve}
         if self._balance is not None:
             return {"price": self._balance.price, "lean": self._balance.lean}
         return {"price": self._price.integral}
@@ -358,7 +359,10 @@ class JointTraining(_Base):
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
         if self._config.paths == "shared":
-            self._lean(state["lean"])
+            # Through JSON: pairs have become lists.
+            curve = tuple((cost, lean) for cost, lean in state["curve"])
+            spec = self.net.spec
+            self.net.spec = spec.model_copy(update={"lean": state["lean"], "curve": curve})
         elif self._balance is not None:
             self._balance.price, self._balance.lean = state["price"], state["lean"]
             self._lean(self._balance.lean)
@@ -443,9 +447,14 @@ class JointTraining(_Base):
 
     def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """The path of the batch's first image, which was drawn by lot, for all of its images."""
+        budget = None
+        if self._config.aim == "budgets" and self.net.spec.curve:
+            low, high = BudgetCurve(self.net.spec.curve).range
+            draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
+            budget = low * (high / low) ** float(torch.rand((), generator=draw))
         with self.autocast():
             with torch.no_grad():
-                path = self.net(images[:1]).decisions
+                path = self.net(images[:1], budget=budget).decisions
             out = self.net(images, decisions=path.expand(len(images), -1))
         logits = out.logits.float()
         loss = self._learning_loss(logits, images, labels)

@@ -273,6 +273,14 @@ def test_gates_without_a_learning_rate_stay_while_weights_learn(tiny_recipe: Mak
         ({"gate": {"kind": "feedforward", "block_bias": True}}, "block_bias is for 'recurrent'"),
         ({"gates": {"label": "harmless"}}, "gates.label"),
         ({"joint": {"paths": "shared"}}, "teach the gates nothing: set gate_lr to 0"),
+        (
+            {"joint": {"aim": "budgets", "budgets": [0.1, 0.2]}},
+            "aim 'budgets' needs paths 'shared'",
+        ),
+        (
+            {"joint": {"paths": "shared", "gate_lr": 0, "aim": "budgets", "budgets": [0.1]}},
+            "two budgets at least",
+        ),
         ({"gates": {"option": "5"}}, "option '5' is not in this set"),
         ({"joint": {"objective": "balanced"}}, "joint.objective"),
         ({"joint": {"distillation": 1.5}}, "joint.distillation"),

@@ -84,8 +84,20 @@ def same(one: Any, other: Any) -> None:
             "gates": {"option": "8", "label": "harm", "path": "own"},
             "joint": {"paths": "shared", "gate_lr": 0, "target": 0.04, "budgets": [0.02, 0.05]},
         },
+        {
+            "options": ["skip", 4, 8],
+            "gate": {"standardise": True, "width": 6, "block_bias": True},
+            "gates": {"option": "8", "label": "harm", "path": "own"},
+            "joint": {
+                "paths": "shared",
+                "gate_lr": 0,
+                "target": 0.03,
+                "aim": "budgets",
+                "budgets": [0.01, 0.02, 0.03, 0.04, 0.05],
+            },
+        },
     ],
-    ids=["modern", "paper", "int8", "shared"],
+    ids=["modern", "paper", "int8", "shared", "budgets"],
 )
 def test_killed_in_every_stage_and_resumed(
     tiny_recipe: Make,
