@@ -172,6 +172,8 @@ def test_a_runs_summary(folder: Path) -> None:
         "versions": dict,
         "device": str,
         "epochs": list,
+        "lean": float,
+        "curve": list,
         "test": dict,
         "seconds": float,
     }

@@ -65,6 +65,8 @@ class Record:
             "schema": SCHEMA,
             **{key: start[key] for key in ("name", "recipe", "versions", "device")},
             "epochs": [event for event in events if event["event"] == "epoch"],
+            "lean": end.get("lean"),
+            "curve": end.get("curve"),
             "test": end.get("test"),
             "seconds": end.get("seconds"),
         }
