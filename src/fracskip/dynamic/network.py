@@ -370,13 +370,14 @@ class DynamicNetwork(nn.Module):
         `calibrate` runs each option alone through the whole network. Where the gates then skip
         blocks or mix options, what a block sees is distributed otherwise, and its statistics are
         off. Here every block's are taken, in order of execution, from the images that execute it.
+        'paper' quantisation has one set of statistics for all options, and keeps it.
 
         Args:
             batches: Normalised images (B, C, H, W), a thousand or two in all: they are kept in
                 memory together.
             fewest: An option that fewer images take in a block keeps its statistics there.
         """
-        if self.gate is None:
+        if self.gate is None or self.spec.quant.scheme == "paper":
             return
         was_training = self.training
         self.eval()

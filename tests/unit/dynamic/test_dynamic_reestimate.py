@@ -87,3 +87,10 @@ def test_modes_and_the_rest_of_the_state_stay() -> None:
     assert all(name.endswith(("_mean", "_var")) for name in changed)
     norms = [m for m in net.modules() if isinstance(m, FractionalBatchNorm2d)]
     assert all(norm._sums is None for norm in norms)
+
+
+def test_statistics_that_options_share_are_kept() -> None:
+    net = make_network(make_spec(scheme="paper"))
+    before = statistics(net)
+    net.reestimate([make_images(net.spec, COUNT)], fewest=1)
+    assert all(torch.equal(value, before[name]) for name, value in statistics(net).items())
