@@ -111,6 +111,7 @@ def test_the_file(checkpoint_file: Path) -> None:
             "data_name",
             "target",
             "lean",
+            "curve",
         ),
     }
     assert names == {f"backbone.{name}" for name in backbone(True)} | GATES["recurrent"]
