@@ -72,14 +72,19 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
-def show_evaluation(record: dict[str, Any]) -> None:
-    """The headline table: the network by its own decisions, and forced to each option."""
+def _table_of(record: dict[str, Any]) -> Table:
+    """An empty table that says which network saw which images."""
     checkpoint, data = record["checkpoint"], record["data"]
-    table = Table(
+    return Table(
         title=f"{checkpoint['model']} ({checkpoint['name']}) on {record['images']:,} "
         f"{data['name']} {data['split']} images",
         title_justify="left",
     )
+
+
+def show_evaluation(record: dict[str, Any]) -> None:
+    """The headline table: the network by its own decisions, and forced to each option."""
+    table = _table_of(record)
     table.add_column("blocks run")
     for column in ("accuracy", "cp", "BitOps"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -116,13 +121,9 @@ def show_evaluation(record: dict[str, Any]) -> None:
 
 def show_sweep(record: dict[str, Any]) -> None:
     """A line for each budget."""
-    checkpoint, data = record["checkpoint"], record["data"]
-    table = Table(
-        title=f"{checkpoint['model']} ({checkpoint['name']}) on {record['images']:,} "
-        f"{data['name']} {data['split']} images",
-        title_justify="left",
-    )
-    for column in ("budget", "cp", "BitOps", "accuracy", *checkpoint["options"]):
+    table = _table_of(record)
+    options = record["checkpoint"]["options"]
+    for column in ("budget", "cp", "BitOps", "accuracy", *options):
         table.add_column(column, justify="right", no_wrap=True)
     for point in record["points"]:
         costs = (percent(point[key]) for key in ("budget", "cp", "bitops_ratio", "accuracy"))

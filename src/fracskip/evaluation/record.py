@@ -16,7 +16,7 @@ from PIL import Image
 from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
-from fracskip.evaluation.subject import Card, Network, Subject, subject_of
+from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.machine import versions
 from fracskip.options import Option, OptionSet
 
@@ -66,7 +66,15 @@ def evaluate(
         ]
     return {
         "schema": SCHEMA,
-        "checkpoint": checkpoint_of(card, name),
+        "checkpoint": {
+            "name": name or card.model,
+            "digest": card.digest,
+            "model": card.model,
+            "options": list(options.labels),
+            "quant": card.quant,
+            "gate": card.gate,
+            "target": card.target,
+        },
         "checkpoint_digest": card.digest,
         "data": {"name": data.name, "split": data.split},
         "images": len(data),
@@ -74,7 +82,7 @@ def evaluate(
         "accuracy": float(right.mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
-        "option_share": named_shares(shares.mean(0), options),
+        "option_share": _named(shares.mean(0), options),
         "decision_entropy_bits": float(entropy.mean()),
         "seconds": predictions.seconds,
         "device": card.device,
@@ -83,7 +91,7 @@ def evaluate(
             {
                 "name": block.name,
                 "macs": block.branch_macs,
-                "option_share": named_shares(row, options),
+                "option_share": _named(row, options),
                 "entropy_bits": float(bits),
             }
             for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
@@ -94,21 +102,7 @@ def evaluate(
     }
 
 
-def checkpoint_of(card: Card, name: str) -> dict[str, Any]:
-    """Which network a record speaks of; by its model's name where it has no other."""
-    return {
-        "name": name or card.model,
-        "digest": card.digest,
-        "model": card.model,
-        "options": list(card.options.labels),
-        "quant": card.quant,
-        "gate": card.gate,
-        "target": card.target,
-    }
-
-
-def named_shares(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
-    """Shares (K,) by their options' labels."""
+def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
     return {label: float(share) for label, share in zip(options.labels, shares, strict=True)}
 
 
@@ -152,7 +146,7 @@ def _per_class(
                 "images": int(of_class.sum()),
                 "accuracy": float(right[of_class].mean()),
                 "cp": float(image_cp[of_class].mean()),
-                "option_share": named_shares(shares, options),
+                "option_share": _named(shares, options),
             }
         )
     return rows

@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.errors import ConfigError
-from fracskip.evaluation.predictions import Progress, predict_subject
-from fracskip.evaluation.record import checkpoint_of, named_shares
+from fracskip.evaluation.predictions import Progress
+from fracskip.evaluation.record import evaluate
 from fracskip.evaluation.subject import Network, subject_of
-from fracskip.machine import versions
 
 SCHEMA = "fracskip.sweep/1"
 POINTS = 9  # budgets, unless they are given
 LEAST_BUDGET = 0.005  # where a gate takes any budget
+# Of an evaluation's record: what all points share, and what differs.
+SHARED = ("checkpoint", "checkpoint_digest", "data", "images", "device", "versions")
+POINT = (
+    *("budget", "accuracy", "cp", "bitops_ratio", "option_share"),
+    *("decision_entropy_bits", "seconds"),
+)
 
 
 def default_budgets(reach: tuple[float, float]) -> tuple[float, ...]:
@@ -51,40 +55,27 @@ def sweep(
     Raises:
         ConfigError: if the network takes no budget, or not one of these.
     """
-    subject = subject_of(net)
-    card = subject.card
+    card = subject_of(net).card
     if card.budgets is None:
         raise ConfigError(
             "this network was trained for one budget, so there is nothing to sweep: use eval, or "
             "train with joint.budgets"
         )
-    points = []
-    for budget in sorted(budgets or default_budgets(card.budgets)):
-        found = predict_subject(subject, data.images, None, budget, batch_size, progress)
-        shares = option_shares(found.decisions, card.options)
-        cost = account(found.decisions, card.options, card.profile)
-        points.append(
-            {
-                "budget": budget,
-                "accuracy": float((found.predicted == data.labels).mean()),
-                "cp": cost.cp,
-                "bitops_ratio": cost.bitops_ratio,
-                "option_share": named_shares(shares.mean(0), card.options),
-                "decision_entropy_bits": float(decision_entropy_bits(shares).mean()),
-                "seconds": found.seconds,
-                "blocks": [
-                    {"name": block.name, "option_share": named_shares(row, card.options)}
-                    for block, row in zip(card.profile.gated, shares, strict=True)
-                ],
-            }
+    found = [
+        evaluate(
+            net,
+            data,
+            name=name,
+            budget=budget,
+            static=False,
+            examples=0,
+            batch_size=batch_size,
+            progress=progress,
         )
-    return {
-        "schema": SCHEMA,
-        "checkpoint": checkpoint_of(card, name),
-        "checkpoint_digest": card.digest,
-        "data": {"name": data.name, "split": data.split},
-        "images": len(data),
-        "points": points,
-        "device": card.device,
-        "versions": versions(),
-    }
+        for budget in sorted(budgets or default_budgets(card.budgets))
+    ]
+    points = []
+    for one in found:
+        blocks = [{key: block[key] for key in ("name", "option_share")} for block in one["blocks"]]
+        points.append({**{key: one[key] for key in POINT}, "blocks": blocks})
+    return {"schema": SCHEMA, **{key: found[0][key] for key in SHARED}, "points": points}
