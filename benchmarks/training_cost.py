@@ -20,7 +20,8 @@ from fracskip.devices import describe, pick_device
 from fracskip.dynamic import DynamicNetwork
 from fracskip.machine import versions
 from fracskip.models import create_model
-from fracskip.training.stages import BackboneTraining, JointTraining, Place, Stage
+from fracskip.training.joint import JointTraining
+from fracskip.training.stages import BackboneTraining, Place, Stage
 
 OPTION_SETS = {
     "cpu": ("skip", "8", "full"),

@@ -41,15 +41,11 @@ from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
 from fracskip.training.calibration import measure_curve, meet_target
 from fracskip.training.depth import elimination_order
+from fracskip.training.gates import GateTraining
+from fracskip.training.joint import JointTraining
 from fracskip.training.randomness import derive_seed
 from fracskip.training.record import Record
-from fracskip.training.stages import (
-    BackboneTraining,
-    GateTraining,
-    JointTraining,
-    Place,
-    Stage,
-)
+from fracskip.training.stages import BackboneTraining, Place, Stage
 from fracskip.training.state import Position, Totals, load_optimiser, optimiser_tensors
 
 STATE_SCHEMA = "fracskip.training-state"

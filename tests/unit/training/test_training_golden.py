@@ -11,7 +11,8 @@ import torch
 
 from fracskip.config import ModelSpec, Recipe, recipe_from_dict
 from fracskip.dynamic import build_network
-from fracskip.training.stages import JointTraining, Place
+from fracskip.training.joint import JointTraining
+from fracskip.training.stages import Place
 
 STEPS = 3
 CASES = {

@@ -1,0 +1,185 @@
+"""The third stage: weights and gates, towards a cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fracskip.config import Recipe
+from fracskip.cost import BudgetCurve
+from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.models import CifarResNet, fused
+from fracskip.training.objective import (
+    CostBalance,
+    CostPrice,
+    decision_information,
+    distillation,
+    paper_penalty,
+    target_at,
+)
+from fracskip.training.randomness import generator_at
+from fracskip.training.schedule import lr_factor, weight_optimiser
+from fracskip.training.stages import Place, StageBase, StepResult, count_correct
+
+
+class JointTraining(StageBase):
+    """Stage 3: weights and gates together, towards the target cost.
+
+    Args:
+        net: The network, as the gates' stage left it.
+        recipe: The run.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+        teacher: The frozen backbone to distil from, if the recipe says so.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        teacher: CifarResNet | None = None,
+    ) -> None:
+        super().__init__(recipe, device, bf16)
+        self.net = net
+        self.epochs = recipe.joint.epochs
+        self._config = recipe.joint
+        self._teacher = fused(teacher) if teacher is not None else None
+        rate = recipe.joint.price_rate
+        self._price = CostPrice(rate)
+        self._balance: CostBalance | None = None
+        if recipe.joint.objective == "balance":
+            self._balance = CostBalance(rate, recipe.joint.lean_rate)
+        gates = {f"gate.{name}" for name, _ in net.gate.named_parameters()} if net.gate else set()
+        weights = [(name, p) for name, p in net.named_parameters() if name not in gates]
+        self.optimisers = [weight_optimiser(weights, self._config.optim)]
+        if net.gate is not None:
+            self.optimisers.append(torch.optim.Adam(net.gate.parameters(), lr=self._config.gate_lr))
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`."""
+        return self._config.optim.lr * lr_factor(self._config.optim, progress)
+
+    def state(self) -> dict[str, Any]:
+        """See `Stage`."""
+        if self._config.paths == "shared":
+            return {"lean": self.net.spec.lean, "curve": self.net.spec.curve}
+        if self._balance is not None:
+            return {"price": self._balance.price, "lean": self._balance.lean}
+        return {"price": self._price.integral}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Stage`."""
+        if self._config.paths == "shared":
+            # Through JSON: pairs have become lists.
+            curve = tuple((cost, lean) for cost, lean in state["curve"])
+            spec = self.net.spec
+            self.net.spec = spec.model_copy(update={"lean": state["lean"], "curve": curve})
+        elif self._balance is not None:
+            self._balance.price, self._balance.lean = state["price"], state["lean"]
+            self._lean(self._balance.lean)
+        else:
+            self._price.integral = state["price"]
+
+    def _lean(self, lean: float) -> None:
+        """What validation between epochs sees; the run's end finds the final one."""
+        self.net.spec = self.net.spec.model_copy(update={"lean": lean})
+
+    def _target(self, progress: float) -> float:
+        start = self.net.options.costs[self.recipe.start_option]
+        return target_at(self._config, start, progress)
+
+    def _penalty(self, cost: Tensor, progress: float) -> Tensor:
+        target = self._target(progress)
+        if self._balance is not None:
+            penalty = self._balance.penalty(cost, target)
+            self._lean(self._balance.lean)
+            return penalty
+        if self._config.objective == "paper":
+            return paper_penalty(cost, target, self._config.beta, len(self.net.blocks))
+        return self._price.penalty(cost, target)
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """See `Stage`."""
+        config, options = self._config, self.net.options
+        if config.paths == "shared":
+            return self._shared_step(images, labels, place)
+        lean = None
+        if self._balance is not None:
+            lean = torch.tensor(self._balance.lean, device=images.device, requires_grad=True)
+        draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
+        anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
+        remaining = max(0.0, 1 - place.progress / config.exploration_until)
+        lowest = 1 if options.can_skip else 0
+        mixing = Mixing(
+            draw,
+            noise=config.exploration * remaining,
+            temperature=config.temperature,
+            dense=config.gate_gradient == "dense",
+            sample_rate=config.sample_rate if config.gate_lr else 0.0,
+            anchors=anchors,
+            anchor_option=int(torch.randint(lowest, len(options), (), generator=draw)),
+            lean=0.0 if lean is None else lean,
+        )
+        with self.autocast():
+            out = self.net(images, mixing=mixing)
+        logits, cost = out.logits.float(), out.cost[anchors:]
+        loss = self._learning_loss(logits, images, labels)
+        if self.net.gate is not None:
+            loss = loss + self._penalty(cost, place.progress)
+        if config.diversity and out.scores is not None:
+            loss = loss - config.diversity * decision_information(out.scores[anchors:])
+        factor = lr_factor(config.optim, place.progress)
+        rates = [config.optim.lr * factor, config.gate_lr * factor]
+        cost_slope = 0.0
+        if lean is not None and self.net.gate is not None and config.gate_lr:
+            (slope,) = torch.autograd.grad(cost.mean(), lean, retain_graph=True)
+            cost_slope = float(slope) / self._target(place.progress)
+        self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
+        if self._balance is not None and cost_slope and lean is not None and lean.grad is not None:
+            self._balance.follow(float(lean.grad), cost_slope)
+        routed = len(labels) - anchors
+        return StepResult(
+            float(loss.detach()) * routed,
+            count_correct(logits[anchors:], labels[anchors:]),
+            routed,
+            float(cost.detach().sum()),
+        )
+
+    def _learning_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, and the divergence from the teacher where there is one."""
+        config = self._config
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
+        if self._teacher is None:
+            return loss
+        with torch.no_grad(), self.autocast():
+            taught = self._teacher(images).float()
+        divergence = distillation(logits, taught, config.distillation_temperature)
+        return torch.lerp(loss, divergence, config.distillation)
+
+    def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """The path of the batch's first image, which was drawn by lot, for all of its images."""
+        budget = None
+        if self._config.aim == "budgets" and self.net.spec.curve:
+            low, high = BudgetCurve(self.net.spec.curve).range
+            draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
+            budget = low * (high / low) ** float(torch.rand((), generator=draw))
+        with self.autocast():
+            with torch.no_grad():
+                path = self.net(images[:1], budget=budget).decisions
+            out = self.net(images, decisions=path.expand(len(images), -1))
+        logits = out.logits.float()
+        loss = self._learning_loss(logits, images, labels)
+        factor = lr_factor(self._config.optim, place.progress)
+        rates = [self._config.optim.lr * factor, 0.0]
+        self.update(loss, rates[: len(self.optimisers)], self._config.optim.clip_norm)
+        cost = float(out.cost.sum())
+        return StepResult(
+            float(loss.detach()) * len(labels), count_correct(logits, labels), len(labels), cost
+        )
