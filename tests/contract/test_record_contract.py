@@ -139,6 +139,7 @@ def test_events_of_a_run(folder: Path) -> None:
         "versions": dict,
         "device": str,
         "backbone_digest": str,
+        "teacher_digest": str,
     }
     assert [event["event"] for event in events] == ["start", "epoch", "epoch", "epoch", "end"]
 
@@ -182,5 +183,5 @@ def test_a_runs_summary(folder: Path) -> None:
     assert summary["recipe"] == recipe
     assert set(recipe) == {
         *("name", "seed", "batch_size", "options", "data", "model", "quant", "gate"),
-        *("backbone", "gates", "joint", "runtime"),
+        *("teacher", "backbone", "gates", "joint", "runtime"),
     }

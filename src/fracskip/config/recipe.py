@@ -91,6 +91,9 @@ class BackboneStage(Frozen):
         depth_order: Which blocks: 'depth' (each by lot, with a probability that rises from 0 at the
             first block to the rate at the last: Huang et al., ECCV 2016) or 'harm' (a share drawn
             between 0 and the rate, of the blocks that the network misses least; needs `load`).
+        distillation: Weight of the divergence from the teacher's predictions, the cross-entropy
+            keeping the rest (0: no teacher).
+        distillation_temperature: Softens both predictions.
         optim: The optimiser.
     """
 
@@ -98,6 +101,8 @@ class BackboneStage(Frozen):
     epochs: Count = 0
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
     depth_order: Literal["depth", "harm"] = "depth"
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distillation_temperature: Positive = 2.0
     optim: OptimConfig = OptimConfig(lr=0.2, weight_decay=5e-4, schedule="onecycle", warmup=0.25)
 
     @model_validator(mode="after")
@@ -108,6 +113,19 @@ class BackboneStage(Frozen):
                 "nothing; use 'depth'"
             )
         return self
+
+
+class TeacherConfig(Frozen):
+    """Whom the network learns from in the stages whose `distillation` is above 0.
+
+    Attributes:
+        load: A plain network's weights or checkpoint; '' is the run's own backbone, frozen as the
+            stage found it.
+        model: The teacher's model where `load` is given; '' is the run's.
+    """
+
+    load: str = ""
+    model: str = ""
 
 
 class GateStage(Frozen):
@@ -160,8 +178,8 @@ class JointStage(Frozen):
             times `beta`).
         price_rate: How fast the price follows the error ('balance': the drift), per step.
         lean_rate: How fast the lean of 'balance' answers an error, per step.
-        distillation: Weight of the divergence from the backbone's own predictions, the
-            cross-entropy keeping the rest (0: no teacher). Costs a third of a backbone step.
+        distillation: Weight of the divergence from the teacher's predictions, the cross-entropy
+            keeping the rest (0: no teacher). Costs a third of a backbone step.
         distillation_temperature: Softens both predictions.
         diversity: Weight of a reward on what decisions tell of their image (the mutual
             information, averaged over blocks; 0: none).
@@ -254,6 +272,7 @@ class Recipe(Frozen):
     model: ModelConfig = ModelConfig()
     quant: QuantConfig = QuantConfig()
     gate: GateConfig = GateConfig()
+    teacher: TeacherConfig = TeacherConfig()
     backbone: BackboneStage = BackboneStage()
     gates: GateStage = GateStage()
     joint: JointStage = JointStage()
@@ -267,6 +286,23 @@ class Recipe(Frozen):
             self.option_set.index(self.gates.option)
         return self
 
+    @model_validator(mode="after")
+    def _a_teacher_knows_something_and_is_asked(self) -> Recipe:
+        backbone = self.backbone
+        if backbone.epochs and backbone.distillation and not (self.teacher.load or backbone.load):
+            raise ValueError(
+                "backbone.distillation needs a trained teacher: set teacher.load, or backbone.load "
+                "to learn from the backbone as it was"
+            )
+        if self.teacher.load and not (backbone.distillation or self.joint.distillation):
+            raise ValueError(
+                "teacher.load is given and no stage learns from it: set backbone.distillation or "
+                "joint.distillation, or leave it out"
+            )
+        if self.teacher.model and not self.teacher.load:
+            raise ValueError("teacher.model is given without teacher.load: which weights?")
+        return self
+
     @property
     def start_option(self) -> int:
         """Index of the option that the gates learn to choose first."""
@@ -277,6 +313,11 @@ class Recipe(Frozen):
     def backbone_path(self) -> Path | None:
         """The backbone's weights to load; a relative path counts from the recipe's folder."""
         return self._folder / self.backbone.load if self.backbone.load else None
+
+    @property
+    def teacher_path(self) -> Path | None:
+        """The teacher's weights, likewise."""
+        return self._folder / self.teacher.load if self.teacher.load else None
 
     @property
     def option_set(self) -> OptionSet:

@@ -6,17 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fracskip.config import Recipe
 from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork, Mixing
-from fracskip.models import CifarResNet, fused
+from fracskip.models import CifarResNet
 from fracskip.training.objective import (
     CostBalance,
     CostPrice,
     decision_information,
-    distillation,
     paper_penalty,
     target_at,
 )
@@ -33,7 +31,7 @@ class JointTraining(StageBase):
         recipe: The run.
         device: Where it trains.
         bf16: Whether in bfloat16.
-        teacher: The frozen backbone to distil from, if the recipe says so.
+        teacher: The network to distil from, if the recipe says so.
     """
 
     name = "joint"
@@ -46,11 +44,10 @@ class JointTraining(StageBase):
         bf16: bool,
         teacher: CifarResNet | None = None,
     ) -> None:
-        super().__init__(recipe, device, bf16)
+        super().__init__(recipe, device, bf16, teacher)
         self.net = net
         self.epochs = recipe.joint.epochs
         self._config = recipe.joint
-        self._teacher = fused(teacher) if teacher is not None else None
         rate = recipe.joint.price_rate
         self._price = CostPrice(rate)
         self._balance: CostBalance | None = None
@@ -130,7 +127,7 @@ class JointTraining(StageBase):
         with self.autocast():
             out = self.net(images, mixing=mixing)
         logits, cost = out.logits.float(), out.cost[anchors:]
-        loss = self._learning_loss(logits, images, labels)
+        loss = self.learning_loss(logits, images, labels, config)
         if self.net.gate is not None:
             loss = loss + self._penalty(cost, place.progress)
         if config.diversity and out.scores is not None:
@@ -152,17 +149,6 @@ class JointTraining(StageBase):
             float(cost.detach().sum()),
         )
 
-    def _learning_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, and the divergence from the teacher where there is one."""
-        config = self._config
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
-        if self._teacher is None:
-            return loss
-        with torch.no_grad(), self.autocast():
-            taught = self._teacher(images).float()
-        divergence = distillation(logits, taught, config.distillation_temperature)
-        return torch.lerp(loss, divergence, config.distillation)
-
     def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """The path of the batch's first image, which was drawn by lot, for all of its images."""
         budget = None
@@ -175,7 +161,7 @@ class JointTraining(StageBase):
                 path = self.net(images[:1], budget=budget).decisions
             out = self.net(images, decisions=path.expand(len(images), -1))
         logits = out.logits.float()
-        loss = self._learning_loss(logits, images, labels)
+        loss = self.learning_loss(logits, images, labels, self._config)
         factor = lr_factor(self._config.optim, place.progress)
         rates = [self._config.optim.lr * factor, 0.0]
         self.update(loss, rates[: len(self.optimisers)], self._config.optim.clip_norm)

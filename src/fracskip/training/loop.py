@@ -95,7 +95,8 @@ class _Run:
         self.batches = Batches(train, recipe.data, recipe.batch_size, recipe.seed, self.device)
         self.stop = False
         self.backbone_digest = ""  # of the file it was loaded from, if it was
-        self.teacher: CifarResNet | None = None  # the backbone as it was, where it teaches
+        self.teacher: CifarResNet | None = None
+        self.teacher_digest = ""  # likewise
         has_gate = len(recipe.option_set) > 1
         self.spec = ModelSpec(
             model=recipe.model,
@@ -116,9 +117,9 @@ class _Run:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net
 
-    def _plain(self) -> CifarResNet:
-        channels = self.recipe.data.image.channels
-        return create_model(self.recipe.model.name, channels, len(self.spec.class_names))
+    def _plain(self, name: str = "") -> CifarResNet:
+        channels, classes = self.recipe.data.image.channels, len(self.spec.class_names)
+        return create_model(name or self.recipe.model.name, channels, classes)
 
     def _backbone(self) -> CifarResNet:
         net = self._plain()
@@ -128,6 +129,19 @@ class _Run:
         elif not self.recipe.backbone.epochs:
             raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
         return net
+
+    def _frozen(self, net: CifarResNet) -> CifarResNet:
+        teacher: CifarResNet = self._place(net).eval().requires_grad_(False)
+        return teacher
+
+    def _find_teacher(self, backbone: CifarResNet) -> None:
+        path, stage = self.recipe.teacher_path, self.recipe.backbone
+        if path is not None:
+            teacher = self._plain(self.recipe.teacher.model)
+            self.teacher_digest = checkpoint.load_backbone(path, teacher)
+            self.teacher = self._frozen(teacher)
+        elif stage.epochs and stage.distillation:
+            self.teacher = self._frozen(copy.deepcopy(backbone))
 
     def _depth_order(self, net: CifarResNet) -> list[int]:
         stage = self.recipe.backbone
@@ -143,8 +157,11 @@ class _Run:
             torch.manual_seed(derive_seed(self.recipe.seed, "init", name))
             if name == "backbone":
                 net = self._place(self._backbone())
+                self._find_teacher(net)
                 order = self._depth_order(net)
-                return BackboneTraining(net, self.recipe, self.device, self.bf16, order)
+                return BackboneTraining(
+                    net, self.recipe, self.device, self.bf16, order, self.teacher
+                )
             assert before is not None
             if name == "joint":
                 net = before.net
@@ -156,8 +173,8 @@ class _Run:
                         measure_curve(net, self.validation, joint.budgets)
                 return JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
             assert isinstance(before.net, CifarResNet)
-            if self.recipe.joint.distillation:
-                self.teacher = copy.deepcopy(before.net).eval().requires_grad_(False)
+            if self.recipe.joint.distillation and not self.recipe.teacher.load:
+                self.teacher = self._frozen(copy.deepcopy(before.net))
             dynamic = self._place(DynamicNetwork(before.net, self.spec))
         wanted = self.recipe.quant.calibration_images
         count = min(self.batches.steps, max(1, wanted // self.recipe.batch_size))
@@ -171,17 +188,17 @@ class _Run:
         for name, value in tensors.items():
             part, _, key = name.partition(".")
             parts.setdefault(part, {})[key] = value
+        if "teacher" in parts:
+            plain = self._plain(self.recipe.teacher.model)
+            checkpoint.apply_state(plain, parts["teacher"], origin)
+            self.teacher = self._frozen(plain)
         stage: Stage
         if position.stage == "backbone":
             stage = BackboneTraining(
-                self._place(self._plain()), self.recipe, self.device, self.bf16
+                self._place(self._plain()), self.recipe, self.device, self.bf16, (), self.teacher
             )
         else:
             net = self._place(build_network(self.spec))
-            if self.recipe.joint.distillation:
-                plain = self._plain()
-                checkpoint.apply_state(plain, parts.get("teacher", {}), origin)
-                self.teacher = self._place(plain).eval().requires_grad_(False)
             if position.stage == "gates":
                 stage = GateTraining(net, self.recipe, self.device, self.bf16)
             else:
@@ -223,6 +240,7 @@ class _Run:
                 "versions": versions(),
                 "device": describe(self.device),
                 "backbone_digest": self.backbone_digest,
+                "teacher_digest": self.teacher_digest,
             }
         )
         self.save(position, stage)

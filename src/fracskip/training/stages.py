@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fracskip.config import Recipe
-from fracskip.models import CifarResNet
+from fracskip.config import BackboneStage, JointStage, Recipe
+from fracskip.models import CifarResNet, fused
 from fracskip.training.depth import draw_by_depth, draw_by_harm
+from fracskip.training.objective import distillation
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
 
@@ -83,12 +84,26 @@ class Stage(Protocol):
 
 
 class StageBase:
-    """What the stages share."""
+    """What the stages share.
+
+    Args:
+        recipe: The run.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+        teacher: A trained network to distil from, if there is one.
+    """
 
     optimisers: list[torch.optim.Optimizer]
 
-    def __init__(self, recipe: Recipe, device: torch.device, bf16: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        teacher: CifarResNet | None = None,
+    ) -> None:
         self.recipe = recipe
+        self._teacher = fused(teacher) if teacher is not None else None
         self._autocast = {
             "device_type": device.type,
             "dtype": torch.bfloat16,
@@ -98,6 +113,25 @@ class StageBase:
     def autocast(self) -> torch.autocast:
         """Where to compute in bfloat16, if the run does."""
         return torch.autocast(**self._autocast)  # type: ignore[arg-type]
+
+    def learning_loss(
+        self, logits: Tensor, images: Tensor, labels: Tensor, config: BackboneStage | JointStage
+    ) -> Tensor:
+        """Cross-entropy, and the divergence from the teacher where there is one.
+
+        Args:
+            logits: The network's (B, N).
+            images: (B, C, H, W), for the teacher.
+            labels: (B,).
+            config: How the two are mixed.
+        """
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
+        if self._teacher is None or not config.distillation:
+            return loss
+        with torch.no_grad(), self.autocast():
+            taught = self._teacher(images).float()
+        divergence = distillation(logits, taught, config.distillation_temperature)
+        return torch.lerp(loss, divergence, config.distillation)
 
     def update(self, loss: Tensor, rates: list[float], clip_norm: float = 0.0) -> None:
         """One step of every optimiser, at its rate; the first one's gradient is clipped."""
@@ -137,6 +171,7 @@ class BackboneTraining(StageBase):
         device: Where it trains.
         bf16: Whether in bfloat16.
         order: For stochastic depth by harm: its blocks, the most dispensable first.
+        teacher: The network to distil from, if the recipe says so.
     """
 
     name = "backbone"
@@ -148,8 +183,9 @@ class BackboneTraining(StageBase):
         device: torch.device,
         bf16: bool,
         order: Sequence[int] = (),
+        teacher: CifarResNet | None = None,
     ) -> None:
-        super().__init__(recipe, device, bf16)
+        super().__init__(recipe, device, bf16, teacher)
         self.net = net
         self.epochs = recipe.backbone.epochs
         self._config = recipe.backbone.optim
@@ -183,7 +219,7 @@ class BackboneTraining(StageBase):
         """See `Stage`."""
         with self.autocast():
             logits = self._run(images, self._skipped(place))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._config.label_smoothing)
+        loss = self.learning_loss(logits.float(), images, labels, self.recipe.backbone)
         self.update(loss, [self.lr(place.progress)], self._config.clip_norm)
         return StepResult(
             float(loss.detach()) * len(labels), count_correct(logits, labels), len(labels), None
