@@ -170,6 +170,9 @@ class JointStage(Frozen):
         aim: With shared paths: what the paths' cost aims at, 'target', or 'budgets' (at every step
             another one between the least and the largest of them, even in log cost: one training
             for all).
+        decisions: 'each' (every image's own) or 'alike' (as the stage begins, each block is frozen
+            at what the gates choose for the mean image at the target: a static network of mixed
+            precision, to compare with; needs `gate_lr` 0).
         gate_lr: Highest learning rate of the gates (Adam). With 0 they stay as their own stage left
             them, and only 'balance' moves their decisions, by its lean.
         objective: 'price' (a multiplier raised while the cost is above target), 'balance' (a lean
@@ -207,6 +210,7 @@ class JointStage(Frozen):
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
     paths: Literal["each", "shared"] = "each"
     aim: Literal["target", "budgets"] = "target"
+    decisions: Literal["each", "alike"] = "each"
     gate_lr: NonNegative = 2e-3
     objective: Literal["price", "balance", "paper"] = "price"
     price_rate: Positive = 0.01
@@ -231,6 +235,11 @@ class JointStage(Frozen):
             raise ValueError("paths 'shared' teach the gates nothing: set gate_lr to 0")
         if self.aim == "budgets" and (self.paths != "shared" or len(self.budgets) < 2):
             raise ValueError("aim 'budgets' needs paths 'shared' and two budgets at least")
+        if self.decisions == "alike" and (self.gate_lr or self.budgets):
+            raise ValueError(
+                "decisions 'alike' leave the gates nothing to learn and no budget to follow: set "
+                "gate_lr to 0 and budgets to []"
+            )
         return self
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from fracskip.config import GateConfig
 from fracskip.errors import ConfigError
 
+CERTAIN = 1e4  # a logit that no lean and no noise outweighs
+
 
 @dataclass
 class GateState:
@@ -125,6 +127,17 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
+    def fix(self, path: Sequence[int]) -> None:
+        """Gives every image the same decisions, whatever it looks like and however they are leaned.
+
+        Args:
+            path: An option's index for each gated block.
+
+        Raises:
+            ConfigError: if the gate has no bias of each block's own.
+        """
+        raise NotImplementedError
+
     def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
         """Decides for one gated block.
 
@@ -186,6 +199,18 @@ class RecurrentGate(Gate):
         """See `Gate.prefer`."""
         self.out.bias.add_(shares.log())
 
+    @torch.no_grad()
+    def fix(self, path: Sequence[int]) -> None:
+        """See `Gate.fix`."""
+        if self.block_bias is None:
+            raise ConfigError(
+                "a recurrent gate decides the same for all images only with a bias of each block's "
+                "own: set gate.block_bias to true"
+            )
+        self.out.weight.zero_()
+        self.out.bias.zero_()
+        self.block_bias.copy_(_certain(path, self.out.out_features))
+
     def _rescale(self, factor: float, centre: Tensor) -> None:
         self.out.weight.mul_(factor)
         self.out.bias.mul_(factor)
@@ -222,6 +247,14 @@ class FeedForwardGate(Gate):
             assert isinstance(layer, nn.Linear)
             layer.bias.add_(shares.log())
 
+    @torch.no_grad()
+    def fix(self, path: Sequence[int]) -> None:
+        """See `Gate.fix`."""
+        for layer, logits in zip(self.out, _certain(path, self._options), strict=True):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.zero_()
+            layer.bias.copy_(logits)
+
     def _rescale(self, factor: float, centre: Tensor) -> None:
         for layer, middle in zip(self.out, centre, strict=True):
             assert isinstance(layer, nn.Linear)
@@ -231,6 +264,11 @@ class FeedForwardGate(Gate):
     def macs(self, block: int) -> int:
         """See `Gate.macs`."""
         return self._embed_macs(block) + self.width * self._options
+
+
+def _certain(path: Sequence[int], options: int) -> Tensor:
+    """Logits (L, K) that choose the options of a path."""
+    return CERTAIN * nn.functional.one_hot(torch.tensor(path), options).float()
 
 
 def create_gate(config: GateConfig, channels: Sequence[int], options: int) -> Gate:

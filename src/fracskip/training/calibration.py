@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from fracskip.cost import account
 from fracskip.data import ImageSet
-from fracskip.dynamic import DynamicNetwork
+from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
+from fracskip.training.objective import leaned_path
 
 WIDEST_LEAN = 64.0
 ROUNDS = 16
@@ -73,6 +76,28 @@ def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int 
     """
     search = LeanSearch(net, data, images)
     return search.cost_at(search.nearest(target))
+
+
+@torch.no_grad()
+def freeze_decisions(net: DynamicNetwork, data: ImageSet, target: float, images: int = 500) -> None:
+    """Makes the gates choose for every image what they choose for the mean image.
+
+    The path is the one, leaned to the target, that the mean logits give while it is executed.
+
+    Args:
+        net: A network with gates, which are changed.
+        data: Validation images; labels are not used.
+        target: Computation share.
+        images: How many of them to use.
+    """
+    assert net.gate is not None
+    meet_target(net, data, target)
+    decisions = torch.from_numpy(predict(net, data.images[:images]).decisions)
+    path = decisions.mode(0).values.tolist()
+    device = next(net.parameters()).device
+    pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
+    mean = net.gate_logits_on(net.walk(pixels, path)[0]).mean(0).cpu()
+    net.gate.fix(leaned_path(mean, torch.tensor(net.options.costs), target))
 
 
 def measure_curve(

@@ -39,7 +39,7 @@ from fracskip.files import write_atomically
 from fracskip.machine import versions
 from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
-from fracskip.training.calibration import measure_curve, meet_target
+from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 from fracskip.training.depth import elimination_order
 from fracskip.training.gates import GateTraining
 from fracskip.training.joint import JointTraining
@@ -167,6 +167,8 @@ class _Run:
                 net = before.net
                 assert isinstance(net, DynamicNetwork)
                 joint = self.recipe.joint
+                if joint.decisions == "alike" and net.gate is not None:
+                    freeze_decisions(net, self.validation, joint.target)
                 if joint.epochs and joint.paths == "shared":
                     self._settle(net)
                     if joint.aim == "budgets":

@@ -223,3 +223,22 @@ def test_a_block_bias_is_added_to_its_blocks_logits_alone() -> None:
         difference = gate(block, pooled, one) - plain(block, pooled, other)
         torch.testing.assert_close(difference, bias[block].expand(7, 3), atol=1e-5, rtol=0)
     assert gate.macs(1) == plain.macs(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fixed_decisions_follow_no_image_and_no_lean(kind: str) -> None:
+    config = GateConfig(kind=kind, width=6, block_bias=kind == "recurrent")
+    torch.manual_seed(3)
+    gate = create_gate(config, CHANNELS, 3)
+    inputs = pooled(50)
+    path = [2, 0, 1, 0]
+    gate.fix(path)
+    logits = walk(gate, inputs)
+    for lean in (-64.0, 0.0, 64.0):
+        chosen = (logits + lean * torch.linspace(0, 1, 3)).argmax(-1)
+        assert chosen.tolist() == [path] * 50
+
+
+def test_decisions_cannot_be_fixed_where_all_blocks_share_their_bias() -> None:
+    with pytest.raises(ConfigError, match=r"set gate\.block_bias to true"):
+        make("recurrent").fix([0, 0, 0, 0])

@@ -1,16 +1,18 @@
 """Leaning decisions until the mean cost meets the target."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fracskip.config import Recipe, recipe_from_dict
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
-from fracskip.training.calibration import measure_curve, meet_target
+from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 
 
 def images(net: DynamicNetwork, count: int = 64) -> ImageSet:
@@ -102,3 +104,48 @@ def test_a_network_without_a_curve_takes_no_budget(make_net: Callable[..., Dynam
     static = make_net(options=["8"], target=None)
     with pytest.raises(ConfigError, match="takes none"):
         predict(static, images(static).images, budget=0.1)
+
+
+# -- decisions alike ------------------------------------------------------------------------------
+
+
+def test_freezing_gives_all_images_one_path_at_the_target(
+    make_net: Callable[..., DynamicNetwork],
+) -> None:
+    net = make_net(gate={"block_bias": True})
+    data = images(net)
+    decisions = predict(net, data.images).decisions
+    assert len(np.unique(decisions, axis=0)) > 1
+    costs = np.array(net.options.costs)
+    target = float(costs[1])
+    freeze_decisions(net, data, target)
+    frozen = predict(net, data.images).decisions
+    assert (frozen == frozen[0]).all()
+    # No nearer than one block's step between options allows.
+    assert abs(costs[frozen[0]].mean() - target) <= np.diff(costs).max() / len(frozen[0])
+    whole = make_net(gate={"block_bias": True})
+    freeze_decisions(whole, data, float(costs[-1]))
+    assert (costs[predict(whole, data.images).decisions] == costs[-1]).all()
+
+
+def test_a_run_whose_decisions_are_alike(tiny_recipe: Callable[..., Recipe], run: Any) -> None:
+    tree = {
+        "options": ["skip", 8, "full"],
+        "quant": {"stream": "int8"},
+        "gate": {"width": 6, "block_bias": True, "standardise": True},
+        "gates": {"epochs": 2, "option": "8", "label": "harm", "path": "own"},
+    }
+    joint = {"epochs": 1, "target": 0.04, "paths": "shared", "gate_lr": 0}
+    alike = run(tiny_recipe(**tree, joint={**joint, "decisions": "alike"}), "alike")
+    each = run(tiny_recipe(**tree, joint=joint), "each")
+    assert alike.summary["test"]["decision_entropy_bits"] == 0
+    assert all(max(b["option_share"].values()) == 1 for b in alike.summary["test"]["blocks"])
+    # Two blocks: the nearest cost to 4% is one at 8 bits.
+    assert alike.summary["test"]["cp"] == pytest.approx(0.0625 / 2)
+    assert alike.digest != each.digest
+
+
+@pytest.mark.parametrize("joint", [{}, {"gate_lr": 0, "budgets": [0.02, 0.04]}])
+def test_decisions_alike_leave_nothing_to_learn(joint: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"'alike' leave the gates nothing to learn"):
+        recipe_from_dict({"name": "x", "joint": {"decisions": "alike", **joint}})
