@@ -1,6 +1,6 @@
 """Proves that a run killed at random moments and resumed ends as if it had never been killed.
 
-A recipe of all three stages on a tiny data set is run twice in processes of its own: once from
+A recipe of all four stages on a tiny data set is run twice in processes of its own: once from
 start to end, and once killed again and again (SIGKILL, so that nothing can be saved or tidied up)
 and resumed. Then the weights must be the same bit for bit, and the records of the epochs and of
 the test must be the same but for the seconds.
@@ -38,7 +38,7 @@ from fracskip.machine import versions
 NAME = "proof"
 BATCH, TRAIN, VALIDATION, TEST, SIDE = 8, 160, 12, 12, 8
 STEPS_AN_EPOCH = TRAIN // BATCH
-STAGES = ("backbone", "gates", "joint")
+STAGES = ("backbone", "supernet", "gates", "joint")
 LIMIT_S = 1200.0
 
 
@@ -56,9 +56,10 @@ def draw_pictures(root: Path, seed: int) -> None:
 
 def epochs_for(steps: int) -> dict[str, int]:
     """Epochs of each stage, about `steps` steps in all: 3/10, 1/10 and the rest."""
-    epochs = max(3, round(steps / STEPS_AN_EPOCH))
-    backbone, gates = max(1, round(0.3 * epochs)), max(1, round(0.1 * epochs))
-    return {"backbone": backbone, "gates": gates, "joint": epochs - backbone - gates}
+    epochs = max(4, round(steps / STEPS_AN_EPOCH))
+    shares = {"backbone": 0.3, "supernet": 0.1, "gates": 0.1}
+    before = {stage: max(1, round(share * epochs)) for stage, share in shares.items()}
+    return {**before, "joint": epochs - sum(before.values())}
 
 
 def write_recipe(folder: Path, steps: int, seed: int) -> Path:
@@ -71,6 +72,7 @@ def write_recipe(folder: Path, steps: int, seed: int) -> Path:
         '[model]\nname = "resnet8"\n'
         "[quant]\ncalibration_images = 64\n"
         f"[backbone]\nepochs = {epochs['backbone']}\n"
+        f"[supernet]\nepochs = {epochs['supernet']}\n"
         f"[gates]\nepochs = {epochs['gates']}\n"
         f"[joint]\nepochs = {epochs['joint']}\ntarget = 0.1\n"
         # Seven divides no epoch: most checkpoints lie within one.

@@ -183,5 +183,5 @@ def test_a_runs_summary(folder: Path) -> None:
     assert summary["recipe"] == recipe
     assert set(recipe) == {
         *("name", "seed", "batch_size", "options", "data", "model", "quant", "gate"),
-        *("teacher", "backbone", "gates", "joint", "runtime"),
+        *("teacher", "backbone", "supernet", "gates", "joint", "runtime"),
     }

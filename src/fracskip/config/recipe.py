@@ -128,8 +128,28 @@ class TeacherConfig(Frozen):
     model: str = ""
 
 
+class SupernetStage(Frozen):
+    """Stage 2: weights of all options, on paths drawn by lot, before gates judge the options.
+
+    BatchNorm statistics stand still, as in the joint stage.
+
+    Attributes:
+        epochs: Training epochs (0: options are only calibrated, and learn in the joint stage).
+        skip_rate: Largest share of blocks that a step skips.
+        optim: The optimiser.
+        distillation: Weight of the divergence from the teacher's predictions (0: no teacher).
+        distillation_temperature: Softens both predictions.
+    """
+
+    epochs: Count = 0
+    skip_rate: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distillation_temperature: Positive = 2.0
+
+
 class GateStage(Frozen):
-    """Stage 2: gates alone, around one option that they choose at first.
+    """Stage 3: gates alone, around one option that they choose at first.
 
     Attributes:
         epochs: Passes over the training set; forward only, so each costs about a third of one. With
@@ -155,7 +175,7 @@ class GateStage(Frozen):
 
 
 class JointStage(Frozen):
-    """Stage 3: weights and gates together, towards a computation percentage.
+    """Stage 4: weights and gates together, towards a computation percentage.
 
     BatchNorm statistics stand still here, so the learning rate must be about a tenth of what the
     backbone's own fine-tuning would take: 0.02 diverges within ten steps, 0.003 is stable.
@@ -283,6 +303,7 @@ class Recipe(Frozen):
     gate: GateConfig = GateConfig()
     teacher: TeacherConfig = TeacherConfig()
     backbone: BackboneStage = BackboneStage()
+    supernet: SupernetStage = SupernetStage()
     gates: GateStage = GateStage()
     joint: JointStage = JointStage()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -303,10 +324,11 @@ class Recipe(Frozen):
                 "backbone.distillation needs a trained teacher: set teacher.load, or backbone.load "
                 "to learn from the backbone as it was"
             )
-        if self.teacher.load and not (backbone.distillation or self.joint.distillation):
+        stages = (backbone, self.supernet, self.joint)
+        if self.teacher.load and not any(stage.distillation for stage in stages):
             raise ValueError(
-                "teacher.load is given and no stage learns from it: set backbone.distillation or "
-                "joint.distillation, or leave it out"
+                "teacher.load is given and no stage learns from it: set distillation in backbone, "
+                "supernet or joint, or leave it out"
             )
         if self.teacher.model and not self.teacher.load:
             raise ValueError("teacher.model is given without teacher.load: which weights?")

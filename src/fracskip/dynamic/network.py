@@ -5,7 +5,7 @@ Shapes: B images, L gated blocks, K options, N classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ from fracskip.models.profile import profile_backbone
 from fracskip.options import Option
 from fracskip.quant.convolution import thinned
 from fracskip.quant.stream import StreamQuantiser
+
+# What batches choose in a block: of its index and what each brings to it, options (B) each.
+Chooser = Callable[[int, Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -363,8 +366,17 @@ class DynamicNetwork(nn.Module):
             self.gate.standardise(self._pooled(batches))
         self.train(was_training)
 
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """`named_parameters` without the gates'."""
+        return (pair for pair in self.named_parameters() if not pair[0].startswith("gate."))
+
     @torch.no_grad()
-    def reestimate(self, batches: Sequence[Tensor], fewest: int = 64) -> None:
+    def reestimate(
+        self,
+        batches: Sequence[Tensor],
+        fewest: int = 64,
+        decisions: Sequence[Tensor] | None = None,
+    ) -> None:
         """Estimates BatchNorm statistics anew along the paths that the gates choose.
 
         `calibrate` runs each option alone through the whole network. Where the gates then skip
@@ -376,19 +388,18 @@ class DynamicNetwork(nn.Module):
             batches: Normalised images (B, C, H, W), a thousand or two in all: they are kept in
                 memory together.
             fewest: An option that fewer images take in a block keeps its statistics there.
+            decisions: Option indices (B, L) of each batch, instead of asking the gate. A static
+                network's are known.
         """
-        if self.gate is None or self.spec.quant.scheme == "paper":
+        if self.spec.quant.scheme == "paper":
             return
         was_training = self.training
         self.eval()
         streams = [self._begin(images) for images in batches]
-        states = [self.gate.start(len(x), self._budget(None), x) for x in streams]
+        choose_in = self._given(streams, decisions) or self._asked(streams)
         for index, block in enumerate(self.blocks):
             block.reestimate_shortcut(streams)
-            choices = []
-            for x, state in zip(streams, states, strict=True):
-                logits = self.gate(index, x.mean((2, 3)), state).float()
-                choices.append(choose(logits + self.spec.lean * self._ranks))
+            choices = choose_in(index, streams)
             for rank, option in enumerate(self.options):
                 if option.is_skip or sum(int((c == rank).sum()) for c in choices) < fewest:
                     continue
@@ -396,6 +407,32 @@ class DynamicNetwork(nn.Module):
                 block.reestimate([x[choice == rank] for x, choice in taken], option)
             streams = [block.route(x, choice) for x, choice in zip(streams, choices, strict=True)]
         self.train(was_training)
+
+    def _given(
+        self, streams: Sequence[Tensor], decisions: Sequence[Tensor] | None
+    ) -> Chooser | None:
+        """Choices that are known beforehand: by the caller, or because there is one option."""
+        if self.gate is None:
+            decisions = [self.forced(self.options[0], len(x)) for x in streams]
+        if decisions is None:
+            return None
+        known = [each.to(x.device) for each, x in zip(decisions, streams, strict=True)]
+        return lambda index, _: [each[:, index] for each in known]
+
+    def _asked(self, streams: Sequence[Tensor]) -> Chooser:
+        """The gates' choices, block after block."""
+        gate = self.gate
+        assert gate is not None
+        states = [gate.start(len(x), self._budget(None), x) for x in streams]
+
+        def ask(index: int, seen: Sequence[Tensor]) -> list[Tensor]:
+            logits = [
+                gate(index, x.mean((2, 3)), state).float()
+                for x, state in zip(seen, states, strict=True)
+            ]
+            return [choose(each + self.spec.lean * self._ranks) for each in logits]
+
+        return ask
 
     def _pooled(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """What the gates see while every block executes the top option: (images, C) each."""

@@ -1,4 +1,4 @@
-"""The second stage: gates alone, around one option."""
+"""The third stage: gates alone, around one option."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HARM_BLOCKS = 2  # blocks tried in a step
 
 
 class GateTraining(StageBase):
-    """Stage 2: gates alone, around one option, with room left in the softmax.
+    """Stage 3: gates alone, around one option, with room left in the softmax.
 
     The backbone only runs forward and stays as it is. What is learned is a soft label: `confidence`
     for the option, the rest spread over the others - evenly over cheaper ones, less for dearer

@@ -1,4 +1,4 @@
-"""The third stage: weights and gates, towards a cost."""
+"""The last stage: weights and gates, towards a cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fracskip.training.stages import Place, StageBase, StepResult, count_correct
 
 
 class JointTraining(StageBase):
-    """Stage 3: weights and gates together, towards the target cost.
+    """Stage 4: weights and gates together, towards the target cost.
 
     Args:
         net: The network, as the gates' stage left it.
@@ -53,9 +53,7 @@ class JointTraining(StageBase):
         self._balance: CostBalance | None = None
         if recipe.joint.objective == "balance":
             self._balance = CostBalance(rate, recipe.joint.lean_rate)
-        gates = {f"gate.{name}" for name, _ in net.gate.named_parameters()} if net.gate else set()
-        weights = [(name, p) for name, p in net.named_parameters() if name not in gates]
-        self.optimisers = [weight_optimiser(weights, self._config.optim)]
+        self.optimisers = [weight_optimiser(net.named_weights(), self._config.optim)]
         if net.gate is not None:
             self.optimisers.append(torch.optim.Adam(net.gate.parameters(), lr=self._config.gate_lr))
 

@@ -15,7 +15,6 @@ killed at any moment and resumed ends with the same weights, bit for bit, as one
 
 from __future__ import annotations
 
-import copy
 import signal
 import threading
 import time
@@ -32,25 +31,18 @@ from fracskip import checkpoint
 from fracskip.config import ModelSpec, Recipe, recipe_from_dict
 from fracskip.data import ImageSet, load_split, split_validation
 from fracskip.devices import describe, pick_device, use_bf16
-from fracskip.dynamic import DynamicNetwork, build_network, preprocess
+from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import ConfigError
 from fracskip.evaluation import evaluate
 from fracskip.files import write_atomically
 from fracskip.machine import versions
-from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
-from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
-from fracskip.training.depth import elimination_order
-from fracskip.training.gates import GateTraining
-from fracskip.training.joint import JointTraining
-from fracskip.training.randomness import derive_seed
 from fracskip.training.record import Record
-from fracskip.training.stages import BackboneTraining, Place, Stage
-from fracskip.training.state import Position, Totals, load_optimiser, optimiser_tensors
+from fracskip.training.sequence import STAGES, StageSequence
+from fracskip.training.stages import Place, Stage
+from fracskip.training.state import Position, Totals, optimiser_tensors
 
 STATE_SCHEMA = "fracskip.training-state"
-ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
-STAGES = ("backbone", "gates", "joint")
 
 
 class RunInterrupted(Exception):  # noqa: N818 - not an error
@@ -94,9 +86,6 @@ class _Run:
         self.train = train
         self.batches = Batches(train, recipe.data, recipe.batch_size, recipe.seed, self.device)
         self.stop = False
-        self.backbone_digest = ""  # of the file it was loaded from, if it was
-        self.teacher: CifarResNet | None = None
-        self.teacher_digest = ""  # likewise
         has_gate = len(recipe.option_set) > 1
         self.spec = ModelSpec(
             model=recipe.model,
@@ -108,117 +97,17 @@ class _Run:
             data_name=train.name,
             target=recipe.joint.target if has_gate else None,
         )
-
-    # -- networks and stages ------------------------------------------------------------------
-
-    def _place(self, net: torch.nn.Module) -> Any:
-        net = net.to(self.device)
-        if self.recipe.runtime.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return net
-
-    def _plain(self, name: str = "") -> CifarResNet:
-        channels, classes = self.recipe.data.image.channels, len(self.spec.class_names)
-        return create_model(name or self.recipe.model.name, channels, classes)
-
-    def _backbone(self) -> CifarResNet:
-        net = self._plain()
-        path = self.recipe.backbone_path
-        if path is not None:
-            self.backbone_digest = checkpoint.load_backbone(path, net)
-        elif not self.recipe.backbone.epochs:
-            raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
-        return net
-
-    def _frozen(self, net: CifarResNet) -> CifarResNet:
-        teacher: CifarResNet = self._place(net).eval().requires_grad_(False)
-        return teacher
-
-    def _find_teacher(self, backbone: CifarResNet) -> None:
-        path, stage = self.recipe.teacher_path, self.recipe.backbone
-        if path is not None:
-            teacher = self._plain(self.recipe.teacher.model)
-            self.teacher_digest = checkpoint.load_backbone(path, teacher)
-            self.teacher = self._frozen(teacher)
-        elif stage.epochs and stage.distillation:
-            self.teacher = self._frozen(copy.deepcopy(backbone))
-
-    def _depth_order(self, net: CifarResNet) -> list[int]:
-        stage = self.recipe.backbone
-        if not (stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"):
-            return []
-        count = min(self.batches.steps, ORDER_BATCHES)
-        batches = [self.batches.get("order", 0, step) for step in range(count)]
-        return elimination_order(net, batches, self.bf16)
-
-    def _begin(self, name: str, before: Stage | None) -> Stage:
-        """A stage at its start, built on what the one before it trained."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.recipe.seed, "init", name))
-            if name == "backbone":
-                net = self._place(self._backbone())
-                self._find_teacher(net)
-                order = self._depth_order(net)
-                return BackboneTraining(
-                    net, self.recipe, self.device, self.bf16, order, self.teacher
-                )
-            assert before is not None
-            if name == "joint":
-                net = before.net
-                assert isinstance(net, DynamicNetwork)
-                joint = self.recipe.joint
-                if joint.decisions == "alike" and net.gate is not None:
-                    freeze_decisions(net, self.validation, joint.target)
-                if joint.epochs and joint.paths == "shared":
-                    self._settle(net)
-                    if joint.aim == "budgets":
-                        measure_curve(net, self.validation, joint.budgets)
-                return JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
-            assert isinstance(before.net, CifarResNet)
-            if self.recipe.joint.distillation and not self.recipe.teacher.load:
-                self.teacher = self._frozen(copy.deepcopy(before.net))
-            dynamic = self._place(DynamicNetwork(before.net, self.spec))
-        wanted = self.recipe.quant.calibration_images
-        count = min(self.batches.steps, max(1, wanted // self.recipe.batch_size))
-        dynamic.calibrate([self.batches.get("calibration", 0, step)[0] for step in range(count)])
-        return GateTraining(dynamic, self.recipe, self.device, self.bf16)
-
-    def _restore(self, position: Position, tensors: dict[str, torch.Tensor]) -> Stage:
-        """A stage as it was when its state was saved."""
-        origin = self.folder / "state.safetensors"
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            part, _, key = name.partition(".")
-            parts.setdefault(part, {})[key] = value
-        if "teacher" in parts:
-            plain = self._plain(self.recipe.teacher.model)
-            checkpoint.apply_state(plain, parts["teacher"], origin)
-            self.teacher = self._frozen(plain)
-        stage: Stage
-        if position.stage == "backbone":
-            stage = BackboneTraining(
-                self._place(self._plain()), self.recipe, self.device, self.bf16, (), self.teacher
-            )
-        else:
-            net = self._place(build_network(self.spec))
-            if position.stage == "gates":
-                stage = GateTraining(net, self.recipe, self.device, self.bf16)
-            else:
-                stage = JointTraining(net, self.recipe, self.device, self.bf16, self.teacher)
-        checkpoint.apply_state(stage.net, parts["net"], origin)
-        for index, optimiser in enumerate(stage.optimisers):
-            load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
-        torch.set_rng_state(parts["random"]["cpu"])
-        stage.load_state(position.stage_state)
-        return stage
+        self.sequence = StageSequence(
+            recipe, self.spec, self.batches, self.validation, self.device, self.bf16
+        )
 
     # -- saving ---------------------------------------------------------------------------------
 
     def save(self, position: Position, stage: Stage) -> None:
         position.stage_state = stage.state()
         tensors = {f"net.{name}": value for name, value in stage.net.state_dict().items()}
-        if self.teacher is not None:
-            for name, value in self.teacher.state_dict().items():
+        if self.sequence.teacher is not None:
+            for name, value in self.sequence.teacher.state_dict().items():
                 tensors[f"teacher.{name}"] = value
         for index, optimiser in enumerate(stage.optimisers):
             for name, value in optimiser_tensors(optimiser).items():
@@ -232,7 +121,7 @@ class _Run:
     def start(self) -> tuple[Position, Stage]:
         text = self.recipe.model_dump_json(indent=1)
         write_atomically(self.folder / "recipe.json", text.encode())
-        position, stage = Position(), self._begin(STAGES[0], None)
+        position, stage = Position(), self.sequence.begin(STAGES[0], None)
         self.record.path.unlink(missing_ok=True)
         self.record.append(
             {
@@ -241,8 +130,8 @@ class _Run:
                 "recipe": self.recipe.model_dump(mode="json"),
                 "versions": versions(),
                 "device": describe(self.device),
-                "backbone_digest": self.backbone_digest,
-                "teacher_digest": self.teacher_digest,
+                "backbone_digest": self.sequence.backbone_digest,
+                "teacher_digest": self.sequence.teacher_digest,
             }
         )
         self.save(position, stage)
@@ -251,7 +140,8 @@ class _Run:
     def resume(self) -> tuple[Position, Stage]:
         for litter in self.folder.glob(".*.part"):  # of a write that was killed
             litter.unlink()
-        package = checkpoint.read_package(self.folder / "state.safetensors", STATE_SCHEMA)
+        path = self.folder / "state.safetensors"
+        package = checkpoint.read_package(path, STATE_SCHEMA)
         before = recipe_from_dict(package.meta["recipe"])
         # Where a run computes may change between sittings; what it computes may not.
         if before.model_dump(exclude={"runtime"}) != self.recipe.model_dump(exclude={"runtime"}):
@@ -262,7 +152,7 @@ class _Run:
         values = dict(package.meta["position"])
         position = Position(**{**values, "totals": Totals(**values["totals"])})
         self.record.rewind(position.recorded)
-        return position, self._restore(position, package.tensors)
+        return position, self.sequence.restore(position, package.tensors, path)
 
     def execute(self, position: Position, stage: Stage) -> Stage:
         """Runs what is left of the stages; returns the last one."""
@@ -271,13 +161,14 @@ class _Run:
             following = STAGES.index(position.stage) + 1
             if following == len(STAGES):
                 return stage
-            stage = self._begin(STAGES[following], stage)
+            stage = self.sequence.begin(STAGES[following], stage)
             position.stage, position.epoch, position.step = stage.name, 0, 0
             self.save(position, stage)
 
     def _run_stage(self, position: Position, stage: Stage) -> None:
         steps = self.batches.steps
-        self.watcher.stage(stage.name, stage.epochs, steps)
+        if stage.epochs:
+            self.watcher.stage(stage.name, stage.epochs, steps)
         stage.net.train()
         while position.epoch < stage.epochs:
             self._run_epoch(position, stage, steps)
@@ -329,24 +220,11 @@ class _Run:
         stage.net.train()
         return result
 
-    def _settle(self, net: DynamicNetwork) -> None:
-        """Brings the cost to the target, and BatchNorm statistics to the paths that it takes."""
-        assert net.spec.target is not None
-        meet_target(net, self.validation, net.spec.target)
-        count = self.recipe.joint.norm_images // self.recipe.batch_size
-        if count:
-            steps = range(min(self.batches.steps, count))
-            net.reestimate([self.batches.get("norms", 0, step)[0] for step in steps])
-            # Other statistics, slightly other decisions.
-            meet_target(net, self.validation, net.spec.target)
-
     def finish(self, position: Position, stage: Stage) -> Path:
         """Saves the network, reads the test set - once - and closes the record."""
         net = stage.net
         assert isinstance(net, DynamicNetwork)
-        if net.spec.target is not None:
-            self._settle(net)
-            measure_curve(net, self.validation, self.recipe.joint.budgets)
+        self.sequence.close(net)
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)

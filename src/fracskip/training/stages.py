@@ -1,6 +1,6 @@
 """What a stage of training is, and the first: a plain backbone.
 
-The second is in `gates`, the third in `joint`. A stage knows its network, its optimisers and one
+The others are in `supernet`, `gates` and `joint`. A stage knows its network, its optimisers and one
 step. The loop knows the rest.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fracskip.config import BackboneStage, JointStage, Recipe
+from fracskip.config import BackboneStage, JointStage, Recipe, SupernetStage
 from fracskip.models import CifarResNet, fused
 from fracskip.training.depth import draw_by_depth, draw_by_harm
 from fracskip.training.objective import distillation
@@ -115,7 +115,11 @@ class StageBase:
         return torch.autocast(**self._autocast)  # type: ignore[arg-type]
 
     def learning_loss(
-        self, logits: Tensor, images: Tensor, labels: Tensor, config: BackboneStage | JointStage
+        self,
+        logits: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        config: BackboneStage | SupernetStage | JointStage,
     ) -> Tensor:
         """Cross-entropy, and the divergence from the teacher where there is one.
 

@@ -96,8 +96,15 @@ def same(one: Any, other: Any) -> None:
                 "budgets": [0.01, 0.02, 0.03, 0.04, 0.05],
             },
         },
+        {
+            "options": ["skip", 2, 4, 8],
+            "gate": {"width": 6, "block_bias": True},
+            "supernet": {"epochs": 2, "distillation": 0.5},
+            "gates": {"option": "8", "label": "harm"},
+            "joint": {"paths": "shared", "gate_lr": 0, "target": 0.02, "decisions": "alike"},
+        },
     ],
-    ids=["modern", "paper", "int8", "shared", "budgets"],
+    ids=["modern", "paper", "int8", "shared", "budgets", "supernet"],
 )
 def test_killed_in_every_stage_and_resumed(
     tiny_recipe: Make,
@@ -367,14 +374,14 @@ def proof() -> ModuleType:
 
 def test_killed_three_times(proof: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "new" / "proof.json"
-    assert proof.main(["--steps", "60", "--kills", "3", "--json", str(out)]) == 0
+    assert proof.main(["--steps", "80", "--kills", "3", "--json", str(out)]) == 0
     outcome = json.loads(out.read_text())
-    assert outcome["steps"] == 60
+    assert outcome["steps"] == 80
     assert len(outcome["kills"]) == outcome["kills_wanted"] == 3
     assert outcome["digests_equal"] is True
     assert outcome["digest_killed"] == outcome["digest_uninterrupted"]
     assert outcome["differences"] == []
-    assert outcome["epochs_compared"] == 3
+    assert outcome["epochs_compared"] == 4
     assert outcome["versions"]["torch"] == torch.__version__
     for kill in outcome["kills"]:
         assert set(kill) == {"after_seconds", "saved", "steps_done", "amid_a_write"}

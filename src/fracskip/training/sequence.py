@@ -1,0 +1,231 @@
+"""The stages in order, each built on what the one before it trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fracskip import checkpoint
+from fracskip.config import ModelSpec, Recipe
+from fracskip.data import ImageSet
+from fracskip.dynamic import DynamicNetwork, build_network
+from fracskip.errors import ConfigError
+from fracskip.models import CifarResNet, create_model
+from fracskip.training.batches import Batches
+from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
+from fracskip.training.depth import elimination_order
+from fracskip.training.gates import GateTraining
+from fracskip.training.joint import JointTraining
+from fracskip.training.randomness import derive_seed, generator_at
+from fracskip.training.stages import BackboneTraining, Stage
+from fracskip.training.state import Position, load_optimiser
+from fracskip.training.supernet import SupernetTraining, draw_path
+
+ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
+STAGES = ("backbone", "supernet", "gates", "joint")
+
+
+class StageSequence:
+    """Makes each stage: networks, teacher, calibration; and what closes the last one.
+
+    Args:
+        recipe: The run.
+        spec: What its network is.
+        batches: Training images.
+        validation: To bring costs to their targets by; labels are not used.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+
+    Attributes:
+        teacher: Whom stages distil from, once it is there.
+        backbone_digest: Of the file that the backbone was loaded from, if it was.
+        teacher_digest: Likewise.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: ModelSpec,
+        batches: Batches,
+        validation: ImageSet,
+        device: torch.device,
+        bf16: bool,
+    ) -> None:
+        self.teacher: CifarResNet | None = None
+        self.backbone_digest = ""
+        self.teacher_digest = ""
+        self._recipe = recipe
+        self._spec = spec
+        self._batches = batches
+        self._validation = validation
+        self._device = device
+        self._bf16 = bf16
+
+    # -- a stage's start ------------------------------------------------------------------------
+
+    def begin(self, name: str, before: Stage | None) -> Stage:
+        """A stage at its start, built on what the one before it trained."""
+        # Gates get their first weights as the network becomes dynamic.
+        purpose = "gates" if name == "supernet" else name
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self._recipe.seed, "init", purpose))
+            if name == "backbone":
+                return self._begin_backbone()
+            assert before is not None
+            if name == "supernet":
+                assert isinstance(before.net, CifarResNet)
+                return self._begin_supernet(before.net)
+            assert isinstance(before.net, DynamicNetwork)
+            if name == "gates":
+                return self._begin_gates(before.net)
+            return self._begin_joint(before.net)
+
+    def _begin_backbone(self) -> Stage:
+        net = self._place(self._backbone())
+        self._find_teacher(net)
+        return self._stage("backbone", net, self._depth_order(net))
+
+    def _begin_supernet(self, backbone: CifarResNet) -> Stage:
+        recipe = self._recipe
+        learns = (recipe.supernet.epochs and recipe.supernet.distillation) or (
+            recipe.joint.distillation
+        )
+        if learns and not recipe.teacher.load:
+            self.teacher = self._frozen(copy.deepcopy(backbone))
+        net = self._place(DynamicNetwork(backbone, self._spec))
+        wanted = recipe.quant.calibration_images
+        net.calibrate(self._images("calibration", max(1, wanted // recipe.batch_size)))
+        return self._stage("supernet", net)
+
+    def _begin_gates(self, net: DynamicNetwork) -> Stage:
+        stage = self._recipe.supernet
+        images = self._norm_images()
+        if stage.epochs and images:
+            # The weights have moved since calibration.
+            paths = []
+            for index, batch in enumerate(images):
+                draw = generator_at(self._recipe.seed, "supernet-norms", 0, index)
+                level = (index + 0.5) / len(images)
+                path = draw_path(net, level, stage.skip_rate, draw)
+                paths.append(torch.tensor(path, device=self._device).expand(len(batch), -1))
+            net.reestimate(images, decisions=paths)
+        return self._stage("gates", net)
+
+    def _begin_joint(self, net: DynamicNetwork) -> Stage:
+        joint = self._recipe.joint
+        if joint.decisions == "alike" and net.gate is not None:
+            freeze_decisions(net, self._validation, joint.target)
+        if joint.epochs and joint.paths == "shared":
+            self._settle(net)
+            if joint.aim == "budgets":
+                measure_curve(net, self._validation, joint.budgets)
+        return self._stage("joint", net)
+
+    # -- a stage anew, and the end ----------------------------------------------------------------
+
+    def restore(self, position: Position, tensors: dict[str, torch.Tensor], origin: Path) -> Stage:
+        """A stage as it was when its state was saved.
+
+        Args:
+            position: Where it stood.
+            tensors: Of network, teacher and optimisers.
+            origin: The file they are from, for errors.
+        """
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = value
+        if "teacher" in parts:
+            plain = self._plain(self._recipe.teacher.model)
+            checkpoint.apply_state(plain, parts["teacher"], origin)
+            self.teacher = self._frozen(plain)
+        net = self._plain() if position.stage == "backbone" else build_network(self._spec)
+        stage = self._stage(position.stage, self._place(net))
+        checkpoint.apply_state(stage.net, parts["net"], origin)
+        for index, optimiser in enumerate(stage.optimisers):
+            load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
+        torch.set_rng_state(parts["random"]["cpu"])
+        stage.load_state(position.stage_state)
+        return stage
+
+    def close(self, net: DynamicNetwork) -> None:
+        """What follows the last stage: the target met, statistics along the paths, the curve."""
+        joint = self._recipe.joint
+        if net.gate is not None:
+            self._settle(net)
+            measure_curve(net, self._validation, joint.budgets)
+        elif joint.epochs:
+            net.reestimate(self._norm_images())
+
+    def _settle(self, net: DynamicNetwork) -> None:
+        """Brings the cost to the target, and BatchNorm statistics to the paths that it takes."""
+        assert net.spec.target is not None
+        meet_target(net, self._validation, net.spec.target)
+        images = self._norm_images()
+        if images:
+            net.reestimate(images)
+            # Other statistics, slightly other decisions.
+            meet_target(net, self._validation, net.spec.target)
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, net: Any, order: list[int] | None = None) -> Stage:
+        common = (self._recipe, self._device, self._bf16)
+        if name == "backbone":
+            return BackboneTraining(net, *common, order or [], self.teacher)
+        if name == "supernet":
+            return SupernetTraining(net, *common, self.teacher)
+        if name == "gates":
+            return GateTraining(net, *common)
+        return JointTraining(net, *common, self.teacher)
+
+    def _place(self, net: torch.nn.Module) -> Any:
+        net = net.to(self._device)
+        if self._recipe.runtime.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net
+
+    def _plain(self, name: str = "") -> CifarResNet:
+        channels, classes = self._spec.image.channels, len(self._spec.class_names)
+        return create_model(name or self._recipe.model.name, channels, classes)
+
+    def _backbone(self) -> CifarResNet:
+        net = self._plain()
+        path = self._recipe.backbone_path
+        if path is not None:
+            self.backbone_digest = checkpoint.load_backbone(path, net)
+        elif not self._recipe.backbone.epochs:
+            raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
+        return net
+
+    def _frozen(self, net: CifarResNet) -> CifarResNet:
+        teacher: CifarResNet = self._place(net).eval().requires_grad_(False)
+        return teacher
+
+    def _find_teacher(self, backbone: CifarResNet) -> None:
+        path, stage = self._recipe.teacher_path, self._recipe.backbone
+        if path is not None:
+            teacher = self._plain(self._recipe.teacher.model)
+            self.teacher_digest = checkpoint.load_backbone(path, teacher)
+            self.teacher = self._frozen(teacher)
+        elif stage.epochs and stage.distillation:
+            self.teacher = self._frozen(copy.deepcopy(backbone))
+
+    def _depth_order(self, net: CifarResNet) -> list[int]:
+        stage = self._recipe.backbone
+        if not (stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"):
+            return []
+        batches = self._batches
+        steps = range(min(batches.steps, ORDER_BATCHES))
+        return elimination_order(net, [batches.get("order", 0, i) for i in steps], self._bf16)
+
+    def _images(self, purpose: str, count: int) -> list[torch.Tensor]:
+        """So many batches of training images, or all there are."""
+        steps = range(min(self._batches.steps, count))
+        return [self._batches.get(purpose, 0, step)[0] for step in steps]
+
+    def _norm_images(self) -> list[torch.Tensor]:
+        return self._images("norms", self._recipe.joint.norm_images // self._recipe.batch_size)

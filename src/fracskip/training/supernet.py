@@ -1,0 +1,101 @@
+"""The second stage: weights that serve every option, before gates judge what an option does.
+
+A gate that learns harm from options that were only calibrated learns that 2 bits ruin everything.
+So first all options learn together on paths drawn by lot, sharing their weights (one-shot
+supernets: Guo et al., ECCV 2020; options as widths in slimmable networks: Yu et al., ICLR 2019).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fracskip.config import Recipe
+from fracskip.dynamic import DynamicNetwork
+from fracskip.models import CifarResNet
+from fracskip.training.depth import skippable
+from fracskip.training.randomness import generator_at
+from fracskip.training.schedule import lr_factor, weight_optimiser
+from fracskip.training.stages import Place, StageBase, StepResult, count_correct
+
+SPREAD = 0.7  # deviation of a block's option around the path's level, in ranks
+
+
+def draw_path(
+    net: DynamicNetwork, level: float, skip_rate: float, draw: torch.Generator
+) -> list[int]:
+    """An option for each gated block: all near one level, some skipped.
+
+    Projections are not skipped: gates seldom do, and without one little is left to learn from.
+
+    Args:
+        net: The network.
+        level: From 0 (blocks about the cheapest executed option) to 1 (about the dearest).
+        skip_rate: Largest share of blocks to skip; the share is drawn between 0 and this.
+        draw: A CPU generator.
+
+    Returns:
+        Option indices (L).
+    """
+    lowest, count = int(net.options.can_skip), len(net.blocks)
+    ranks = lowest - 0.5 + level * (len(net.options) - lowest)
+    drawn = ranks + SPREAD * torch.randn(count, generator=draw)
+    path = drawn.round().long().clamp(lowest, len(net.options) - 1)
+    share = skip_rate * torch.rand((), generator=draw)
+    skipped = torch.rand(count, generator=draw) < share
+    if net.options.can_skip:
+        # The first block has no gate.
+        identities = [index - 1 for index in skippable(net.backbone)]
+        allowed = torch.zeros(count, dtype=torch.bool)
+        allowed[identities] = True
+        path[skipped & allowed] = 0
+    return path.tolist()
+
+
+class SupernetTraining(StageBase):
+    """Stage 2: all options' weights, all images of a step on one path drawn by lot.
+
+    Args:
+        net: The network; its gates have no part in this.
+        recipe: The run.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+        teacher: The network to distil from, if the recipe says so.
+    """
+
+    name = "supernet"
+
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        teacher: CifarResNet | None = None,
+    ) -> None:
+        super().__init__(recipe, device, bf16, teacher)
+        self.net = net
+        self.epochs = recipe.supernet.epochs
+        self._config = recipe.supernet
+        self.optimisers = [weight_optimiser(net.named_weights(), self._config.optim)]
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`."""
+        return self._config.optim.lr * lr_factor(self._config.optim, progress)
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """See `Stage`."""
+        draw = generator_at(self.recipe.seed, "supernet", place.epoch, place.step)
+        level = float(torch.rand((), generator=draw))
+        path = torch.tensor(draw_path(self.net, level, self._config.skip_rate, draw))
+        with self.autocast():
+            out = self.net(images, decisions=path.expand(len(images), -1))
+        logits = out.logits.float()
+        loss = self.learning_loss(logits, images, labels, self._config)
+        self.update(loss, [self.lr(place.progress)], self._config.optim.clip_norm)
+        return StepResult(
+            float(loss.detach()) * len(labels),
+            count_correct(logits, labels),
+            len(labels),
+            float(out.cost.sum()),
+        )
