@@ -360,7 +360,7 @@ class Epoch(_Record):
     """One epoch of a run.
 
     Attributes:
-        stage: Which of the three stages it belongs to.
+        stage: Which of the stages it belongs to.
         epoch: Its number.
         step: Optimiser steps so far.
         loss: Mean training loss.
@@ -371,7 +371,7 @@ class Epoch(_Record):
         validation: On the validation images.
     """
 
-    stage: Literal["backbone", "gates", "joint"]
+    stage: Literal["backbone", "supernet", "gates", "joint"]
     epoch: Count
     step: Count | None = None
     loss: Finite

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
+from fracskip.report.reading import load_record
 from fracskip.training.supernet import draw_path
 
 Make = Callable[..., Recipe]
@@ -67,6 +68,7 @@ def test_weights_learn_and_gates_wait(tiny_recipe: Make, run: Go) -> None:
     plain = run(tiny_recipe(**tree), "without")
     assert done.stages == ["backbone", "supernet", "gates"]
     assert plain.stages == ["backbone", "gates"]
+    assert [e.stage for e in load_record(done.folder / "run.json").epochs][2:4] == ["supernet"] * 2
     supernet = [event for event in done.epochs if event["stage"] == "supernet"]
     assert supernet[-1]["loss"] < supernet[0]["loss"]
     assert len({event["cp"] for event in supernet}) == 3
