@@ -52,7 +52,7 @@ onnx-check: $(VENV)/test.stamp
 
 # The dynamic networks for CPUs beside other engines that run their backbones, one image at a time.
 CPU_NET := models/cpu_resnet38_cifar10.safetensors
-CPU_NET74 := models/cpu_resnet74_cifar10.safetensors
+CPU_NET74 := cpu-resnet74-cifar10
 FRONTIER := $(patsubst %,models/resnet%_cifar10.safetensors,8 14 20 38)
 bench-r38: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10

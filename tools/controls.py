@@ -7,7 +7,7 @@ Nothing is trained again.
 
 Run from the repository's root:
 
-    python tools/controls.py models/cpu_resnet74_cifar10.safetensors --json results/controls.json
+    python tools/controls.py cpu-resnet74-cifar10 --json results/controls.json
 """
 
 from __future__ import annotations

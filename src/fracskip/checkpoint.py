@@ -29,7 +29,12 @@ from fracskip.files import split_safetensors, write_atomically
 
 SCHEMA = "fracskip.checkpoint"
 VERSION = 1
-BUNDLED = {"bundled": "dfs_resnet38_cifar10.safetensors"}
+# Published networks by name; docs/results.md and models/README.md say what each is.
+BUNDLED = {
+    "bundled": "dfs_resnet38_cifar10.safetensors",
+    "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.safetensors",
+    "cpu-resnet74-cifar10": "cpu_resnet74_cifar10.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ def save(net: DynamicNetwork, path: str | Path, notes: Mapping[str, Any] | None 
 
 
 def resolve(name: str | Path) -> Path:
-    """A checkpoint's path: that of a bundled one by name, or the path itself."""
+    """A checkpoint's path: that of a published one by name, or the path itself."""
     if str(name) in BUNDLED:
         return Path(str(resources.files("fracskip") / "assets" / BUNDLED[str(name)]))
     return Path(name)
@@ -237,7 +242,8 @@ def load(name: str | Path) -> DynamicNetwork:
     """Loads a network, ready to classify, on the CPU.
 
     Args:
-        name: 'bundled' or a file's path.
+        name: A published network's name, such as 'bundled' or 'cpu-resnet74-cifar10', or a file's
+            path.
 
     Returns:
         The network in evaluation mode; `net.digest` and `net.notes` say where it comes from.

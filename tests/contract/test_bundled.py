@@ -134,3 +134,32 @@ def test_the_published_result_is_of_this_network(
     # Another machine's rounding may move a few images.
     assert record.accuracy == pytest.approx(run["test"]["accuracy"], abs=0.002)
     assert record.cp == pytest.approx(run["test"]["cp"], abs=0.002)
+
+
+# -- by name --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("dfs-resnet38-cifar10", "eval_bundled_cifar10.json"),
+        ("cpu-resnet74-cifar10", "cpu_resnet74_sweep.json"),
+    ],
+)
+def test_a_published_network_is_the_one_of_its_record(name: str, record: str) -> None:
+    net = checkpoint.load(name)
+    tree = json.loads((RESULTS / record).read_text(encoding="utf-8"))
+    assert tree["checkpoint_digest"] == net.digest
+    assert tree["images"] == 10_000
+    assert checkpoint.resolve(name).stat().st_size < 6 * MEBIBYTE
+
+
+def test_a_published_point_computed_again(sample: ImageSet) -> None:
+    """The record's figures on the bundled images, to 0.1 points; its run has the 10,000."""
+    wanted = json.loads((RESULTS / "sample_cpu_resnet74.json").read_text(encoding="utf-8"))
+    net = checkpoint.load("cpu-resnet74-cifar10")
+    assert wanted["checkpoint_digest"] == net.digest
+    found = evaluate(net, sample, static=False, examples=0)
+    assert found["images"] == wanted["images"] == 1000
+    assert found["accuracy"] == pytest.approx(wanted["accuracy"], abs=0.001)
+    assert found["cp"] == pytest.approx(wanted["cp"], abs=0.0005)

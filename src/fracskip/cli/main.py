@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=f"example: fracskip {example}"
         )
 
-    network = "'bundled', a checkpoint, or a bundle (.fsk)"
+    network = "a published network's name, a checkpoint, or a bundle (.fsk)"
     budget = "computation share to aim at, such as 0.02, if the network takes one"
     command("demo", "Classify the bundled images with the bundled network, and report.", "demo")
 
@@ -134,7 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Write a network for deployment: a bundle for fracskip's engines, or ONNX.",
         "export bundled --to network.fsk",
     )
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="'bundled' or a file")
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a published network's name or a file"
+    )
     export.add_argument(
         "--to", required=True, metavar="FILE", help="ends in .fsk (a bundle) or .onnx"
     )
@@ -144,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Time a network beside other engines that run its plain backbone, in one interleaved run.",
         "bench bundled --engines native,onnxruntime,openvino --backbone b.safetensors",
     )
-    bench.add_argument("model", metavar="NETWORK", help="'bundled', a checkpoint, or a bundle")
+    bench.add_argument("model", metavar="NETWORK", help=network)
     bench.add_argument(
         "--engines",
         metavar="NAMES",

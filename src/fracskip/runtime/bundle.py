@@ -32,7 +32,10 @@ from fracskip.runtime.plan import (
     tensor_table,
 )
 
-BUNDLED = {"bundled": "dfs_resnet38_cifar10.fsk"}
+BUNDLED = {
+    "bundled": "dfs_resnet38_cifar10.fsk",
+    "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.fsk",
+}
 SUFFIX = ".fsk"
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 
