@@ -51,7 +51,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_tree(pictures: Path) -> dict[str, Any]:
-    """A recipe of all three stages that takes a second or two, as a dictionary."""
+    """A recipe of three stages that takes a second or two, as a dictionary."""
     return {
         "name": "tiny",
         "seed": 3,

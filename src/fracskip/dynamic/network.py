@@ -5,7 +5,7 @@ Shapes: B images, L gated blocks, K options, N classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fracskip.config import ModelSpec
 from fracskip.cost.budget import TAKES_NONE, BudgetCurve, checked_budgets
 from fracskip.cost.profile import NetworkProfile
+from fracskip.dynamic import estimation
 from fracskip.dynamic.block import (
     STREAM_OPTION,
     STREAM_OPTIONS,
@@ -27,11 +28,7 @@ from fracskip.gating import choose, create_gate, gumbel_like, straight_through
 from fracskip.models import CifarResNet, create_model
 from fracskip.models.profile import profile_backbone
 from fracskip.options import Option
-from fracskip.quant.convolution import thinned
 from fracskip.quant.stream import StreamQuantiser
-
-# What batches choose in a block: of its index and what each brings to it, options (B) each.
-Chooser = Callable[[int, Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -98,30 +95,30 @@ class DynamicNetwork(nn.Module):
         self.options = spec.option_set
         self.backbone = backbone
         named = backbone.named_blocks()
-        self._stages = stages_of([block for _, block in named])
+        self.stream_stages = stages_of([block for _, block in named])
         self.stream: StreamQuantiser | None = None
-        self._first: FractionalBlock | None = None
+        self.first_block: FractionalBlock | None = None
         scheme = spec.quant.scheme
         if spec.quant.stream == "int8":
-            self.stream = StreamQuantiser(self._stages[-1] + 1)
-            self._first = FractionalBlock(
-                *named[0], STREAM_OPTIONS, scheme, self.stream, self._stages[0]
+            self.stream = StreamQuantiser(self.stream_stages[-1] + 1)
+            self.first_block = FractionalBlock(
+                *named[0], STREAM_OPTIONS, scheme, self.stream, self.stream_stages[0]
             )
         self.blocks = tuple(
             FractionalBlock(name, block, self.options, scheme, self.stream, stage)
-            for (name, block), stage in zip(named[1:], self._stages[1:], strict=True)
+            for (name, block), stage in zip(named[1:], self.stream_stages[1:], strict=True)
         )
         channels = [block.in_channels for block in self.blocks]
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
         self.gate = create_gate(spec.gate, channels, len(self.options)) if adaptive else None
         ranks = torch.linspace(0, 1, len(self.options))
-        self.register_buffer("_ranks", ranks, persistent=False)
+        self.register_buffer("ranks", ranks, persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
         self.profile = self._priced(plain_profile)
 
     _costs: Tensor
-    _ranks: Tensor
+    ranks: Tensor
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
 
@@ -154,7 +151,12 @@ class DynamicNetwork(nn.Module):
         """
         return torch.full((images, len(self.blocks)), self.options.index(option))
 
-    def _begin(self, images: Tensor) -> Tensor:
+    def begin(self, images: Tensor) -> Tensor:
+        """What the first gated block sees of normalised images (B, C, H, W).
+
+        Raises:
+            ConfigError: if the images do not fit the network.
+        """
         image = self.spec.image
         expected = (image.channels, *image.size)
         if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
@@ -162,14 +164,15 @@ class DynamicNetwork(nn.Module):
                 f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
                 f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
             )
-        x = self._stem(images)
-        if self._first is not None:
-            return self._first.execute(x, STREAM_OPTION)
+        x = self.stem(images)
+        if self.first_block is not None:
+            return self.first_block.execute(x, STREAM_OPTION)
         (_, first), *_ = self.backbone.named_blocks()
         out: Tensor = first(x)
         return out
 
-    def _stem(self, images: Tensor) -> Tensor:
+    def stem(self, images: Tensor) -> Tensor:
+        """What the first block sees."""
         x = self.backbone.stem(images)
         if self.stream is not None:
             x = self.stream(x, 0)
@@ -196,7 +199,7 @@ class DynamicNetwork(nn.Module):
         Raises:
             ConfigError: if images, decisions or budget do not fit the network.
         """
-        x = self._begin(images)
+        x = self.begin(images)
         count = len(images)
         lean = self._lean(budget, count)
         if decisions is not None:
@@ -208,12 +211,12 @@ class DynamicNetwork(nn.Module):
                 x = block.route(x, decisions[:, index])
             return Output(self.backbone.head(x), decisions, self._costs[decisions].mean(1))
         assert self.gate is not None
-        state = self.gate.start(count, self._budget(budget), x)
+        state = self.gate.start(count, self.gate_budget(budget), x)
         choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
             logits = self.gate(index, x.detach().mean((2, 3)), state).float()
-            logits = logits + (lean if mixing is None else mixing.lean) * self._ranks
+            logits = logits + (lean if mixing is None else mixing.lean) * self.ranks
             scores.append(logits)
             if mixing is None:
                 choice = choose(logits)
@@ -247,7 +250,7 @@ class DynamicNetwork(nn.Module):
         # A product and a sum, not `@`: autocast would round the costs to bfloat16.
         return x, choice, (weights * self._costs).sum(1)
 
-    def _budget(self, budget: float | Tensor | None) -> float | Tensor | None:
+    def gate_budget(self, budget: float | Tensor | None) -> float | Tensor | None:
         """What the gate itself is told."""
         if not self.spec.gate.budget_input:
             return None
@@ -262,7 +265,7 @@ class DynamicNetwork(nn.Module):
             return spec.lean
         given = budget.cpu().numpy() if isinstance(budget, Tensor) else budget
         leans = BudgetCurve(spec.curve).leans_at(checked_budgets(given, count))
-        return torch.from_numpy(leans)[:, None].to(self._ranks.device)
+        return torch.from_numpy(leans)[:, None].to(self.ranks.device)
 
     def _trial(self, count: int, mixing: Mixing, device: torch.device) -> Trial:
         lowest = 1 if self.options.can_skip else 0
@@ -294,7 +297,7 @@ class DynamicNetwork(nn.Module):
             path: Index of each block's option (L); the top one everywhere if not given.
         """
         path = path or [len(self.options) - 1] * len(self.blocks)
-        x, inputs = self._begin(images), []
+        x, inputs = self.begin(images), []
         for block, option in zip(self.blocks, path, strict=True):
             inputs.append(x)
             x = block.execute(x, self.options[option])
@@ -329,128 +332,29 @@ class DynamicNetwork(nn.Module):
             budget: As in `forward`.
         """
         assert self.gate is not None, "a static network has no gate"
-        state = self.gate.start(len(inputs[0]), self._budget(budget), inputs[0])
+        state = self.gate.start(len(inputs[0]), self.gate_budget(budget), inputs[0])
         logits = [
             self.gate(index, x.detach().mean((2, 3)), state).float()
             for index, x in enumerate(inputs)
         ]
         return torch.stack(logits, 1)
 
-    @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """Initialises every quantised option's ranges and BatchNorm statistics.
-
-        Each option runs alone through the whole network. Full execution keeps what the backbone
-        learned. An int8 stream comes first: its steps, then the first block.
-
-        Args:
-            batches: Normalised images (B, C, H, W), a thousand or two in all.
-        """
-        was_training = self.training
-        self.eval()
-        if self.stream is not None and self._first is not None:
-            self.stream.observe(self._flowing(batches[0]))
-            for position, images in enumerate(batches):
-                self._first.calibrate(self._stem(images), STREAM_OPTION, observe=position == 0)
-            self._first.finish_calibration(STREAM_OPTION)
-        for option in self.options:
-            if not option.is_quantised:
-                continue
-            for position, images in enumerate(batches):
-                x = self._begin(images)
-                for block in self.blocks:
-                    x = block.calibrate(x, option, observe=position == 0)
-            for block in self.blocks:
-                block.finish_calibration(option)
-        if self.gate is not None and self.spec.gate.standardise:
-            self.gate.standardise(self._pooled(batches))
-        self.train(was_training)
+        """Initialises every quantised option; see `estimation.calibrate`."""
+        estimation.calibrate(self, batches)
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`named_parameters` without the gates'."""
         return (pair for pair in self.named_parameters() if not pair[0].startswith("gate."))
 
-    @torch.no_grad()
     def reestimate(
         self,
         batches: Sequence[Tensor],
         fewest: int = 64,
         decisions: Sequence[Tensor] | None = None,
     ) -> None:
-        """Estimates BatchNorm statistics anew along the paths that the gates choose.
-
-        `calibrate` runs each option alone through the whole network. Where the gates then skip
-        blocks or mix options, what a block sees is distributed otherwise, and its statistics are
-        off. Here every block's are taken, in order of execution, from the images that execute it.
-        'paper' quantisation has one set of statistics for all options, and keeps it.
-
-        Args:
-            batches: Normalised images (B, C, H, W), a thousand or two in all: they are kept in
-                memory together.
-            fewest: An option that fewer images take in a block keeps its statistics there.
-            decisions: Option indices (B, L) of each batch, instead of asking the gate. A static
-                network's are known.
-        """
-        if self.spec.quant.scheme == "paper":
-            return
-        was_training = self.training
-        self.eval()
-        streams = [self._begin(images) for images in batches]
-        choose_in = self._given(streams, decisions) or self._asked(streams)
-        for index, block in enumerate(self.blocks):
-            block.reestimate_shortcut(streams)
-            choices = choose_in(index, streams)
-            for rank, option in enumerate(self.options):
-                if option.is_skip or sum(int((c == rank).sum()) for c in choices) < fewest:
-                    continue
-                taken = zip(streams, choices, strict=True)
-                block.reestimate([x[choice == rank] for x, choice in taken], option)
-            streams = [block.route(x, choice) for x, choice in zip(streams, choices, strict=True)]
-        self.train(was_training)
-
-    def _given(
-        self, streams: Sequence[Tensor], decisions: Sequence[Tensor] | None
-    ) -> Chooser | None:
-        """Choices that are known beforehand: by the caller, or because there is one option."""
-        if self.gate is None:
-            decisions = [self.forced(self.options[0], len(x)) for x in streams]
-        if decisions is None:
-            return None
-        known = [each.to(x.device) for each, x in zip(decisions, streams, strict=True)]
-        return lambda index, _: [each[:, index] for each in known]
-
-    def _asked(self, streams: Sequence[Tensor]) -> Chooser:
-        """The gates' choices, block after block."""
-        gate = self.gate
-        assert gate is not None
-        states = [gate.start(len(x), self._budget(None), x) for x in streams]
-
-        def ask(index: int, seen: Sequence[Tensor]) -> list[Tensor]:
-            logits = [
-                gate(index, x.mean((2, 3)), state).float()
-                for x, state in zip(seen, states, strict=True)
-            ]
-            return [choose(each + self.spec.lean * self._ranks) for each in logits]
-
-        return ask
-
-    def _pooled(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """What the gates see while every block executes the top option: (images, C) each."""
-        seen: list[list[Tensor]] = [[] for _ in self.blocks]
-        for images in batches:
-            for x, pooled in zip(self.walk(images)[0], seen, strict=True):
-                pooled.append(x.mean((2, 3)))
-        return [torch.cat(pooled) for pooled in seen]
-
-    def _flowing(self, images: Tensor) -> list[list[Tensor]]:
-        """What the plain backbone's stream holds, stage by stage: a sample of each output."""
-        x = self.backbone.stem(images)
-        seen: list[list[Tensor]] = [[] for _ in range(self._stages[-1] + 1)]
-        seen[0].append(thinned(x))
-        for (_, block), stage in zip(self.backbone.named_blocks(), self._stages, strict=True):
-            x = block(x)
-            seen[stage].append(thinned(x))
-        return seen
+        """Estimates BatchNorm statistics along the paths taken; see `estimation.reestimate`."""
+        estimation.reestimate(self, batches, fewest, decisions)
 
 
 def build_network(spec: ModelSpec) -> DynamicNetwork:

@@ -1,4 +1,4 @@
-"""Training: the three stages as one resumable run."""
+"""Training: its stages as one resumable run."""
 
 from fracskip.training.loop import RunInterrupted, TrainingWatcher, train
 

@@ -205,7 +205,7 @@ def test_the_cost_carries_the_softmaxs_gradient(dense: bool) -> None:
     net.zero_grad(set_to_none=True)
     out = net(images)
     costs = torch.tensor(net.options.costs)
-    x = net._begin(images)
+    x = net.begin(images)
     state = net.gate.start(len(images), None, x)
     total = torch.zeros(())
     for index, block in enumerate(net.blocks):

@@ -37,7 +37,7 @@ def test_statistics_become_those_of_the_images_that_execute_the_option(stream: s
     net.reestimate([images[:40], images[40:]], fewest=1)
     with torch.inference_mode():
         decisions = net(images).decisions
-        x = net._begin(images)
+        x = net.begin(images)
         seen = 0
         for index, block in enumerate(net.blocks):
             if block._block.projection is not None:

@@ -43,7 +43,7 @@ def test_stages_are_runs_of_blocks_between_projections() -> None:
 @torch.no_grad()
 def test_whatever_is_chosen_the_stream_is_on_the_grid(option: str) -> None:
     net = make_network(SPEC)
-    x = net._begin(make_images(SPEC, COUNT))
+    x = net.begin(make_images(SPEC, COUNT))
     assert_on_grid(net, x, 0)
     for block, stage in zip(net.blocks, output_stages(net)[1:], strict=True):
         x = block.execute(x, Option.parse(option))
@@ -54,7 +54,7 @@ def test_whatever_is_chosen_the_stream_is_on_the_grid(option: str) -> None:
 @torch.no_grad()
 def test_skipping_leaves_values_alone_and_routing_does_not_touch_the_skipped() -> None:
     net = make_network(SPEC)
-    x = net._begin(make_images(SPEC, COUNT))
+    x = net.begin(make_images(SPEC, COUNT))
     block = net.blocks[0]
     assert block.execute(x, Option(0)) is x
     assert torch.equal(block._emit(x), x)  # on the grid already: rounding again changes nothing
@@ -110,7 +110,7 @@ def test_8_bits_and_more_have_no_step_of_their_own_at_the_streams_edge() -> None
 
 def test_folded_parts_multiply_out_to_what_is_executed() -> None:
     net = make_network(SPEC)
-    x = net._begin(make_images(SPEC, COUNT))
+    x = net.begin(make_images(SPEC, COUNT))
     block, eight = net.blocks[1], Option(8)
     shortcut = folded_shortcut(net, 2)
     assert shortcut is not None

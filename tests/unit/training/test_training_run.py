@@ -27,7 +27,7 @@ Go = Callable[..., Any]  # conftest.Run
 SHORT = {"backbone": {"epochs": 1}, "gates": {"epochs": 1}, "joint": {"epochs": 1}}
 
 
-# -- the three stages -----------------------------------------------------------------------------
+# -- the stages -----------------------------------------------------------------------------------
 
 
 def test_the_three_stages(tiny_recipe: Make, run: Go) -> None:
