@@ -34,11 +34,11 @@ from PIL import Image
 
 from fracskip.checkpoint import read_package
 from fracskip.machine import versions
+from fracskip.training.sequence import STAGES
 
 NAME = "proof"
 BATCH, TRAIN, VALIDATION, TEST, SIDE = 8, 160, 12, 12, 8
 STEPS_AN_EPOCH = TRAIN // BATCH
-STAGES = ("backbone", "supernet", "gates", "joint")
 LIMIT_S = 1200.0
 
 
@@ -55,7 +55,7 @@ def draw_pictures(root: Path, seed: int) -> None:
 
 
 def epochs_for(steps: int) -> dict[str, int]:
-    """Epochs of each stage, about `steps` steps in all: 3/10, 1/10 and the rest."""
+    """Epochs of each stage, about `steps` steps in all: 3/10, 1/10, 1/10 and the rest."""
     epochs = max(4, round(steps / STEPS_AN_EPOCH))
     shares = {"backbone": 0.3, "supernet": 0.1, "gates": 0.1}
     before = {stage: max(1, round(share * epochs)) for stage, share in shares.items()}

@@ -158,12 +158,5 @@ class JointTraining(StageBase):
             with torch.no_grad():
                 path = self.net(images[:1], budget=budget).decisions
             out = self.net(images, decisions=path.expand(len(images), -1))
-        logits = out.logits.float()
-        loss = self.learning_loss(logits, images, labels, self._config)
-        factor = lr_factor(self._config.optim, place.progress)
-        rates = [self._config.optim.lr * factor, 0.0]
-        self.update(loss, rates[: len(self.optimisers)], self._config.optim.clip_norm)
-        cost = float(out.cost.sum())
-        return StepResult(
-            float(loss.detach()) * len(labels), count_correct(logits, labels), len(labels), cost
-        )
+        rates = [self.lr(place.progress), 0.0][: len(self.optimisers)]
+        return self.learn(out.logits, images, labels, self._config, rates, out.cost)

@@ -137,6 +137,35 @@ class StageBase:
         divergence = distillation(logits, taught, config.distillation_temperature)
         return torch.lerp(loss, divergence, config.distillation)
 
+    def learn(
+        self,
+        logits: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        config: BackboneStage | SupernetStage | JointStage,
+        rates: list[float],
+        cost: Tensor | None = None,
+    ) -> StepResult:
+        """A whole step of the weights on logits (B, N), in which all images count alike.
+
+        Args:
+            logits: The network's (B, N).
+            images: (B, C, H, W).
+            labels: (B,).
+            config: Of the stage.
+            rates: A learning rate for each optimiser.
+            cost: Relative cost of each image (B,), where the stage has one.
+        """
+        logits = logits.float()
+        loss = self.learning_loss(logits, images, labels, config)
+        self.update(loss, rates, config.optim.clip_norm)
+        return StepResult(
+            float(loss.detach()) * len(labels),
+            count_correct(logits, labels),
+            len(labels),
+            None if cost is None else float(cost.sum()),
+        )
+
     def update(self, loss: Tensor, rates: list[float], clip_norm: float = 0.0) -> None:
         """One step of every optimiser, at its rate; the first one's gradient is clipped."""
         for optimiser, rate in zip(self.optimisers, rates, strict=True):
@@ -223,8 +252,5 @@ class BackboneTraining(StageBase):
         """See `Stage`."""
         with self.autocast():
             logits = self._run(images, self._skipped(place))
-        loss = self.learning_loss(logits.float(), images, labels, self.recipe.backbone)
-        self.update(loss, [self.lr(place.progress)], self._config.clip_norm)
-        return StepResult(
-            float(loss.detach()) * len(labels), count_correct(logits, labels), len(labels), None
-        )
+        rates = [self.lr(place.progress)]
+        return self.learn(logits, images, labels, self.recipe.backbone, rates)

@@ -16,7 +16,7 @@ from fracskip.models import CifarResNet
 from fracskip.training.depth import skippable
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
-from fracskip.training.stages import Place, StageBase, StepResult, count_correct
+from fracskip.training.stages import Place, StageBase, StepResult
 
 SPREAD = 0.7  # deviation of a block's option around the path's level, in ranks
 
@@ -90,12 +90,5 @@ class SupernetTraining(StageBase):
         path = torch.tensor(draw_path(self.net, level, self._config.skip_rate, draw))
         with self.autocast():
             out = self.net(images, decisions=path.expand(len(images), -1))
-        logits = out.logits.float()
-        loss = self.learning_loss(logits, images, labels, self._config)
-        self.update(loss, [self.lr(place.progress)], self._config.optim.clip_norm)
-        return StepResult(
-            float(loss.detach()) * len(labels),
-            count_correct(logits, labels),
-            len(labels),
-            float(out.cost.sum()),
-        )
+        rates = [self.lr(place.progress)]
+        return self.learn(out.logits, images, labels, self._config, rates, out.cost)
