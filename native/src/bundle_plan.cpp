@@ -235,7 +235,7 @@ void read_gate(const Field& field, BundlePlan& plan) {
     field.fail("must be null if and only if the network has one option");
   }
   if (is_static) return;  // gated blocks have the one option, with nobody to choose it
-  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve"});
+  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve", "output", "lean"});
   const std::string& kind = field["kind"].text();
   if (kind != "recurrent" && kind != "feedforward") field["kind"].fail("is unknown");
   gate.kind = kind == "recurrent" ? GateKind::recurrent : GateKind::feedforward;
@@ -254,6 +254,13 @@ void read_gate(const Field& field, BundlePlan& plan) {
       lean = both[1].number();
     }
   }
+  if (field.has("output")) {
+    const std::string& output = field["output"].text();
+    if (output != "logit" && output != "harm") field["output"].fail("is unknown");
+    gate.harm = output == "harm";
+  }
+  if (field.has("lean")) gate.lean = static_cast<float>(field["lean"].number());
+  if (gate.lean != 0.f && !gate.harm) field["lean"].fail("is for output 'harm': logits have theirs in the last bias");
   // How it was trained; whether the bundle has such biases, its tensors say.
   if (field.has("block_bias") && field["block_bias"].flag() &&
       gate.kind == GateKind::feedforward) {

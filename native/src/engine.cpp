@@ -68,7 +68,7 @@ class Runner {
       int option = 0;
       if (block.gate != kNone) {
         const std::size_t at = index * gates + static_cast<std::size_t>(block.gate);
-        option = request.forced ? request.forced[at] : decide(block, request.leans ? request.leans[index] : 0.f);
+        option = request.forced ? request.forced[at] : decide(block, request.leans ? request.leans[index] : plan_.lean);
         request.decisions[at] = static_cast<std::uint8_t>(option);
       }
       execute(block.options[static_cast<std::size_t>(option)]);
@@ -202,7 +202,9 @@ class Runner {
     a.lstm = plan_.lstm.as<float>();
     a.out = gate.out.as<float>();
     a.block_bias = gate.block_bias.size() ? gate.block_bias.as<float>() : nullptr;
+    a.harm = plan_.harm;
     a.lean = lean;
+    a.lean_weights = plan_.lean_weights.data();
     a.hidden = gate_part(0);
     a.cell = gate_part(1);
     a.work = gate_part(3);

@@ -220,6 +220,13 @@ void Plan::plan_gates(const Network& network) {
   gate_width = gate.width;
   padded_width = round_up(gate_width, 8);
   padded_options = round_up(options, 8);
+  harm = gate.harm;
+  lean = gate.lean;
+  for (int k = 0; k < options; ++k) {
+    const double share = static_cast<double>(network.option_bits[k]) / network.option_bits.back();
+    const double rank = static_cast<double>(k) / std::max(options - 1, 1);
+    lean_weights.push_back(static_cast<float>(gate.harm ? share * share : rank));
+  }
   for (std::size_t g = 0; g < gate.embed.size(); ++g) {
     PlannedGate planned;
     planned.channels = gate.embed[g].in;

@@ -73,6 +73,9 @@ struct Plan {
   std::vector<PlannedGate> gates;
   GateKind gate_kind = GateKind::none;
   int gate_width = 0, padded_width = 0, options = 0, padded_options = 0;
+  bool harm = false;
+  float lean = 0.f;                 // where none is asked for
+  std::vector<float> lean_weights;  // (options)
   Buffer lstm, budget;  // budget: weight, then bias; empty if the gate takes none
   int head_in = kNone;
   float head_factor = 1.f;

@@ -144,6 +144,30 @@ def test_a_curve_of_budgets(gate: str, tmp_path: Path) -> None:
     assert costs[0] < costs[1] < costs[2]
 
 
+def test_a_price_on_harm_that_follows_the_budget(tmp_path: Path) -> None:
+    curve = ((0.01, -9.0), (0.02, -4.0), (0.05, -0.5))
+    gate = {"width": 5, "output": "harm", "budget_input": True, "block_bias": True}
+    options = ["skip", 2, 4, 8]
+    net = make(gate=gate, options=options, target=0.03, lean=-2.0, curve=curve)
+    assert net.gate is not None
+    with torch.no_grad():
+        net.gate.out.bias.copy_(torch.tensor([-3.0, -6, -8, -16]))
+    costs = []
+    for budget in (None, 0.01, 0.03, torch.linspace(0.01, 0.05, 64)):
+        wanted, found, session = both(net, tmp_path / "x.fsk", budget=budget)
+        assert (wanted.decisions.numpy() == found.decisions).all(1).mean() > 0.95
+        costs.append(float(wanted.cost.mean()))
+        if instruction_sets():
+            native = InferenceSession(tmp_path / "x.fsk", engine="native")
+            asked = None if budget is None else np.asarray(budget)
+            fast = native.run(images_for(net, 64), budget=asked)
+            assert (fast.decisions == found.decisions).all(1).mean() > 0.95
+    plan = session.plan.gate
+    assert plan is not None
+    assert (plan.lean, plan.curve) == (-2.0, curve)
+    assert costs[1] < costs[2]
+
+
 @pytest.mark.parametrize("stream", ["float", "int8"])
 @pytest.mark.parametrize("option", ["full", 8, 4])
 def test_static_networks(option: Any, stream: str, tmp_path: Path) -> None:

@@ -111,6 +111,22 @@ def test_budgets(gate: str) -> None:
     assert (others != decisions).any()
 
 
+@pytest.mark.parametrize("lean", [None, -20.0, -0.5])
+@pytest.mark.parametrize("gate", ["recurrent", "feedforward"])
+def test_harm_is_weighed_against_cost(gate: str, lean: float | None) -> None:
+    keywords = {"options": ("skip", 2, 3, 4, 6, 8), "first": 8, "depth": 3}
+    bundle = parse_bundle(random_bundle(7, gate=gate, output="harm", lean=-3.0, **keywords))
+    images = random_images(bundle.plan, 8)
+    leans = None if lean is None else np.full(8, lean, np.float32)
+    logits, decisions = run(bundle, images, leans=leans)
+    for image, row, path in zip(images, logits, decisions, strict=True):
+        wanted, made, margin = Reference(bundle).run(image, lean=lean)
+        assert margin > 1e-4, "choose another seed"
+        assert made == path.tolist()
+        np.testing.assert_allclose(row, wanted, atol=1e-2)
+    assert len(np.unique(decisions)) > 1
+
+
 def test_a_static_network_always_decides_for_its_one_option() -> None:
     bundle = parse_bundle(random_bundle(7, options=["4"]))
     images = random_images(bundle.plan, 3)

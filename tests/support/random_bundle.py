@@ -37,6 +37,8 @@ def random_bundle(
     gate: Literal["recurrent", "feedforward"] = "recurrent",
     gate_width: int = 6,
     budget_input: bool = False,
+    output: Literal["logit", "harm"] = "logit",
+    lean: float = 0.0,
     classes: int = 5,
 ) -> bytes:
     """A valid bundle with random weights.
@@ -56,6 +58,8 @@ def random_bundle(
         gate: Its kind.
         gate_width: Its width.
         budget_input: Whether it takes a budget.
+        output: What it says of an option.
+        lean: On its decisions, where output is 'harm'.
         classes: Of the head.
     """
     plan = random_plan(
@@ -71,6 +75,8 @@ def random_bundle(
         gate=gate,
         gate_width=gate_width,
         budget_input=budget_input,
+        output=output,
+        lean=lean,
         classes=classes,
     )
     return encode_bundle(plan, random_tensors(plan, seed))[0]
@@ -159,6 +165,8 @@ def random_plan(
     gate: str = "recurrent",
     gate_width: int = 6,
     budget_input: bool = False,
+    output: Literal["logit", "harm"] = "logit",
+    lean: float = 0.0,
     classes: int = 5,
 ) -> Plan:
     """The plan of `random_bundle`."""
@@ -197,6 +205,8 @@ def random_plan(
     }
     if len(labels) > 1:
         tree["gate"] = {"kind": gate, "width": gate_width, "budget_input": budget_input}
+        if output == "harm":
+            tree["gate"] |= {"output": output, "lean": lean}
     cost = NetworkProfile(stem_macs, tuple(shapes.macs), linear_macs(shapes.channels, classes))
     # Validated from JSON, as a reader does.
     tree["cost"] = _plain(cost)
@@ -245,6 +255,9 @@ def _floats(
         return unit * normal / np.sqrt(fan)
     if kind == "blocks":
         return _of_block(plan, path, spec, normal, uneven)
+    if kind == "gate" and path[0] == "out" and path[-1] == "bias" and plan.gate.output == "harm":
+        # Logarithms of harms: 0.01 nats, and less for dearer options.
+        return normal - 7 - 1.5 * np.arange(spec.shape[-1])
     if kind == "gate" and path[-1] == "weight" and path[0] in ("embed", "out"):
         return 2.5 * normal
     fan = spec.shape[-1] if len(spec.shape) == 2 else 4

@@ -118,8 +118,23 @@ class Reference:
         total = x.astype(np.int64).sum((0, 1)).astype(F32)
         return total * (self.tensors["stream.steps"][stage] / F32(x.shape[0] * x.shape[1]))
 
+    def leaned(self, said: Floats, lean: float | None) -> Floats:
+        """Logits (K,) from what the gate's last layer says; no lean is the plan's own."""
+        gate = self.plan.gate
+        assert gate is not None
+        bits = np.array([Option.parse(label).bits for label in self.plan.options], F32)
+        weights = np.arange(len(bits), dtype=F32) / F32(len(bits) - 1)
+        if gate.output == "harm":
+            said = F32(-1000) * np.exp(np.minimum(said, F32(0)))
+            weights = (bits / bits[-1]) ** 2
+        return said + F32(gate.lean if lean is None else lean) * weights
+
     def run(
-        self, image: NDArray[Any], decisions: NDArray[Any] | None = None, budget: float = 0
+        self,
+        image: NDArray[Any],
+        decisions: NDArray[Any] | None = None,
+        budget: float = 0,
+        lean: float | None = None,
     ) -> tuple[Floats, list[int], float]:
         """Logits (N,), decisions (L,), and how close the closest decision was."""
         x, gate, made, margin = self.stem(image), _Gate(self, budget), [], np.inf
@@ -128,7 +143,8 @@ class Reference:
             if plan.gated and decisions is not None:
                 choice = int(decisions[len(made)])
             elif plan.gated and self.plan.gate is not None:
-                logits = gate.logits(len(made), self.pool(x, self.stages[index]))
+                said = gate.outputs(len(made), self.pool(x, self.stages[index]))
+                logits = self.leaned(said, lean)
                 choice = int(logits.argmax())
                 margin = min(margin, float(np.diff(np.sort(logits)[-2:])[0]))
             if plan.gated:
@@ -155,7 +171,7 @@ class _Gate:
     def _linear(self, name: str, x: Floats) -> Floats:
         return self._tensors[f"{name}.weight"] @ x + self._tensors[f"{name}.bias"]
 
-    def logits(self, block: int, pooled: Floats) -> Floats:
+    def outputs(self, block: int, pooled: Floats) -> Floats:
         assert self._plan is not None
         features = self._linear(f"gate.embed.{block}", pooled) + self._told
         if self._plan.kind == "feedforward":

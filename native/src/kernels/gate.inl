@@ -9,6 +9,7 @@ namespace fracskip {
 namespace FRACSKIP_GATE_NAMESPACE {
 
 inline constexpr int kLanes = 8;
+inline constexpr float kHarmScale = 1000.f;  // logits of harm count hundredths of a nat, outputs 10 nats
 
 using Lanes = float __attribute__((vector_size(32)));
 using IntLanes = std::int32_t __attribute__((vector_size(32)));
@@ -125,9 +126,14 @@ static int decide(const GateArgs& a) {
   if (a.block_bias) {
     for (int k = 0; k < a.options; ++k) a.logits[k] += a.block_bias[k];
   }
+  if (a.harm) {
+    for (int k = 0; k < a.padded_options; k += kLanes) {
+      const Lanes said = load(a.logits + k);
+      store(a.logits + k, -kHarmScale * exp_of_negative(said < 0.f ? said : Lanes{}));
+    }
+  }
   if (a.lean != 0.f) {
-    const float rank = 1.f / static_cast<float>(a.options - 1);
-    for (int k = 1; k < a.options; ++k) a.logits[k] += a.lean * (static_cast<float>(k) * rank);
+    for (int k = 0; k < a.options; ++k) a.logits[k] += a.lean * a.lean_weights[k];
   }
   int best = 0;
   for (int k = 1; k < a.options; ++k) {

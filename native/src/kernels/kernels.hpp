@@ -83,7 +83,9 @@ struct GateArgs {
   const float* lstm;        // (2 width, 4 padded_width), then the bias (4 padded_width)
   const float* out;         // (width, padded_options), then the bias (padded_options)
   const float* block_bias;  // (padded_options), or null
-  float lean;               // added to the logits, times 0 for the first option to 1 for the last
+  bool harm;                // outputs are logarithms of harms
+  float lean;               // added to the logits, times:
+  const float* lean_weights;  // (options)
   float* hidden;            // (padded_width), carried from block to block
   float* cell;
   float* work;              // (5 padded_width): the features, the LSTM's four parts

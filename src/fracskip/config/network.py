@@ -62,6 +62,9 @@ class QuantConfig(Frozen):
         scheme: 'modern' (symmetric per-channel weights and learned steps, a private range and
             BatchNorm per option, gradients masked where clipped) or 'paper' (affine per tensor,
             min/max, one range and one BatchNorm for all widths).
+        weights: 'shared' (one tensor for all options) or 'own' (each option's weights start as the
+            backbone's and go their own way; a deployed network holds each option's integers
+            anyway).
         calibration_images: Training images that initialise ranges and BatchNorm statistics.
         stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
             learned step per stage; the first block and projection shortcuts then run at 8 bits
@@ -69,6 +72,7 @@ class QuantConfig(Frozen):
     """
 
     scheme: Literal["modern", "paper"] = "modern"
+    weights: Literal["shared", "own"] = "shared"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     stream: Literal["float", "int8"] = "float"
 
@@ -93,6 +97,10 @@ class GateConfig(Frozen):
             leave decisions that do not either, and a small gradient to change it.
         block_bias: Whether a recurrent gate, whose output layer all blocks share, also has a bias
             of each block's own. (A feedforward gate has an output layer per block anyway.)
+        output: What the last layer says of an option: its 'logit', or the logarithm of the 'harm' it
+            does to the prediction (the logit is then minus the harm). Harm adds up over blocks, so
+            a lean on it is a price of computation, and many widths are weighed rightly. Logits
+            alone say which option, not by how much; a lean then only orders the decisions.
     """
 
     kind: Literal["recurrent", "feedforward"] = "recurrent"
@@ -100,6 +108,7 @@ class GateConfig(Frozen):
     budget_input: bool = False
     standardise: bool = False
     block_bias: bool = False
+    output: Literal["logit", "harm"] = "logit"
 
     @model_validator(mode="after")
     def _biases_are_shared_once(self) -> GateConfig:
@@ -115,8 +124,9 @@ class ModelSpec(Frozen):
         target: The computation share it was trained for, if any; what a gate that takes a budget
             is given when the caller names none.
         lean: Added to the gates' logits at evaluation, times the option's rank (0 for the first
-            option to 1 for the last): above 0 decisions lean towards more computation. Found on
-            validation images so that the mean cost meets the target.
+            option to 1 for the last) or, where `gate.output` is 'harm', its cost (1 for the
+            dearest): above 0 decisions lean towards more computation. Found on validation
+            images so that the mean cost meets the target.
         curve: (cost, lean) pairs, ascending: what leans cost on validation images, for budgets
             that the caller names. Empty: the network takes no budget of this kind.
     """
@@ -141,6 +151,11 @@ class ModelSpec(Frozen):
     def option_set(self) -> OptionSet:
         """The options as a set."""
         return OptionSet.of(self.options)
+
+    @property
+    def lean_weights(self) -> tuple[float, ...]:
+        """What a lean is multiplied with before it is added to each option's logit."""
+        return self.option_set.lean_weights(self.gate.output)
 
     @property
     def takes_budget(self) -> bool:

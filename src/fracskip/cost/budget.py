@@ -1,7 +1,7 @@
 """From a budget to a lean: one network at any cost between its cheapest and its dearest.
 
-A lean is added to the gates' logits, times the option's rank (0 for the first option to 1 for the
-last): above 0 all decisions lean towards more computation. After training it is measured what
+A lean is added to the gates' logits, times the option's rank or its cost: above 0 all decisions lean
+towards more computation. After training it is measured what
 leans cost; a budget between two measured costs gets a lean between theirs.
 """
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fracskip.config import QuantConfig
 from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import reorder
 from fracskip.options import Option, OptionSet
@@ -78,14 +79,18 @@ _Unit = tuple[FractionalConv2d, FractionalBatchNorm2d]
 
 
 def _convert(
-    block: nn.Module, names: tuple[str, str], options: OptionSet, scheme: str, levels_in: bool
+    block: nn.Module,
+    names: tuple[str, str],
+    options: OptionSet,
+    quant: QuantConfig,
+    levels_in: bool,
 ) -> _Unit:
     conv, norm = (block.get_submodule(name) for name in names)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     unit = (
-        FractionalConv2d.of(conv, options, scheme, levels_in),
-        FractionalBatchNorm2d.of(norm, options, shared=scheme == "paper"),
+        FractionalConv2d.of(conv, options, quant.scheme, levels_in, quant.weights == "own"),
+        FractionalBatchNorm2d.of(norm, options, shared=quant.scheme == "paper"),
     )
     for name, module in zip(names, unit, strict=True):
         block.set_submodule(name, module)
@@ -101,7 +106,7 @@ class FractionalBlock:
         name: The block's module path.
         block: The block; its branch's convolutions and norms are converted in place.
         options: What may be chosen.
-        scheme: 'modern' or 'paper' quantisation.
+        quant: How it is quantised.
         stream: What quantises the stream; None leaves it in float. On an int8 stream a projection
             shortcut is converted too and always runs at 8 bits.
         stage: The stage of the block's output.
@@ -112,7 +117,7 @@ class FractionalBlock:
         name: str,
         block: nn.Module,
         options: OptionSet,
-        scheme: str,
+        quant: QuantConfig,
         stream: StreamQuantiser | None = None,
         stage: int = 0,
     ) -> None:
@@ -123,11 +128,11 @@ class FractionalBlock:
         self._units: list[_Unit] = []
         for position, names in enumerate(self._block.branch):
             on_stream = stream is not None and position == 0
-            self._units.append(_convert(block, names, options, scheme, on_stream))
+            self._units.append(_convert(block, names, options, quant, on_stream))
         projection = self._block.projection
         self._projection: _Unit | None = None
         if stream is not None and projection is not None:
-            self._projection = _convert(block, projection, STREAM_OPTIONS, scheme, True)
+            self._projection = _convert(block, projection, STREAM_OPTIONS, quant, True)
         self.in_channels = self._units[0][0].in_channels
 
     def _shortcut(self, x: Tensor) -> Tensor:
@@ -136,8 +141,10 @@ class FractionalBlock:
         conv, norm = self._projection
         return conv.execute(x, STREAM_OPTION, *norm.folded(STREAM_OPTION))
 
-    def _emit(self, y: Tensor) -> Tensor:
-        return F.relu(y) if self._stream is None else self._stream(y, self._stage)
+    def _emit(self, y: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if self._stream is not None:
+            return self._stream(y, self._stage, shortcut)  # type: ignore[no-any-return]
+        return F.relu(y if shortcut is None else y + shortcut)
 
     def _residual(self, x: Tensor, option: Option) -> Tensor:
         for position, (conv, norm) in enumerate(self._units):
@@ -154,7 +161,7 @@ class FractionalBlock:
         """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
         if option.is_skip:
             return self._skip(x)
-        return self._emit(self._residual(x, option) + self._shortcut(x))
+        return self._emit(self._residual(x, option), self._shortcut(x))
 
     def route(self, x: Tensor, choice: Tensor) -> Tensor:
         """Executes each image's own option: images are grouped, each group runs once.
@@ -231,7 +238,7 @@ class FractionalBlock:
                 x = norm.estimate(conv.execute(x, option), option)
             else:
                 x = conv.execute(x, option, *norm.folded(option))
-        return self._emit(x + shortcut)
+        return self._emit(x, shortcut)
 
     def finish_calibration(self, option: Option) -> None:
         """Stores the statistics gathered by `calibrate`."""

@@ -62,12 +62,14 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, option: Option) -> FoldedConvolu
         offset = norm.bias.double() - norm.running_mean.double() * gain
     if conv.bias is not None:
         offset = offset + conv.bias.double() * gain
-    weight, weight_step, input_step = conv.weight.detach().float(), None, None
-    if option.is_quantised and isinstance(conv, FractionalConv2d):
+    fractional = isinstance(conv, FractionalConv2d)
+    held = conv.weight_of(option) if fractional else conv.weight
+    weight, weight_step, input_step = held.detach().float(), None, None
+    if option.is_quantised and fractional:
         quantiser = conv.quantiser
         if not isinstance(quantiser, ModernQuantiser):
             raise ValueError("'paper' quantisation is affine and does not fold")
-        weight, step = quantiser.integers(conv.weight, conv.slot(option))
+        weight, step = quantiser.integers(held, conv.slot(option))
         weight_step = step.double()
         if not conv.takes_levels(option):
             input_step = quantiser.input_step(conv.slot(option))

@@ -45,7 +45,7 @@ class Mixing:
         anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
             nothing, and their cost means nothing.
         anchor_option: Index of that option.
-        lean: In place of the spec's: added to the logits times the option's rank.
+        lean: In place of the spec's: added to the logits times `lean_weights`.
     """
 
     generator: torch.Generator
@@ -98,27 +98,26 @@ class DynamicNetwork(nn.Module):
         self.stream_stages = stages_of([block for _, block in named])
         self.stream: StreamQuantiser | None = None
         self.first_block: FractionalBlock | None = None
-        scheme = spec.quant.scheme
         if spec.quant.stream == "int8":
             self.stream = StreamQuantiser(self.stream_stages[-1] + 1)
             self.first_block = FractionalBlock(
-                *named[0], STREAM_OPTIONS, scheme, self.stream, self.stream_stages[0]
+                *named[0], STREAM_OPTIONS, spec.quant, self.stream, self.stream_stages[0]
             )
         self.blocks = tuple(
-            FractionalBlock(name, block, self.options, scheme, self.stream, stage)
+            FractionalBlock(name, block, self.options, spec.quant, self.stream, stage)
             for (name, block), stage in zip(named[1:], self.stream_stages[1:], strict=True)
         )
         channels = [block.in_channels for block in self.blocks]
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
         self.gate = create_gate(spec.gate, channels, len(self.options)) if adaptive else None
-        ranks = torch.linspace(0, 1, len(self.options))
-        self.register_buffer("ranks", ranks, persistent=False)
+        lean_weights = torch.tensor(spec.lean_weights)
+        self.register_buffer("lean_weights", lean_weights, persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
         self.profile = self._priced(plain_profile)
 
     _costs: Tensor
-    ranks: Tensor
+    lean_weights: Tensor
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
 
@@ -216,7 +215,7 @@ class DynamicNetwork(nn.Module):
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
             logits = self.gate(index, x.detach().mean((2, 3)), state).float()
-            logits = logits + (lean if mixing is None else mixing.lean) * self.ranks
+            logits = logits + (lean if mixing is None else mixing.lean) * self.lean_weights
             scores.append(logits)
             if mixing is None:
                 choice = choose(logits)
@@ -257,7 +256,7 @@ class DynamicNetwork(nn.Module):
         return self.spec.target if budget is None else budget
 
     def _lean(self, budget: float | Tensor | None, count: int) -> float | Tensor:
-        """What is added to the logits times the option's rank: one for all, or (B, 1)."""
+        """What is added to the logits times `lean_weights`: one for all, or (B, 1)."""
         spec = self.spec
         if budget is not None and not (spec.takes_budget and self.gate is not None):
             raise ConfigError(TAKES_NONE)
@@ -265,7 +264,7 @@ class DynamicNetwork(nn.Module):
             return spec.lean
         given = budget.cpu().numpy() if isinstance(budget, Tensor) else budget
         leans = BudgetCurve(spec.curve).leans_at(checked_budgets(given, count))
-        return torch.from_numpy(leans)[:, None].to(self.ranks.device)
+        return torch.from_numpy(leans)[:, None].to(self.lean_weights.device)
 
     def _trial(self, count: int, mixing: Mixing, device: torch.device) -> Trial:
         lowest = 1 if self.options.can_skip else 0

@@ -95,12 +95,16 @@ class _Writer:
         )
         gate = None
         if net.gate is not None:
-            self._gate(net.gate)
+            # Harm is no sum of the last layer's, so its lean cannot stand in the bias.
+            folded = spec.lean if spec.gate.output == "logit" else 0.0
+            self._gate(net.gate, folded)
             gate = GatePlan(
                 kind=spec.gate.kind,
                 width=spec.gate.width,
                 budget_input=spec.gate.budget_input,
-                curve=tuple((cost, lean - spec.lean) for cost, lean in spec.curve),
+                curve=tuple((cost, lean - folded) for cost, lean in spec.curve),
+                output=spec.gate.output,
+                lean=spec.lean - folded,
             )
         self._linear("head", net.backbone.fc)
         return Plan(
@@ -201,10 +205,10 @@ class _Writer:
         self._put(f"{name}.weight", layer.weight)
         self._put(f"{name}.bias", layer.bias.double() + offset)
 
-    def _gate(self, gate: Gate) -> None:
-        """The gate; what leans its decisions goes into the last bias."""
-        ranks = torch.linspace(0, 1, len(self.net.options), dtype=torch.float64)
-        lean = (self.net.spec.lean * ranks).to(self.net.backbone.fc.weight.device)
+    def _gate(self, gate: Gate, folded: float) -> None:
+        """The gate, with so much of a lean in its last bias."""
+        weights = torch.tensor(self.net.spec.lean_weights, dtype=torch.float64)
+        lean = (folded * weights).to(self.net.backbone.fc.weight.device)
         for index, layer in enumerate(gate.embed):
             self._linear(f"gate.embed.{index}", layer)
         if gate.budget_embed is not None:

@@ -126,7 +126,9 @@ def backbone_onnx(
 def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True) -> None:
     """Adds everything from `images` to `logits` and `decisions`."""
     network = NetworkWriter(plan, tensors)
-    gate = None if plan.gate is None else GateWriter(graph, plan.gate, tensors, "budget")
+    gate = None
+    if plan.gate is not None:
+        gate = GateWriter(graph, plan.gate, tensors, plan.lean_weights, "budget")
     x = network.stem(graph, "images")
     choices: list[str] = []
     for index, block in enumerate(plan.network.blocks):

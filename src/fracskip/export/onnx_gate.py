@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from fracskip.export.onnx_blocks import Arrays, linear
 from fracskip.export.onnx_graph import Graph
+from fracskip.options import HARM_SCALE
 from fracskip.runtime.plan import GatePlan
 
 
@@ -20,13 +22,25 @@ class GateWriter:
         graph: Where to; all decisions stand in one graph, for the LSTM's state runs through them.
         plan: The gate's plan.
         tensors: The bundle's tensors.
-        budget: The input that holds the budget, (1, 1), for gates that take one.
+        lean_weights: What a lean on decisions is multiplied with, option by option.
+        budget: The input that holds the budget, (1, 1), for networks that take one.
     """
 
-    def __init__(self, graph: Graph, plan: GatePlan, tensors: Arrays, budget: str) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        plan: GatePlan,
+        tensors: Arrays,
+        lean_weights: Sequence[float],
+        budget: str,
+    ) -> None:
         self._graph, self._plan, self._tensors = graph, plan, tensors
         self._axes = graph.tensor("gate.axes", [0], np.int64)
         self._state: tuple[str, str] | None = None
+        if plan.output == "harm":
+            graph.tensor("gate.most", 0)
+            graph.tensor("gate.scale", -HARM_SCALE)
+        self._lean = self._leaning(lean_weights, budget)
         self._budget = self._embed_budget(budget) if plan.budget_input else None
         if plan.kind == "recurrent":
             for name in ("weight_ih", "weight_hh"):
@@ -60,6 +74,12 @@ class GateWriter:
             if own is not None:
                 bias = graph.tensor(f"{name}.own", own[index])
                 logits = graph.node("Add", [logits, bias], f"{name}.own_logits")
+        if self._plan.output == "harm":
+            counted = graph.node("Min", [logits, "gate.most"], f"{name}.counted")
+            harm = graph.node("Exp", [counted], f"{name}.harm")
+            logits = graph.node("Mul", [harm, "gate.scale"], f"{name}.worth")
+        if self._lean is not None:
+            logits = graph.node("Add", [logits, self._lean], f"{name}.leaned")
         # The first of several maxima, as everywhere.
         return graph.node("ArgMax", [logits], name, axis=1, keepdims=0, select_last_index=0)
 
@@ -77,6 +97,30 @@ class GateWriter:
         """LSTM tensors from torch's order (i, f, g, o) to ONNX's (i, o, f, g), one direction."""
         i, f, g, o = np.split(self._tensors[key], 4)
         return np.concatenate([i, o, f, g])[None]
+
+    def _leaning(self, lean_weights: Sequence[float], budget: str) -> str | None:
+        """What is added to all logits, (1, K); None if nothing is."""
+        graph, plan = self._graph, self._plan
+        weights = np.asarray(lean_weights, dtype=np.float32)[None]
+        if not plan.curve:
+            return graph.tensor("gate.lean", plan.lean * weights) if plan.lean else None
+        # Linear in log cost between the curve's points: a sum of what each piece has risen by.
+        costs, leans = np.array(plan.curve).T
+        logs = np.log(costs)
+        slopes = np.diff(leans) / np.diff(logs)
+        low, high = (graph.tensor(f"gate.curve.{at}", part[None]) for at, part in zip(
+            ("low", "high"), (logs[:-1], logs[1:]), strict=True
+        ))
+        log = graph.node("Log", [budget], "gate.curve.log")
+        above = graph.node("Max", [log, low], "gate.curve.above")
+        inside = graph.node("Min", [above, high], "gate.curve.inside")
+        gone = graph.node("Sub", [inside, low], "gate.curve.gone")
+        rise = graph.node(
+            "MatMul", [gone, graph.tensor("gate.curve.slopes", slopes[:, None])], "gate.curve.rise"
+        )
+        first = graph.tensor("gate.curve.first", leans[:1, None])
+        lean = graph.node("Add", [rise, first], "gate.curve.lean")
+        return graph.node("Mul", [lean, graph.tensor("gate.lean", weights)], "gate.leaning")
 
     def _embed_budget(self, budget: str) -> str:
         graph = self._graph

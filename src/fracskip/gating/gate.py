@@ -12,14 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fracskip.config import GateConfig
 from fracskip.errors import ConfigError
+from fracskip.options import HARM_SCALE
 
 CERTAIN = 1e4  # a logit that no lean and no noise outweighs
+# What fresh gates say: 0.025 nats, and next to none for the dearest option.
+USUAL_HARM, NO_HARM = -6.0, -16.0
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Gate(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
+        self.output: Literal["logit", "harm"] = "logit"
         self.embed = nn.ModuleList([nn.Linear(count, width) for count in channels])
         self.budget_embed = nn.Linear(1, width) if budget_input else None
 
@@ -110,10 +115,13 @@ class Gate(nn.Module):
             layer.weight.div_(deviation.clamp_min(0.05 * float(deviation.max()) + 1e-6))
             layer.bias.sub_(layer.weight @ mean)
         state = self.start(len(pooled[0]), None if self.budget_embed is None else 1.0, pooled[0])
-        logits = torch.stack([self(block, seen, state) for block, seen in enumerate(pooled)])
-        mean = logits.mean(1)
-        deviation = (logits - mean[:, None]).square().mean().sqrt().clamp_min(1e-6)
-        self._rescale(1 / float(deviation), mean / deviation)
+        said = torch.stack([self.judge(block, seen, state) for block, seen in enumerate(pooled)])
+        mean = said.mean(1)
+        deviation = (said - mean[:, None]).square().mean().sqrt().clamp_min(1e-6)
+        wanted = torch.zeros_like(mean)
+        if self.output == "harm":
+            wanted[:, :-1], wanted[:, -1] = USUAL_HARM, NO_HARM
+        self._rescale(1 / float(deviation), mean / deviation - wanted)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         """Multiplies the output layer, then takes the centre (blocks, K) from its bias."""
@@ -149,11 +157,25 @@ class Gate(nn.Module):
         Returns:
             Logits (B, K).
         """
+        said = self.judge(block, pooled, state)
+        if self.output == "logit":
+            return said
+        # In float32: under autocast harms would be rounded to three digits, and options of
+        # nearly equal worth could not be told apart.
+        return -HARM_SCALE * said.float().clamp_max(0).exp()
+
+    def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """What the last layer says of each option, (B, K); see `forward`."""
         raise NotImplementedError
 
     def macs(self, block: int) -> int:
         """MACs of one decision for one image; the pooling counts as one MAC per channel."""
         raise NotImplementedError
+
+    def _certain(self, path: Sequence[int], options: int) -> Tensor:
+        """What is to be said (L, K) so that the options of a path are chosen."""
+        sign = 1 if self.output == "logit" else -1
+        return sign * CERTAIN * nn.functional.one_hot(torch.tensor(path), options).float()
 
     def _embed_macs(self, block: int) -> int:
         embed = self.embed[block]
@@ -185,8 +207,8 @@ class RecurrentGate(Gate):
 
     block_bias: nn.Parameter | None
 
-    def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
-        """See `Gate.forward`."""
+    def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """See `Gate.judge`."""
         features = self.features(block, pooled, state)
         if state.hidden is None or state.cell is None:
             state.hidden = state.cell = torch.zeros_like(features)
@@ -209,7 +231,7 @@ class RecurrentGate(Gate):
             )
         self.out.weight.zero_()
         self.out.bias.zero_()
-        self.block_bias.copy_(_certain(path, self.out.out_features))
+        self.block_bias.copy_(self._certain(path, self.out.out_features))
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         self.out.weight.mul_(factor)
@@ -235,8 +257,8 @@ class FeedForwardGate(Gate):
         self.out = nn.ModuleList([nn.Linear(width, options) for _ in channels])
         self._options = options
 
-    def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
-        """See `Gate.forward`."""
+    def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """See `Gate.judge`."""
         logits: Tensor = self.out[block](self.features(block, pooled, state).relu())
         return logits
 
@@ -250,7 +272,7 @@ class FeedForwardGate(Gate):
     @torch.no_grad()
     def fix(self, path: Sequence[int]) -> None:
         """See `Gate.fix`."""
-        for layer, logits in zip(self.out, _certain(path, self._options), strict=True):
+        for layer, logits in zip(self.out, self._certain(path, self._options), strict=True):
             assert isinstance(layer, nn.Linear)
             layer.weight.zero_()
             layer.bias.copy_(logits)
@@ -266,11 +288,6 @@ class FeedForwardGate(Gate):
         return self._embed_macs(block) + self.width * self._options
 
 
-def _certain(path: Sequence[int], options: int) -> Tensor:
-    """Logits (L, K) that choose the options of a path."""
-    return CERTAIN * nn.functional.one_hot(torch.tensor(path), options).float()
-
-
 def create_gate(config: GateConfig, channels: Sequence[int], options: int) -> Gate:
     """Makes the gate that a recipe names, for the given blocks and number of options."""
     gate: Gate
@@ -280,6 +297,7 @@ def create_gate(config: GateConfig, channels: Sequence[int], options: int) -> Ga
         )
     else:
         gate = FeedForwardGate(channels, options, config.width, config.budget_input)
+    gate.output = config.output
     for layer in gate.embed:
         # Inputs are pooled ReLU outputs of order 0.1 to 1: start with features of order one.
         assert isinstance(layer, nn.Linear)

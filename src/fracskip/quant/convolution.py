@@ -144,12 +144,19 @@ class FractionalConv2d(nn.Conv2d):
     """
 
     quantiser: ModernQuantiser | PaperQuantiser
+    option_weight: nn.ParameterList
     _slots: dict[Option, int]
+    _own: dict[Option, int]
     _levels_in: bool
 
     @classmethod
     def of(
-        cls, conv: nn.Conv2d, options: OptionSet, scheme: str, levels_in: bool = False
+        cls,
+        conv: nn.Conv2d,
+        options: OptionSet,
+        scheme: str,
+        levels_in: bool = False,
+        own_weights: bool = False,
     ) -> FractionalConv2d:
         """Converts a plain convolution.
 
@@ -158,6 +165,8 @@ class FractionalConv2d(nn.Conv2d):
             options: The option set.
             scheme: 'modern' or 'paper'.
             levels_in: Whether its input is an int8 stream ('modern' only).
+            own_weights: Whether each option gets weights of its own, `option_weight`, which start
+                as the convolution's; the top option's keep their name.
         """
         new = cls(
             conv.in_channels,
@@ -180,8 +189,16 @@ class FractionalConv2d(nn.Conv2d):
         )
         new.quantiser = quantiser.to(conv.weight.device)
         new._slots = _slots(options)
+        lower = [option for option in options if not option.is_skip][:-1] if own_weights else []
+        new._own = {option: index for index, option in enumerate(lower)}
+        new.option_weight = nn.ParameterList([conv.weight.detach().clone() for _ in lower])
         new._levels_in = levels_in
         return new
+
+    def weight_of(self, option: Option) -> Tensor:
+        """The weights that an option's integers are made of, (O, I, kh, kw)."""
+        own = self._own.get(option)
+        return self.weight if own is None else self.option_weight[own]
 
     def takes_levels(self, option: Option) -> bool:
         """Whether the input is taken as it is because it is on an int8 stream's grid already."""
@@ -198,7 +215,7 @@ class FractionalConv2d(nn.Conv2d):
     def observe(self, x: Tensor, option: Option) -> None:
         """Initialises the option's ranges from the input (B, C, H, W)."""
         if option.is_quantised:
-            self.quantiser.observe(x, self.weight, self._slots[option])
+            self.quantiser.observe(x, self.weight_of(option), self._slots[option])
 
     def execute(
         self, x: Tensor, option: Option, gain: Tensor | None = None, bias: Tensor | None = None
@@ -214,7 +231,7 @@ class FractionalConv2d(nn.Conv2d):
         Returns:
             (B, O, H', W').
         """
-        weight = self.weight
+        weight = self.weight_of(option)
         if option.is_quantised:
             slot = self._slots[option]
             if not self.takes_levels(option):

@@ -7,12 +7,13 @@ one, gets the gradient of LSQ (Esser et al., "Learned Step Size Quantization", I
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from fracskip.quant import fused
 
 
 def round_to_grid(x: Tensor, step: Tensor, bounds: tuple[int, int], zero_point: int = 0) -> Tensor:
@@ -77,24 +78,28 @@ class _FakeQuantise(torch.autograd.Function):
             else:
                 axes = [axis for axis in range(x.dim()) if step.shape[axis] == 1]
                 total = (g * y - g_x * x).sum(axes, keepdim=True)
-            _, q_max = ctx.bounds
-            # LSQ, section 2.2: keeps the step's relative updates like the weights' own.
-            per_step = x.numel() // step.numel()
-            g_step = (total / step / math.sqrt(per_step * q_max)).reshape(step.shape)
+            factor = fused.step_factor(x.numel() // step.numel(), ctx.bounds)
+            g_step = (total / step * factor).reshape(step.shape)
         return g_x, g_step, None
 
 
-def fake_quantise(x: Tensor, step: Tensor, bounds: tuple[int, int]) -> Tensor:
+def fake_quantise(
+    x: Tensor, step: Tensor, bounds: tuple[int, int], shortcut: Tensor | None = None
+) -> Tensor:
     """Symmetric fake quantisation (zero point 0) with a masked straight-through gradient.
 
     Args:
         x: Values of any shape.
         step: Positive step size: one value, or one per slice of `x` (as many dimensions as `x`).
         bounds: Smallest and largest integer; (0, q_max) also applies a ReLU.
+        shortcut: Added to `x` first, of the same shape.
 
     Returns:
         A tensor of x's shape, every element an integer multiple of its step.
     """
+    if fused.enabled() and x.dim() == 4 and step.numel() == 1:
+        return fused.quantise(x, step, bounds, shortcut)
+    x = x if shortcut is None else x + shortcut
     # Integers above 2^8 have no exact bfloat16: under autocast, too, the grid is float32's.
     return _FakeQuantise.apply(x.float(), step, bounds)  # type: ignore[no-any-return, no-untyped-call]
 

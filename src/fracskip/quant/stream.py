@@ -33,9 +33,9 @@ class StreamQuantiser(nn.Module):
         """A stage's step, (1,), positive."""
         return self.steps[stage : stage + 1].clamp_min(SMALLEST_STEP)
 
-    def forward(self, x: Tensor, stage: int) -> Tensor:
-        """Rounds values of any shape to the stage's levels, times its step."""
-        return fake_quantise(x, self.step(stage), STREAM_BOUNDS)
+    def forward(self, x: Tensor, stage: int, shortcut: Tensor | None = None) -> Tensor:
+        """Rounds values (plus a shortcut's) of any shape to the stage's levels, times its step."""
+        return fake_quantise(x, self.step(stage), STREAM_BOUNDS, shortcut)
 
     @torch.no_grad()
     def observe(self, seen: Sequence[Sequence[Tensor]]) -> None:

@@ -145,23 +145,32 @@ class GatePlan(_Plan):
     """Who decides: see `fracskip.config.GateConfig`.
 
     Attributes:
-        curve: (cost, lean) pairs, ascending in both; leans are relative to the one that the last
-            bias holds already.
+        curve: (cost, lean) pairs, ascending in both. With output 'logit' leans are relative to the
+            one that the last bias holds already.
+        output: What the last layer says of an option.
+        lean: Where no budget is asked for, with output 'harm'.
     """
 
     kind: Literal["recurrent", "feedforward"]
     width: Positive
     budget_input: bool
     curve: tuple[tuple[Fraction, float], ...] = ()
+    output: Literal["logit", "harm"] = "logit"
+    lean: float = 0.0
 
     @model_serializer(mode="wrap")
-    def _without_an_empty_curve(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what older readers do not know, where it says nothing."""
         tree: dict[str, Any] = serialise(self)
-        return tree if self.curve else {key: tree[key] for key in tree if key != "curve"}
+        silent = {"curve"} if not self.curve else set()
+        silent |= {"output", "lean"} if self.output == "logit" else set()
+        return {key: tree[key] for key in tree if key not in silent}
 
     @model_validator(mode="after")
     def _the_curve_ascends(self) -> GatePlan:
         check_ascending(self.curve)
+        if self.lean and self.output == "logit":
+            raise ValueError("a lean is for output 'harm': logits have theirs in the last bias")
         return self
 
 
@@ -195,6 +204,11 @@ class Plan(_Plan):
     cost: NetworkProfile
     network: NetworkPlan
     gate: GatePlan | None
+
+    @property
+    def lean_weights(self) -> tuple[float, ...]:
+        """What a lean is multiplied with before it is added to each option's logit."""
+        return self.option_set.lean_weights("logit" if self.gate is None else self.gate.output)
 
     @cached_property
     def option_set(self) -> OptionSet:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fracskip.options import Option
+from fracskip.options import HARM_SCALE, Option
 from fracskip.runtime.bundle import Bundle, furthest
 from fracskip.runtime.plan import WIDEST_INTEGERS, ConvGeometry, StemConv
 
@@ -161,7 +161,9 @@ class _Gate:
         assert plan is not None
         self._tensors = {name: tensors[name] for name in bundle.tensors if name.startswith("gate.")}
         self._recurrent = plan.kind == "recurrent"
-        self._ranks = torch.linspace(0, 1, len(bundle.plan.options))
+        self._harm = plan.output == "harm"
+        self._lean = plan.lean
+        self._lean_weights = torch.tensor(bundle.plan.lean_weights)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
@@ -173,7 +175,7 @@ class _Gate:
 
         Args:
             budgets: Computation shares (B,), for gates that take them.
-            leans: Added to the logits times the option's rank (B,).
+            leans: Added to the logits times the plan's `lean_weights` (B,).
 
         Returns:
             A function of gated block and pooled input (B, C) that gives decisions (B,); to be
@@ -183,7 +185,7 @@ class _Gate:
         if budgets is not None:
             scaled = (budgets.log10() / 1.5 + 1)[:, None]
             told = scaled * self._tensors["gate.budget.weight"] + self._tensors["gate.budget.bias"]
-        leaning = None if leans is None else leans[:, None] * self._ranks
+        leaning = (self._lean if leans is None else leans[:, None]) * self._lean_weights
         state: tuple[Tensor, Tensor] | None = None
 
         def decide(block: int, pooled: Tensor) -> Tensor:
@@ -198,8 +200,9 @@ class _Gate:
                     logits = logits + self._tensors["gate.block_bias"][block]
             else:
                 logits = self._linear(f"gate.out.{block}", features.relu())
-            if leaning is not None:
-                logits = logits + leaning
+            if self._harm:
+                logits = -HARM_SCALE * logits.clamp_max(0).exp()
+            logits = logits + leaning
             # NumPy's argmax is the first maximum; torch leaves open which one it gives.
             return torch.from_numpy(logits.numpy().argmax(1))
 
@@ -275,7 +278,7 @@ class PortableEngine:
             latency_us: (B,); each image's share of the batch's time.
             forced: Option indices (B, L) to execute instead of asking the gate.
             budgets: Computation shares (B,), for gates that take them.
-            leans: Added to the gates' logits times the option's rank (B,).
+            leans: Added to the gates' logits times the plan's `lean_weights` (B,).
         """
         if not len(images):
             return

@@ -258,20 +258,19 @@ class InferenceSession:
         return np.ascontiguousarray(values, dtype=np.uint8)
 
     def _told(self, budget: ArrayLike | None, count: int) -> dict[str, NDArray[np.float32]]:
-        """What the engine is told of a budget, (B,): the share itself, or a lean."""
+        """What the engine is told of a budget, (B,): the share itself, a lean, or both."""
         plan = self.plan
-        if budget is None:
-            budget = plan.target if plan.gate is not None and plan.gate.budget_input else None
-        elif not plan.takes_budget:
+        tells_gate = plan.gate is not None and plan.gate.budget_input
+        if budget is not None and not plan.takes_budget:
             raise ConfigError(TAKES_NONE)
-        if budget is None:
-            if plan.takes_budget and plan.curve is None:
+        told = {}
+        if budget is not None and plan.curve is not None:
+            told["leans"] = plan.curve.leans_at(checked_budgets(budget, count))
+        if tells_gate:
+            given = plan.target if budget is None else budget
+            if given is None:
                 raise ConfigError("this network needs a budget: a computation share in (0, 1]")
-            return {}
-        budgets = checked_budgets(budget, count)
-        told = {} if plan.curve is None else {"leans": plan.curve.leans_at(budgets)}
-        if plan.gate is not None and plan.gate.budget_input:
-            told["budgets"] = budgets
+            told["budgets"] = checked_budgets(given, count)
         return told
 
 

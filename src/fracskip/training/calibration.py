@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,15 +12,17 @@ from fracskip.cost import account
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
-from fracskip.training.objective import leaned_path
+from fracskip.training.objective import WIDEST_LEAN, leaned_path
 
-WIDEST_LEAN = 64.0
-ROUNDS = 16
+ROUNDS = 20
 CLOSE_ENOUGH, FAR_OFF = 0.01, 0.05  # off by so much of a budget, a curve's point is taken, or not
 
 
 class LeanSearch:
     """What leans cost; each is measured once. Leaves the network's lean where it last looked.
+
+    A gate that takes a budget is told the one that is looked for, and a curve that the network has
+    is dropped: it would put its own lean in place of the one to be measured.
 
     Args:
         net: The network.
@@ -29,16 +33,23 @@ class LeanSearch:
     def __init__(self, net: DynamicNetwork, data: ImageSet, images: int = 1000) -> None:
         self._net = net
         self._pixels = data.images[:images]
-        self._cost: dict[float, float] = {}
+        self._cost: dict[tuple[float | None, float], float] = {}
 
-    def cost_at(self, lean: float) -> float:
-        """The computation share at a lean."""
+    def cost_at(self, lean: float, budget: float | None = None) -> float:
+        """The computation share at a lean, the gate being told a budget."""
         net = self._net
-        net.spec = net.spec.model_copy(update={"lean": lean})
-        if lean not in self._cost:
-            decisions = predict(net, self._pixels).decisions
-            self._cost[lean] = account(decisions, net.options, net.profile).cp
-        return self._cost[lean]
+        told = budget if net.spec.gate.budget_input else None
+        dropped: dict[str, Any] = {} if told is None else {"curve": ()}
+        net.spec = net.spec.model_copy(update={"lean": lean, **dropped})
+        if (told, lean) not in self._cost:
+            decisions = predict(net, self._pixels, budget=told).decisions
+            self._cost[told, lean] = account(decisions, net.options, net.profile).cp
+        return self._cost[told, lean]
+
+    def _measured(self, budget: float) -> dict[float, float]:
+        """What is known of leans with this budget told: their costs."""
+        told = budget if self._net.spec.gate.budget_input else None
+        return {lean: cost for (known, lean), cost in self._cost.items() if known == told}
 
     def nearest(self, target: float, tolerance: float = 0.0) -> float:
         """The lean, of those it tries, whose cost is nearest; of equals the one that is smallest.
@@ -47,16 +58,25 @@ class LeanSearch:
             target: Computation share.
             tolerance: How far off, as a share of the target, is near enough to stop.
         """
-        self.cost_at(0.0)
+        self.cost_at(0.0, target)
         for _ in range(ROUNDS):
-            best = min(self._cost, key=lambda lean: (abs(self._cost[lean] - target), abs(lean)))
-            if abs(self._cost[best] - target) <= tolerance * target:
+            costs = self._measured(target)
+            best = min(costs, key=lambda lean: (abs(costs[lean] - target), abs(lean)))
+            if abs(costs[best] - target) <= tolerance * target:
                 break
-            under = [lean for lean, cost in self._cost.items() if cost < target]
-            over = [lean for lean, cost in self._cost.items() if cost >= target]
+            under = [lean for lean, cost in costs.items() if cost < target]
+            over = [lean for lean, cost in costs.items() if cost >= target]
             low, high = max(under, default=-WIDEST_LEAN), min(over, default=WIDEST_LEAN)
-            self.cost_at((low + high) / 2)
-        return min(self._cost, key=lambda lean: (abs(self._cost[lean] - target), abs(lean)))
+            self.cost_at(_between(low, high), target)
+        costs = self._measured(target)
+        return min(costs, key=lambda lean: (abs(costs[lean] - target), abs(lean)))
+
+
+def _between(low: float, high: float) -> float:
+    """The middle of two leans; in their logarithm where they are far apart, for prices span decades."""
+    if low * high > 0 and max(abs(low), abs(high)) > 4 * min(abs(low), abs(high)):
+        return math.copysign(math.sqrt(low * high), low)
+    return (low + high) / 2
 
 
 def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int = 1000) -> float:
@@ -75,7 +95,7 @@ def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int 
         The computation share that the network then has on these images.
     """
     search = LeanSearch(net, data, images)
-    return search.cost_at(search.nearest(target))
+    return search.cost_at(search.nearest(target), target)
 
 
 @torch.no_grad()
@@ -97,7 +117,8 @@ def freeze_decisions(net: DynamicNetwork, data: ImageSet, target: float, images:
     device = next(net.parameters()).device
     pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
     mean = net.gate_logits_on(net.walk(pixels, path)[0]).mean(0).cpu()
-    net.gate.fix(leaned_path(mean, torch.tensor(net.options.costs), target))
+    weights = net.lean_weights.cpu()
+    net.gate.fix(leaned_path(mean, torch.tensor(net.options.costs), weights, target))
 
 
 def measure_curve(
@@ -117,7 +138,7 @@ def measure_curve(
     points: list[tuple[float, float]] = []
     for budget in sorted(budgets):
         found = search.nearest(budget, CLOSE_ENOUGH)
-        near = abs(search.cost_at(found) - budget) < FAR_OFF * budget
+        near = abs(search.cost_at(found, budget) - budget) < FAR_OFF * budget
         if near and (not points or (budget > points[-1][0] and found > points[-1][1])):
             points.append((budget, found))
     curve = tuple(points) if len(points) > 1 else ()

@@ -94,7 +94,9 @@ class GateTraining(StageBase):
         lower = self.recipe.start_option + 1
         target = target_at(self.recipe.joint, costs[lower - 1], place.progress)
         mean = logits.mean(0).cpu()[:, :lower]
-        self._path = leaned_path(mean, torch.tensor(costs[:lower]), target)
+        self._path = leaned_path(
+            mean, torch.tensor(costs[:lower]), self.net.lean_weights[:lower].cpu(), target
+        )
 
     def _harm_loss(
         self, logits: Tensor, inputs: list[Tensor], predicted: Tensor, place: Place

@@ -36,6 +36,7 @@ from fracskip.errors import ConfigError
 from fracskip.evaluation import evaluate
 from fracskip.files import write_atomically
 from fracskip.machine import versions
+from fracskip.quant.fused import fusing
 from fracskip.training.batches import Batches
 from fracskip.training.record import Record
 from fracskip.training.sequence import STAGES, StageSequence
@@ -310,7 +311,7 @@ def train(
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     run = _Run(recipe, folder, watcher or _Silent())
-    with _stops_on_interrupt(run):
+    with _stops_on_interrupt(run), fusing(recipe.runtime.compile):
         position, stage = run.resume() if resume else run.start()
         last = run.execute(position, stage)
     return run.finish(position, last)

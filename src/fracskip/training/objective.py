@@ -16,8 +16,9 @@ from fracskip.config import JointStage
 PROPORTIONAL = 10.0  # the price's immediate answer to an error, in units of its rate
 LARGEST_SUBSIDY = 0.1  # how far below zero the price may settle
 LARGEST_PRICE = 1.0  # computation never weighs more than a nat of cross-entropy
-LARGEST_LEAN = 64.0
-LEAN_ROUNDS = 24
+LARGEST_LEAN = 64.0  # that 'balance' may come to
+WIDEST_LEAN = 1024.0  # that a search looks at
+LEAN_ROUNDS = 28
 SMALLEST_SLOPE = 1e-3
 LARGEST_MOVE = 1.0  # what one batch may claim the price to be wrong by
 
@@ -149,23 +150,36 @@ def harm(changed: Tensor, predicted: Tensor) -> Tensor:
     return (logs.exp() * (logs - changed.log_softmax(-1))).sum(-1).clamp_min(0)
 
 
-def leaned_path(logits: Tensor, costs: Tensor, target: float) -> list[int]:
-    """The option of each block at the lean whose mean cost is nearest to the target.
+def lean_to(logits: Tensor, costs: Tensor, lean_weights: Tensor, target: float) -> float:
+    """The lean at which the blocks' mean cost is nearest to the target.
 
     Args:
-        logits: Each block's over the options (L, K); the lean is added times the option's rank.
+        logits: Each block's over the options (L, K).
         costs: Of the options, ascending (K,).
+        lean_weights: What the lean is multiplied with before it is added, ascending (K,).
         target: Mean cost over the blocks.
     """
-    ranks = torch.linspace(0, 1, len(costs))
-    low, high = -LARGEST_LEAN, LARGEST_LEAN
+
+    def cost(lean: float) -> float:
+        return float(costs[(logits + lean * lean_weights).argmax(-1)].mean())
+
+    low, high = -WIDEST_LEAN, WIDEST_LEAN
     for _ in range(LEAN_ROUNDS):
         lean = (low + high) / 2
-        path = (logits + lean * ranks).argmax(-1)
-        low, high = (lean, high) if float(costs[path].mean()) < target else (low, lean)
-    ends = [(logits + lean * ranks).argmax(-1) for lean in (low, high)]
-    nearest: Tensor = min(ends, key=lambda path: abs(float(costs[path].mean()) - target))
-    return nearest.tolist()
+        low, high = (lean, high) if cost(lean) < target else (low, lean)
+    return min((low, high), key=lambda lean: abs(cost(lean) - target))
+
+
+def leaned_path(logits: Tensor, costs: Tensor, lean_weights: Tensor, target: float) -> list[int]:
+    """The option of each block at the lean of `lean_to`, from the same arguments."""
+    lean = lean_to(logits, costs, lean_weights, target)
+    path: list[int] = (logits + lean * lean_weights).argmax(-1).tolist()
+    return path
+
+
+def log_uniform(low: float, high: float, draw: torch.Generator) -> float:
+    """A number between two, drawn evenly in its logarithm."""
+    return low * (high / low) ** float(torch.rand((), generator=draw))
 
 
 def decision_information(scores: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def lr_factor(config: OptimConfig, progress: float) -> float:
 
 
 def _decays(name: str, value: torch.Tensor) -> bool:
-    return name.endswith(".weight") and (value.dim() == 4 or name.endswith("fc.weight"))
+    return value.dim() == 4 or name.endswith("fc.weight")
 
 
 def weight_optimiser(

@@ -18,6 +18,7 @@ from fracskip.training.batches import Batches
 from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 from fracskip.training.depth import elimination_order
 from fracskip.training.gates import GateTraining
+from fracskip.training.harms import HarmTraining
 from fracskip.training.joint import JointTraining
 from fracskip.training.randomness import derive_seed, generator_at
 from fracskip.training.stages import BackboneTraining, Stage
@@ -179,7 +180,8 @@ class StageSequence:
         if name == "supernet":
             return SupernetTraining(net, *common, self.teacher)
         if name == "gates":
-            return GateTraining(net, *common)
+            says_harm = net.gate is not None and net.gate.output == "harm"
+            return HarmTraining(net, *common) if says_harm else GateTraining(net, *common)
         return JointTraining(net, *common, self.teacher)
 
     def _place(self, net: torch.nn.Module) -> Any:

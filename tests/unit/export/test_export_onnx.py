@@ -145,6 +145,34 @@ def test_every_gate_agrees_with_torch(make_net: MakeNet, gate: dict[str, Any]) -
     assert_agree(found, in_torch(net, x))
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("output", ["logit", "harm"])
+@pytest.mark.parametrize("budget", [0.01, 0.015, 0.03, 0.05])
+def test_a_budget_leans(make_net: MakeNet, budget: float, output: str, told: bool) -> None:
+    leans = (-9.0, -4.0, -0.5)
+    net = make_net(
+        options=["skip", 2, 4, 8],
+        gate={"width": 4, "output": output, "budget_input": told},
+        curve=tuple(zip((0.01, 0.02, 0.05), leans, strict=True)),
+        lean=-2.0,
+    )
+    x = some_images(net)
+    found = run(network_onnx(net), x, budget=np.array([[budget]], np.float32))
+    assert_agree(found, in_torch(net, x, budget=budget))
+
+
+def test_without_a_curve_harm_has_one_price(make_net: MakeNet) -> None:
+    net = make_net(options=["skip", 2, 4, 8], gate={"width": 4, "output": "harm"}, lean=-2.0)
+    assert net.gate is not None
+    with torch.no_grad():
+        net.gate.out.bias.copy_(torch.tensor([-3.0, -6, -8, -16]))
+    x = some_images(net)
+    found = run(network_onnx(net), x)
+    assert_agree(found, in_torch(net, x))
+    net.spec = net.spec.model_copy(update={"lean": -400.0})
+    assert in_torch(net, x)[1].mean() < found[1].mean()
+
+
 @pytest.mark.parametrize("budget", [0.01, 1.0])
 def test_a_budget_is_an_input(make_net: MakeNet, budget: float) -> None:
     net = make_net(gate={"width": 4, "budget_input": True})

@@ -242,3 +242,40 @@ def test_fixed_decisions_follow_no_image_and_no_lean(kind: str) -> None:
 def test_decisions_cannot_be_fixed_where_all_blocks_share_their_bias() -> None:
     with pytest.raises(ConfigError, match=r"set gate\.block_bias to true"):
         make("recurrent").fix([0, 0, 0, 0])
+
+
+# -- gates that say what harm options do ----------------------------------------------------------
+
+
+def harmful(kind: str, options: int = 3) -> Gate:
+    torch.manual_seed(0)
+    return create_gate(GateConfig(kind=kind, width=6, output="harm"), CHANNELS, options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_minus_the_harm_in_hundredths_of_a_nat(kind: str) -> None:
+    gate, inputs = harmful(kind), pooled(4)
+    state, said = gate.start(4, None, inputs[0]), gate.start(4, None, inputs[0])
+    for block, x in enumerate(inputs):
+        nats = 10 * gate.judge(block, x, said).clamp(max=0).exp()
+        torch.testing.assert_close(gate(block, x, state), -100 * nats)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_gates_expect_a_little_harm_and_none_of_the_dearest_option(kind: str) -> None:
+    gate, inputs = harmful(kind), pooled(200)
+    gate.standardise(inputs)
+    harm = -walk(gate, inputs).detach()
+    assert harm[..., :-1].log().mean().exp() == pytest.approx(1000 * math.exp(-6), rel=0.01)
+    assert harm[..., -1].max() < 0.01
+    assert harm[..., 0].std() > 0.5
+
+
+def test_fixed_harm_outweighs_every_lean() -> None:
+    config = GateConfig(kind="recurrent", output="harm", block_bias=True)
+    gate, inputs = create_gate(config, CHANNELS, 3), pooled(5)
+    gate.fix([2, 0, 1, 0])
+    logits = walk(gate, inputs)
+    prices = torch.tensor([0.0, 0.25, 1.0])
+    for lean in (-900.0, 0.0, 900.0):
+        assert (logits + lean * prices).argmax(-1).tolist() == [[2, 0, 1, 0]] * 5

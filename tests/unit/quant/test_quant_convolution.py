@@ -252,3 +252,39 @@ def test_grids_are_those_of_the_widths() -> None:
         new.observe(x, Option(bits))
         _, top = IntegerGrid(bits, signed=False).bounds
         assert new.quantiser.activation(x, slot).unique().numel() == top + 1
+
+
+# -- weights of each option's own -----------------------------------------------------------------
+
+
+def test_own_weights_start_as_the_convolution_s_and_go_their_own_way() -> None:
+    conv = plain()
+    new = FractionalConv2d.of(conv, OPTIONS, "modern", own_weights=True)
+    assert [tuple(each.shape) for each in new.option_weight] == [tuple(conv.weight.shape)] * 2
+    assert new.weight_of(FULL) is conv.weight
+    assert torch.equal(new.weight_of(FOUR), conv.weight)
+    x = torch.rand(2, 4, 7, 9)
+    for option in (FOUR, EIGHT):
+        new.observe(x, option)
+    shared = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    for option in (FOUR, EIGHT):
+        shared.observe(x, option)
+        assert torch.equal(new.execute(x, option), shared.execute(x, option))
+    new.execute(x, FOUR).sum().backward()
+    assert new.option_weight[0].grad is not None
+    assert new.option_weight[1].grad is None
+    assert conv.weight.grad is None
+    before = new.execute(x, EIGHT).detach()
+    with torch.no_grad():
+        new.option_weight[0].mul_(2)
+    assert torch.equal(new.execute(x, EIGHT), before)
+    assert not torch.equal(new.execute(x, FOUR), shared.execute(x, FOUR))
+
+
+def test_the_dearest_option_keeps_the_convolution_s_weights() -> None:
+    options = OptionSet.of(["skip", 2, 8])
+    new = FractionalConv2d.of(plain(), options, "modern", own_weights=True)
+    assert len(new.option_weight) == 1
+    assert new.weight_of(EIGHT) is new.weight
+    static = FractionalConv2d.of(plain(), OptionSet.of([8]), "modern", own_weights=True)
+    assert len(static.option_weight) == 0

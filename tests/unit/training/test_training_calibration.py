@@ -106,6 +106,27 @@ def test_a_network_without_a_curve_takes_no_budget(make_net: Callable[..., Dynam
         predict(static, images(static).images, budget=0.1)
 
 
+def test_a_gate_that_takes_a_budget_is_told_it_while_its_price_is_looked_for(
+    make_net: Callable[..., DynamicNetwork],
+) -> None:
+    gate = {"budget_input": True, "output": "harm", "block_bias": True}
+    net = make_net(options=["skip", 2, 4, 8], gate=gate, target=0.02)
+    spread(net)
+    assert net.gate is not None
+    with torch.no_grad():
+        net.gate.out.bias.sub_(torch.tensor([4.0, 4, 4, 20]))
+    data = images(net, 256)
+    assert meet_target(net, data, 0.02, images=256) == pytest.approx(0.02, rel=0.1)
+    assert net.spec.lean < 0  # a price
+    budgets = [0.005, 0.01, 0.02, 0.04]
+    measure_curve(net, data, budgets, images=256)
+    assert len(net.spec.curve) > 1
+    costs = np.array(net.options.costs)
+    for budget, _ in net.spec.curve:
+        realised = costs[predict(net, data.images, budget=budget).decisions].mean()
+        assert realised == pytest.approx(budget, rel=0.06)
+
+
 # -- decisions alike ------------------------------------------------------------------------------
 
 

@@ -1,0 +1,125 @@
+"""The third stage, for gates that say what harm each option does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fracskip.config import Recipe
+from fracskip.dynamic import DynamicNetwork
+from fracskip.options import HARM_SCALE
+from fracskip.training.objective import harm, lean_to, log_uniform, target_at
+from fracskip.training.randomness import generator_at
+from fracskip.training.stages import Place, StageBase, StepResult
+
+BLOCKS, OPTIONS = 3, 2  # blocks tried in a step, and cheaper options in each
+SCOUTS = 16  # images that say which path a budget leads to
+LEAST_HARM, MOST_HARM = 1e-6, 1.0  # nats; outside, more or less makes no difference
+
+
+def tweedie(expected: Tensor, seen: Tensor) -> Tensor:
+    """Deviance of non-negative, heavy-tailed values, mean over them; least where the mean is hit.
+
+    Of Tweedie's family with power 1.5, up to a constant: a value's spread is taken to grow with
+    its expectation to the power 0.75. A squared error would see nothing but the largest.
+
+    Args:
+        expected: Positive, any shape.
+        seen: Of the same shape, at least 0.
+    """
+    root = expected.sqrt()
+    return (2 * seen / root + 2 * root).mean()
+
+
+class HarmTraining(StageBase):
+    """Stage 3: each gate learns to expect what cheaper options do to an image's prediction.
+
+    Harm is the divergence between the predictions where a single block executes its dearest option
+    and a cheaper one, all other blocks being on the path that the gates themselves choose for the
+    mean image. Gates that take a budget are told one, drawn anew each step; the path costs as much.
+    The backbone only runs forward.
+
+    Args:
+        net: The network; its gates are trained.
+        recipe: The run.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+    """
+
+    name = "gates"
+
+    def __init__(
+        self, net: DynamicNetwork, recipe: Recipe, device: torch.device, bf16: bool
+    ) -> None:
+        super().__init__(recipe, device, bf16)
+        assert net.gate is not None
+        self.net = net
+        self.epochs = recipe.gates.epochs
+        self._config = recipe.gates
+        self.optimisers = [torch.optim.Adam(net.gate.parameters(), lr=self._config.lr)]
+        self._path = [recipe.start_option] * len(net.blocks)
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`: on a straight line to zero, for labels are noisy."""
+        return self._config.lr * (1 - progress)
+
+    def state(self) -> dict[str, Any]:
+        """See `Stage`."""
+        return {"path": self._path}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Stage`."""
+        self._path = list(state["path"])
+
+    def _budget(self, place: Place, draw: torch.Generator) -> float:
+        joint = self.recipe.joint
+        if len(joint.budgets) > 1:
+            return log_uniform(min(joint.budgets), max(joint.budgets), draw)
+        start = self.net.options.costs[self.recipe.start_option]
+        return target_at(joint, start, place.progress)
+
+    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+        """See `Stage`; what counts as right is a decision like the mean image's."""
+        draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
+        budget = self._budget(place, draw)
+        costs, weights = torch.tensor(self.net.options.costs), self.net.lean_weights.cpu()
+        with self.autocast():
+            scouted, _ = self.net.walk(images[:SCOUTS], self._path)
+            with torch.no_grad():
+                mean = self.net.gate_logits_on(scouted, budget).mean(0).cpu()
+            lean = lean_to(mean, costs, weights, budget)
+            path = (mean + lean * weights).argmax(-1)
+            self._path = path.tolist()
+            inputs, predicted = self.net.walk(images, self._path)
+            logits = self.net.gate_logits_on(inputs, budget)
+            loss = self._deviance(-logits / HARM_SCALE, inputs, predicted, draw)
+        self.update(loss, [self.lr(place.progress)], clip_norm=1.0)
+        chosen = (logits.detach().cpu() + lean * weights).argmax(-1)
+        return StepResult(
+            float(loss.detach()) * len(labels),
+            float((chosen == path).float().mean(1).sum()),
+            len(labels),
+            float(costs[chosen].mean(1).sum()),
+        )
+
+    def _deviance(
+        self, expected: Tensor, inputs: list[Tensor], predicted: Tensor, draw: torch.Generator
+    ) -> Tensor:
+        """Of what the gates expect (B, L, K) from what happens, in a few blocks and options."""
+        dearest = self.net.options.top
+        terms = []
+        for block in torch.randperm(len(inputs), generator=draw)[:BLOCKS].tolist():
+            tried = torch.randperm(dearest, generator=draw)[:OPTIONS].tolist()
+            seen = {self._path[block]: predicted}
+            for option in (dearest, *tried):
+                if option not in seen:
+                    seen[option] = self.net.detour(inputs[block], block, option, self._path)
+            done = torch.full_like(predicted[:, 0], LEAST_HARM, dtype=torch.float32)
+            terms.append(tweedie(expected[:, block, dearest], done))
+            for option in tried:
+                done = harm(seen[option].float(), seen[dearest].float())
+                done = done.clamp(LEAST_HARM, MOST_HARM)
+                terms.append(tweedie(expected[:, block, option], done))
+        return torch.stack(terms).mean()
