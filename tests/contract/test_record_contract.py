@@ -75,6 +75,7 @@ def test_keys_of_an_evaluation(evaluation: dict[str, Any]) -> None:
         "quant": str,
         "gate": str,
         "target": float,
+        "macs": int,
     }
     assert types(evaluation["data"]) == {"name": str, "split": str}
     assert set(evaluation["versions"]) == {"python", "fracskip", "torch", "numpy"}

@@ -97,9 +97,9 @@ class GateConfig(Frozen):
             leave decisions that do not either, and a small gradient to change it.
         block_bias: Whether a recurrent gate, whose output layer all blocks share, also has a bias
             of each block's own. (A feedforward gate has an output layer per block anyway.)
-        output: What the last layer says of an option: its 'logit', or the logarithm of the 'harm' it
-            does to the prediction (the logit is then minus the harm). Harm adds up over blocks, so
-            a lean on it is a price of computation, and many widths are weighed rightly. Logits
+        output: What the last layer says of an option: its 'logit', or the logarithm of the 'harm'
+            it does to the prediction (the logit is then minus the harm). Harm adds up over blocks,
+            so a lean on it is a price of computation, and many widths are weighed rightly. Logits
             alone say which option, not by how much; a lean then only orders the decisions.
     """
 

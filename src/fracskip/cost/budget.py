@@ -1,8 +1,8 @@
 """From a budget to a lean: one network at any cost between its cheapest and its dearest.
 
-A lean is added to the gates' logits, times the option's rank or its cost: above 0 all decisions lean
-towards more computation. After training it is measured what
-leans cost; a budget between two measured costs gets a lean between theirs.
+A lean is added to the gates' logits, times the option's rank or its cost: above 0 all decisions
+lean towards more computation. After training it is measured what leans cost; a budget between two
+measured costs gets a lean between theirs.
 """
 
 from __future__ import annotations

@@ -62,10 +62,9 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, option: Option) -> FoldedConvolu
         offset = norm.bias.double() - norm.running_mean.double() * gain
     if conv.bias is not None:
         offset = offset + conv.bias.double() * gain
-    fractional = isinstance(conv, FractionalConv2d)
-    held = conv.weight_of(option) if fractional else conv.weight
+    held = conv.weight_of(option) if isinstance(conv, FractionalConv2d) else conv.weight
     weight, weight_step, input_step = held.detach().float(), None, None
-    if option.is_quantised and fractional:
+    if option.is_quantised and isinstance(conv, FractionalConv2d):
         quantiser = conv.quantiser
         if not isinstance(quantiser, ModernQuantiser):
             raise ValueError("'paper' quantisation is affine and does not fold")

@@ -74,6 +74,7 @@ def evaluate(
             "quant": card.quant,
             "gate": card.gate,
             "target": card.target,
+            "macs": card.profile.backbone_macs,
         },
         "checkpoint_digest": card.digest,
         "data": {"name": data.name, "split": data.split},

@@ -108,9 +108,10 @@ class GateWriter:
         costs, leans = np.array(plan.curve).T
         logs = np.log(costs)
         slopes = np.diff(leans) / np.diff(logs)
-        low, high = (graph.tensor(f"gate.curve.{at}", part[None]) for at, part in zip(
-            ("low", "high"), (logs[:-1], logs[1:]), strict=True
-        ))
+        low, high = (
+            graph.tensor(f"gate.curve.{at}", part[None])
+            for at, part in zip(("low", "high"), (logs[:-1], logs[1:]), strict=True)
+        )
         log = graph.node("Log", [budget], "gate.curve.log")
         above = graph.node("Max", [log, low], "gate.curve.above")
         inside = graph.node("Min", [above, high], "gate.curve.inside")

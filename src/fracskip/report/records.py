@@ -102,6 +102,7 @@ class Checkpoint(_Record):
         quant: Quantisation scheme.
         gate: Kind of gate.
         target: The computation share it was trained for.
+        macs: Multiply-accumulates of the plain network for one image; 0 where the record has none.
     """
 
     name: Name
@@ -111,6 +112,7 @@ class Checkpoint(_Record):
     quant: Name | None = None
     gate: Name | None = None
     target: Share | None = None
+    macs: Count = 0
 
 
 class DataSplit(_Record):

@@ -73,7 +73,7 @@ class LeanSearch:
 
 
 def _between(low: float, high: float) -> float:
-    """The middle of two leans; in their logarithm where they are far apart, for prices span decades."""
+    """The middle of two leans; of their logarithms where far apart: prices span decades."""
     if low * high > 0 and max(abs(low), abs(high)) > 4 * min(abs(low), abs(high)):
         return math.copysign(math.sqrt(low * high), low)
     return (low + high) / 2

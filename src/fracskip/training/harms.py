@@ -10,7 +10,7 @@ from torch import Tensor
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
 from fracskip.options import HARM_SCALE
-from fracskip.training.objective import harm, lean_to, log_uniform, target_at
+from fracskip.training.objective import harm, lean_to, spread, target_at
 from fracskip.training.randomness import generator_at
 from fracskip.training.stages import Place, StageBase, StepResult
 
@@ -76,7 +76,8 @@ class HarmTraining(StageBase):
     def _budget(self, place: Place, draw: torch.Generator) -> float:
         joint = self.recipe.joint
         if len(joint.budgets) > 1:
-            return log_uniform(min(joint.budgets), max(joint.budgets), draw)
+            low, high = min(joint.budgets), max(joint.budgets)
+            return spread(low, high, float(torch.rand((), generator=draw)))
         start = self.net.options.costs[self.recipe.start_option]
         return target_at(joint, start, place.progress)
 

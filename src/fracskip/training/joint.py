@@ -15,8 +15,8 @@ from fracskip.training.objective import (
     CostBalance,
     CostPrice,
     decision_information,
-    log_uniform,
     paper_penalty,
+    spread,
     target_at,
 )
 from fracskip.training.randomness import generator_at
@@ -154,7 +154,7 @@ class JointTraining(StageBase):
         if self._config.aim == "budgets" and self.net.spec.curve:
             low, high = BudgetCurve(self.net.spec.curve).range
             draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
-            budget = log_uniform(low, high, draw)
+            budget = spread(low, high, float(torch.rand((), generator=draw)))
         with self.autocast():
             with torch.no_grad():
                 path = self.net(images[:1], budget=budget).decisions

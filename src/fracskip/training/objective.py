@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -177,9 +176,9 @@ def leaned_path(logits: Tensor, costs: Tensor, lean_weights: Tensor, target: flo
     return path
 
 
-def log_uniform(low: float, high: float, draw: torch.Generator) -> float:
-    """A number between two, drawn evenly in its logarithm."""
-    return low * (high / low) ** float(torch.rand((), generator=draw))
+def spread(low: float, high: float, share: float) -> float:
+    """A number between two, a share of the way from one to the other in its logarithm."""
+    return float(low * (high / low) ** share)
 
 
 def decision_information(scores: Tensor) -> Tensor:

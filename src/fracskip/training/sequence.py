@@ -10,6 +10,7 @@ import torch
 
 from fracskip import checkpoint
 from fracskip.config import ModelSpec, Recipe
+from fracskip.cost import BudgetCurve
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
@@ -20,6 +21,7 @@ from fracskip.training.depth import elimination_order
 from fracskip.training.gates import GateTraining
 from fracskip.training.harms import HarmTraining
 from fracskip.training.joint import JointTraining
+from fracskip.training.objective import spread
 from fracskip.training.randomness import derive_seed, generator_at
 from fracskip.training.stages import BackboneTraining, Stage
 from fracskip.training.state import Position, load_optimiser
@@ -121,8 +123,6 @@ class StageSequence:
             freeze_decisions(net, self._validation, joint.target)
         if joint.epochs and joint.paths == "shared":
             self._settle(net)
-            if joint.aim == "budgets":
-                measure_curve(net, self._validation, joint.budgets)
         return self._stage("joint", net)
 
     # -- a stage anew, and the end ----------------------------------------------------------------
@@ -157,19 +157,37 @@ class StageSequence:
         joint = self._recipe.joint
         if net.gate is not None:
             self._settle(net)
-            measure_curve(net, self._validation, joint.budgets)
+            if joint.aim != "budgets":
+                measure_curve(net, self._validation, joint.budgets)
         elif joint.epochs:
             net.reestimate(self._norm_images())
 
     def _settle(self, net: DynamicNetwork) -> None:
-        """Brings the cost to the target, and BatchNorm statistics to the paths that it takes."""
-        assert net.spec.target is not None
-        meet_target(net, self._validation, net.spec.target)
+        """Brings costs to what is asked for, and BatchNorm statistics to the paths taken."""
+        self._meet(net)
         images = self._norm_images()
         if images:
-            net.reestimate(images)
+            net.reestimate(images, decisions=self._taken(net, images))
             # Other statistics, slightly other decisions.
-            meet_target(net, self._validation, net.spec.target)
+            self._meet(net)
+
+    def _meet(self, net: DynamicNetwork) -> None:
+        joint = self._recipe.joint
+        assert net.spec.target is not None
+        meet_target(net, self._validation, net.spec.target)
+        if joint.aim == "budgets":
+            measure_curve(net, self._validation, joint.budgets)
+
+    @torch.no_grad()
+    def _taken(self, net: DynamicNetwork, images: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        """Decisions at budgets from the least to the largest; None for what the gates choose."""
+        if not net.spec.curve:
+            return None
+        low, high = BudgetCurve(net.spec.curve).range
+        return [
+            net(batch, budget=spread(low, high, (index + 0.5) / len(images))).decisions
+            for index, batch in enumerate(images)
+        ]
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ def test_what_was_measured_is_named(
         "quant": "modern",
         "gate": "recurrent",
         "target": 0.1,
+        "macs": load(checkpoint_file).profile.backbone_macs,
     }
     assert record["checkpoint_digest"] == digest
     assert record["data"] == {"name": pictures.name, "split": "train"}
