@@ -156,12 +156,12 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
 
 
 def test_a_path_leans_to_its_target() -> None:
-    costs = torch.tensor([0.0, 0.25, 1.0])
+    costs, ranks = torch.tensor([0.0, 0.25, 1.0]), torch.tensor([0.0, 0.5, 1.0])
     logits = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.5, 0.2]])
-    assert leaned_path(logits, costs, 0.0) == [0, 0, 0, 0]
-    assert leaned_path(logits, costs, 1.0) == [2, 2, 2, 2]
-    assert leaned_path(logits, costs, 0.375) == [1, 0, 2, 1]  # as they are
-    assert leaned_path(logits, costs, 0.26) == [0, 0, 2, 0]  # 0.25; with one more 0.3125
+    assert leaned_path(logits, costs, ranks, 0.0) == [0, 0, 0, 0]
+    assert leaned_path(logits, costs, ranks, 1.0) == [2, 2, 2, 2]
+    assert leaned_path(logits, costs, ranks, 0.375) == [1, 0, 2, 1]  # as they are
+    assert leaned_path(logits, costs, ranks, 0.26) == [0, 0, 2, 0]  # 0.25; with one more 0.3125
 
 
 def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
