@@ -141,6 +141,7 @@ def test_events_of_a_run(folder: Path) -> None:
         "device": str,
         "backbone_digest": str,
         "teacher_digest": str,
+        "start_digest": str,
     }
     assert [event["event"] for event in events] == ["start", "epoch", "epoch", "epoch", "end"]
 
@@ -183,6 +184,6 @@ def test_a_runs_summary(folder: Path) -> None:
     recipe = json.loads((folder / "recipe.json").read_text())
     assert summary["recipe"] == recipe
     assert set(recipe) == {
-        *("name", "seed", "batch_size", "options", "data", "model", "quant", "gate"),
+        *("name", "seed", "batch_size", "options", "start", "data", "model", "quant", "gate"),
         *("teacher", "backbone", "supernet", "gates", "joint", "runtime"),
     }

@@ -136,6 +136,9 @@ class SupernetStage(Frozen):
     Attributes:
         epochs: Training epochs (0: options are only calibrated, and learn in the joint stage).
         skip_rate: Largest share of blocks that a step skips.
+        uniform_rate: Share of steps in which all blocks execute one option, as in a static network.
+        low_focus: Exponent of the drawn level: above 1, cheap options are drawn more often, for
+            they are further from the backbone and have more to learn.
         optim: The optimiser.
         distillation: Weight of the divergence from the teacher's predictions (0: no teacher).
         distillation_temperature: Softens both predictions.
@@ -143,6 +146,8 @@ class SupernetStage(Frozen):
 
     epochs: Count = 0
     skip_rate: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    uniform_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    low_focus: Positive = 1.0
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     distillation_temperature: Positive = 2.0
@@ -153,7 +158,8 @@ class GateStage(Frozen):
 
     Attributes:
         epochs: Passes over the training set; forward only, so each costs about a third of one. With
-            0 only the gates' output bias is set: decisions then differ from image to image at once.
+            0 only the gates' output bias is set: decisions then differ from image to image at once
+            (after `start`, gates stay as they are).
         option: The option they learn to choose, from whose cost the joint stage descends; '' is
             the most precise.
         label: What they learn: 'option' (that option everywhere) or 'harm' (how much each image's
@@ -217,8 +223,9 @@ class JointStage(Frozen):
             estimate) or 'dense' (every option for every image: the paper's way, about K times
             the cost).
         sample_rate: Share of images on which 'sampled' tries another option.
-        anchor_rate: Share of each batch whose blocks all execute one option, drawn anew each
-            step: keeps options that the gates have left able to compute (and to be compared).
+        anchor_rate: Share of each batch (with shared paths: share of steps) whose blocks all
+            execute one option, drawn anew each step: keeps options that the gates have left able to
+            compute (and to be compared).
         budgets: Costs at which the decisions' lean is measured once all is trained, so that
             callers may name any budget between the least and the largest of them.
         norm_images: Training images on which, once all is trained, BatchNorm statistics are
@@ -292,12 +299,16 @@ class Recipe(Frozen):
         seed: All randomness follows from it.
         batch_size: Images a step.
         options: A preset's name or a list of options.
+        start: A dynamic network's checkpoint whose training goes on, '' to begin with a plain
+            backbone. Its model, options, quantisation and gate must be the recipe's; only stages
+            with epochs change it, and a teacher has to be named.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Count = 0
     batch_size: Annotated[int, Field(ge=1)] = 128
     options: OptionLabels = ("skip", "8", "16", "full")
+    start: str = ""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     quant: QuantConfig = QuantConfig()
@@ -343,6 +354,18 @@ class Recipe(Frozen):
             raise ValueError("teacher.model is given without teacher.load: which weights?")
         return self
 
+    @model_validator(mode="after")
+    def _a_start_is_whole(self) -> Recipe:
+        if self.start and (self.backbone.load or self.backbone.epochs):
+            raise ValueError(
+                "start brings a whole network: leave backbone.load and backbone.epochs out (a "
+                "teacher goes into teacher.load)"
+            )
+        learns = (self.supernet, self.joint)
+        if self.start and not self.teacher.load and any(each.distillation for each in learns):
+            raise ValueError("distillation after start needs a teacher: set teacher.load")
+        return self
+
     @property
     def start_option(self) -> int:
         """Index of the option that the gates learn to choose first."""
@@ -353,6 +376,11 @@ class Recipe(Frozen):
     def backbone_path(self) -> Path | None:
         """The backbone's weights to load; a relative path counts from the recipe's folder."""
         return self._folder / self.backbone.load if self.backbone.load else None
+
+    @property
+    def start_path(self) -> Path | None:
+        """The dynamic network to go on with, likewise."""
+        return self._folder / self.start if self.start else None
 
     @property
     def teacher_path(self) -> Path | None:

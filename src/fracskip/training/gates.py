@@ -37,7 +37,7 @@ class GateTraining(StageBase):
         self.net = net
         self.epochs = recipe.gates.epochs if net.gate is not None else 0
         self._config = recipe.gates
-        if net.gate is not None and not self.epochs:
+        if net.gate is not None and not self.epochs and not recipe.start:
             net.gate.prefer(self._label())
         gates = net.gate.parameters() if net.gate is not None else []
         self.optimisers = [torch.optim.Adam(gates, lr=self._config.lr)] if self.epochs else []

@@ -103,7 +103,7 @@ class JointTraining(StageBase):
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
-        config, options = self._config, self.net.options
+        config = self._config
         if config.paths == "shared":
             return self._shared_step(images, labels, place)
         lean = None
@@ -112,7 +112,6 @@ class JointTraining(StageBase):
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
         remaining = max(0.0, 1 - place.progress / config.exploration_until)
-        lowest = 1 if options.can_skip else 0
         mixing = Mixing(
             draw,
             noise=config.exploration * remaining,
@@ -120,7 +119,7 @@ class JointTraining(StageBase):
             dense=config.gate_gradient == "dense",
             sample_rate=config.sample_rate if config.gate_lr else 0.0,
             anchors=anchors,
-            anchor_option=int(torch.randint(lowest, len(options), (), generator=draw)),
+            anchor_option=self._anchor(draw),
             lean=0.0 if lean is None else lean,
         )
         with self.autocast():
@@ -150,14 +149,26 @@ class JointTraining(StageBase):
 
     def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """The path of the batch's first image, which was drawn by lot, for all of its images."""
-        budget = None
-        if self._config.aim == "budgets" and self.net.spec.curve:
-            low, high = BudgetCurve(self.net.spec.curve).range
-            draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
-            budget = spread(low, high, float(torch.rand((), generator=draw)))
+        draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
+        anchored, share = torch.rand(2, generator=draw).tolist()
         with self.autocast():
-            with torch.no_grad():
-                path = self.net(images[:1], budget=budget).decisions
+            if anchored < self._config.anchor_rate:
+                path = torch.full((1, len(self.net.blocks)), self._anchor(draw))
+            else:
+                with torch.no_grad():
+                    path = self.net(images[:1], budget=self._budget(share)).decisions
             out = self.net(images, decisions=path.expand(len(images), -1))
         rates = [self.lr(place.progress), 0.0][: len(self.optimisers)]
         return self.learn(out.logits, images, labels, self._config, rates, out.cost)
+
+    def _anchor(self, draw: torch.Generator) -> int:
+        """An executed option, drawn by lot."""
+        options = self.net.options
+        return int(torch.randint(int(options.can_skip), len(options), (), generator=draw))
+
+    def _budget(self, share: float) -> float | None:
+        """One between the least and the largest, if the network serves them all."""
+        if self._config.aim != "budgets" or not self.net.spec.curve:
+            return None
+        low, high = BudgetCurve(self.net.spec.curve).range
+        return spread(low, high, share)

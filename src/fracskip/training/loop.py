@@ -122,7 +122,8 @@ class _Run:
     def start(self) -> tuple[Position, Stage]:
         text = self.recipe.model_dump_json(indent=1)
         write_atomically(self.folder / "recipe.json", text.encode())
-        position, stage = Position(), self.sequence.begin(STAGES[0], None)
+        first = self.sequence.first
+        position, stage = Position(stage=first), self.sequence.begin(first, None)
         self.record.path.unlink(missing_ok=True)
         self.record.append(
             {
@@ -133,6 +134,7 @@ class _Run:
                 "device": describe(self.device),
                 "backbone_digest": self.sequence.backbone_digest,
                 "teacher_digest": self.sequence.teacher_digest,
+                "start_digest": self.sequence.start_digest,
             }
         )
         self.save(position, stage)

@@ -46,6 +46,7 @@ class StageSequence:
         teacher: Whom stages distil from, once it is there.
         backbone_digest: Of the file that the backbone was loaded from, if it was.
         teacher_digest: Likewise.
+        start_digest: Of the dynamic network that the run goes on with, likewise.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StageSequence:
         self.teacher: CifarResNet | None = None
         self.backbone_digest = ""
         self.teacher_digest = ""
+        self.start_digest = ""
         self._recipe = recipe
         self._spec = spec
         self._batches = batches
@@ -69,15 +71,21 @@ class StageSequence:
 
     # -- a stage's start ------------------------------------------------------------------------
 
+    @property
+    def first(self) -> str:
+        """The stage that a run begins with."""
+        return "supernet" if self._recipe.start else STAGES[0]
+
     def begin(self, name: str, before: Stage | None) -> Stage:
-        """A stage at its start, built on what the one before it trained."""
+        """A stage at its start, built on what the one before it trained (None: on nothing)."""
         # Gates get their first weights as the network becomes dynamic.
         purpose = "gates" if name == "supernet" else name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._recipe.seed, "init", purpose))
             if name == "backbone":
                 return self._begin_backbone()
-            assert before is not None
+            if before is None:
+                return self._go_on()
             if name == "supernet":
                 assert isinstance(before.net, CifarResNet)
                 return self._begin_supernet(before.net)
@@ -90,6 +98,24 @@ class StageSequence:
         net = self._place(self._backbone())
         self._find_teacher(net)
         return self._stage("backbone", net, self._depth_order(net))
+
+    def _go_on(self) -> Stage:
+        """The supernet's stage, with the weights of a network that is dynamic already."""
+        path = self._recipe.start_path
+        assert path is not None
+        net = checkpoint.load(path)
+        for key in ("model", "options", "quant", "gate", "image", "class_names"):
+            theirs, ours = getattr(net.spec, key), getattr(self._spec, key)
+            if theirs != ours:
+                raise ConfigError(
+                    f"{path} does not fit the recipe: its {key} is {theirs!r}, the recipe's is "
+                    f"{ours!r}; take over the one or start with another network"
+                )
+        kept = {"lean": net.spec.lean, "curve": net.spec.curve}
+        net.spec = self._spec.model_copy(update=kept)
+        self.start_digest = net.digest
+        self._load_teacher()
+        return self._stage("supernet", self._place(net))
 
     def _begin_supernet(self, backbone: CifarResNet) -> Stage:
         recipe = self._recipe
@@ -111,8 +137,7 @@ class StageSequence:
             paths = []
             for index, batch in enumerate(images):
                 draw = generator_at(self._recipe.seed, "supernet-norms", 0, index)
-                level = (index + 0.5) / len(images)
-                path = draw_path(net, level, stage.skip_rate, draw)
+                path = draw_path(net, (index + 0.5) / len(images), stage, draw)
                 paths.append(torch.tensor(path, device=self._device).expand(len(batch), -1))
             net.reestimate(images, decisions=paths)
         return self._stage("gates", net)
@@ -226,13 +251,19 @@ class StageSequence:
         return teacher
 
     def _find_teacher(self, backbone: CifarResNet) -> None:
-        path, stage = self._recipe.teacher_path, self._recipe.backbone
-        if path is not None:
-            teacher = self._plain(self._recipe.teacher.model)
-            self.teacher_digest = checkpoint.load_backbone(path, teacher)
-            self.teacher = self._frozen(teacher)
-        elif stage.epochs and stage.distillation:
+        stage = self._recipe.backbone
+        if not self._load_teacher() and stage.epochs and stage.distillation:
             self.teacher = self._frozen(copy.deepcopy(backbone))
+
+    def _load_teacher(self) -> bool:
+        """The teacher that the recipe names, if it names one."""
+        path = self._recipe.teacher_path
+        if path is None:
+            return False
+        teacher = self._plain(self._recipe.teacher.model)
+        self.teacher_digest = checkpoint.load_backbone(path, teacher)
+        self.teacher = self._frozen(teacher)
+        return True
 
     def _depth_order(self, net: CifarResNet) -> list[int]:
         stage = self._recipe.backbone

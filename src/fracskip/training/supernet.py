@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fracskip.config import Recipe
+from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
 from fracskip.models import CifarResNet
 from fracskip.training.depth import skippable
@@ -22,34 +22,39 @@ SPREAD = 0.7  # deviation of a block's option around the path's level, in ranks
 
 
 def draw_path(
-    net: DynamicNetwork, level: float, skip_rate: float, draw: torch.Generator
+    net: DynamicNetwork, share: float, config: SupernetStage, draw: torch.Generator
 ) -> list[int]:
-    """An option for each gated block: all near one level, some skipped.
+    """An option for each gated block: all near one level, some skipped; or one option for all.
 
     Projections are not skipped: gates seldom do, and without one little is left to learn from.
 
     Args:
         net: The network.
-        level: From 0 (blocks about the cheapest executed option) to 1 (about the dearest).
-        skip_rate: Largest share of blocks to skip; the share is drawn between 0 and this.
+        share: In [0, 1]; says how dear the path is, from 0 (blocks about the cheapest executed
+            option) to 1 (about the dearest).
+        config: How paths are drawn.
         draw: A CPU generator.
 
     Returns:
         Option indices (L).
     """
     lowest, count = int(net.options.can_skip), len(net.blocks)
-    ranks = lowest - 0.5 + level * (len(net.options) - lowest)
-    drawn = ranks + SPREAD * torch.randn(count, generator=draw)
+    widths = len(net.options) - lowest
+    level = share**config.low_focus * widths
+    if float(torch.rand((), generator=draw)) < config.uniform_rate:
+        return [lowest + min(int(level), widths - 1)] * count
+    drawn = lowest - 0.5 + level + SPREAD * torch.randn(count, generator=draw)
     path = drawn.round().long().clamp(lowest, len(net.options) - 1)
-    share = skip_rate * torch.rand((), generator=draw)
-    skipped = torch.rand(count, generator=draw) < share
+    skip_rate = config.skip_rate * torch.rand((), generator=draw)
+    skipped = torch.rand(count, generator=draw) < skip_rate
     if net.options.can_skip:
         # The first block has no gate.
         identities = [index - 1 for index in skippable(net.backbone)]
         allowed = torch.zeros(count, dtype=torch.bool)
         allowed[identities] = True
         path[skipped & allowed] = 0
-    return path.tolist()
+    taken: list[int] = path.tolist()
+    return taken
 
 
 class SupernetTraining(StageBase):
@@ -86,8 +91,8 @@ class SupernetTraining(StageBase):
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
         draw = generator_at(self.recipe.seed, "supernet", place.epoch, place.step)
-        level = float(torch.rand((), generator=draw))
-        path = torch.tensor(draw_path(self.net, level, self._config.skip_rate, draw))
+        share = float(torch.rand((), generator=draw))
+        path = torch.tensor(draw_path(self.net, share, self._config, draw))
         with self.autocast():
             out = self.net(images, decisions=path.expand(len(images), -1))
         rates = [self.lr(place.progress)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fracskip.config import Recipe
+from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
 from fracskip.report.reading import load_record
 from fracskip.training.supernet import draw_path
@@ -17,9 +17,12 @@ Net = Callable[..., DynamicNetwork]
 Go = Callable[..., Any]  # conftest.Run
 
 
-def paths(net: DynamicNetwork, level: float, skip_rate: float, count: int = 400) -> torch.Tensor:
+def paths(
+    net: DynamicNetwork, share: float, skip_rate: float, count: int = 400, **config: float
+) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
-    return torch.tensor([draw_path(net, level, skip_rate, draw) for _ in range(count)])
+    stage = SupernetStage(skip_rate=skip_rate, **config)
+    return torch.tensor([draw_path(net, share, stage, draw) for _ in range(count)])
 
 
 @pytest.fixture
@@ -48,6 +51,20 @@ def test_no_more_than_the_rate_is_skipped_and_never_a_projection(net: DynamicNet
     assert projections == [2, 5]
     for block, share in enumerate(skipped.tolist()):
         assert share == 0 if block in projections else 0.12 < share < 0.28, block
+
+
+def test_so_many_paths_as_asked_execute_one_option_everywhere(net: DynamicNetwork) -> None:
+    drawn = paths(net, 0.5, 0.4, uniform_rate=0.25)
+    uniform = drawn[(drawn == drawn[:, :1]).all(1)]
+    assert 0.2 < len(uniform) / len(drawn) < 0.3
+    assert (uniform == 3).all()  # the middle one of five
+    ends = [paths(net, share, 0.4, count=1, uniform_rate=1.0) for share in (0.0, 1.0)]
+    assert [end.unique().tolist() for end in ends] == [[1], [5]]
+
+
+def test_focus_draws_cheap_options_more_often(net: DynamicNetwork) -> None:
+    plain, focused = (paths(net, 0.5, 0.0, low_focus=focus).float() for focus in (1.0, 2.0))
+    assert focused.mean() < plain.mean() - 1
 
 
 def test_without_skipping_all_options_are_executed(make_net: Net) -> None:
