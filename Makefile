@@ -13,7 +13,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
-.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 \
+.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 figures \
   fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -70,6 +70,10 @@ budgets-r74: $(VENV)/train.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/fracskip sweep $(CPU_NET74) --data cifar10 --json results/cpu_resnet74_sweep.json
 	$(BIN)/python tools/controls.py $(CPU_NET74) --json results/cpu_resnet74_controls.json
+
+# Every figure of the documents, from the records under results/ alone.
+figures: $(VENV)/demo.stamp
+	$(BIN)/python tools/draw_figures.py
 
 # Whether skipping blocks saves time in proportion.
 bench-skip: $(VENV)/train.stamp

@@ -30,8 +30,8 @@ from fracskip.bench.blocks import BlockShape, block_shapes, gate_time, path_time
 from fracskip.bench.conditions import all_versions, describe, load_average
 from fracskip.data import load_sample
 from fracskip.errors import ConfigError
-from fracskip.report.palette import option_colour, role_colour
-from fracskip.report.svg import FONT_PX, add_axes, drawing, new_figure, standalone, to_svg
+from fracskip.report.latency import skipped_latency
+from fracskip.report.svg import standalone
 from fracskip.runtime import InferenceSession
 
 IMAGES = 16
@@ -141,46 +141,6 @@ def _deviation(points: list[dict[str, Any]], model: str) -> dict[str, float]:
     return {"max": float(shares.max()), "mean": float(shares.mean())}
 
 
-def draw_figure(proofs: list[dict[str, Any]], path: str) -> None:
-    """Measured time over the number of blocks skipped, the model as a line."""
-    with drawing("skip"):
-        figure = new_figure(560, 340)
-        axes = add_axes(figure, 60, 28, 480, 264)
-        axes.set_title(
-            "Latency (µs)", loc="left", fontsize=FONT_PX, color=role_colour("ink"), pad=6
-        )
-        for proof in proofs:
-            points = proof["points"]
-            skipped = sorted({point["skipped"] for point in points})
-            model = [
-                float(np.mean([p["fitted_us"] for p in points if p["skipped"] == k]))
-                for k in skipped
-            ]
-            axes.plot(skipped, model, color=role_colour("faint"), lw=1.2, zorder=2)
-            axes.plot(
-                [point["skipped"] for point in points],
-                [point["measured_us"] for point in points],
-                "o",
-                ms=5,
-                color=option_colour(proof["option"]),
-                mec=role_colour("surface"),
-                zorder=3,
-            )
-            label = "full" if proof["option"] == "full" else f"{proof['option']} bits"
-            axes.annotate(
-                f"others at {label}" if label != "full" else "others in full",
-                (0, points[0]["measured_us"]),
-                xytext=(8, 6),
-                textcoords="offset points",
-                color=role_colour("muted"),
-            )
-        axes.set_ylim(0, None)
-        axes.grid(visible=True)
-        axes.set_xlabel("Blocks skipped; the line is the sum of what is executed")
-        text = to_svg(figure, "skip", "Measured latency over the number of skipped blocks")
-    Path(path).write_text(standalone(text), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="bundled")
@@ -235,7 +195,8 @@ def main() -> None:
         }
         Path(arguments.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if arguments.figure:
-        draw_figure(proofs, arguments.figure)
+        figure = standalone(skipped_latency(proofs))
+        Path(arguments.figure).write_text(figure, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,18 +10,20 @@ from fracskip.config.network import (
     check_ascending,
 )
 from fracskip.config.recipe import (
-    BackboneStage,
     DataConfig,
-    GateStage,
-    JointStage,
-    OptimConfig,
     Recipe,
     RuntimeConfig,
-    SupernetStage,
-    TeacherConfig,
     explain,
     load_recipe,
     recipe_from_dict,
+)
+from fracskip.config.stages import (
+    BackboneStage,
+    GateStage,
+    JointStage,
+    OptimConfig,
+    SupernetStage,
+    TeacherConfig,
 )
 
 __all__ = [

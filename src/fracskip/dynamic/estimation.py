@@ -117,7 +117,7 @@ def _asked(net: DynamicNetwork, streams: Sequence[Tensor]) -> Chooser:
             gate(index, x.mean((2, 3)), state).float()
             for x, state in zip(seen, states, strict=True)
         ]
-        return [choose(each + net.spec.lean * net.lean_weights) for each in logits]
+        return [choose(net.leaned(each, net.spec.lean)) for each in logits]
 
     return ask
 

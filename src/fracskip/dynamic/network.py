@@ -215,7 +215,7 @@ class DynamicNetwork(nn.Module):
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
             logits = self.gate(index, x.detach().mean((2, 3)), state).float()
-            logits = logits + (lean if mixing is None else mixing.lean) * self.lean_weights
+            logits = self.leaned(logits, lean if mixing is None else mixing.lean)
             scores.append(logits)
             if mixing is None:
                 choice = choose(logits)
@@ -248,6 +248,10 @@ class DynamicNetwork(nn.Module):
             x = block.route_with_gradient(x, weights, choice, self._trial(len(x), mixing, x.device))
         # A product and a sum, not `@`: autocast would round the costs to bfloat16.
         return x, choice, (weights * self._costs).sum(1)
+
+    def leaned(self, logits: Tensor, lean: float | Tensor) -> Tensor:
+        """A gate's logits (B, K) with a lean, one for all or (B, 1): what decides."""
+        return logits + lean * self.lean_weights
 
     def gate_budget(self, budget: float | Tensor | None) -> float | Tensor | None:
         """What the gate itself is told."""

@@ -20,6 +20,7 @@ from fracskip.quant.observer import best_step, update_range
 PAPER_MOMENTUM = 0.9
 SMALLEST_STEP = 2.0**-24  # a learned step can't reach zero or change its sign
 SAMPLE_VALUES = 1 << 17  # activations looked at when a step is initialised
+PACKED_BITS = 8  # what an int8 holds
 STREAM_BITS = 8  # of an int8 stream; options from here up take its levels as they are
 
 
@@ -147,6 +148,7 @@ class FractionalConv2d(nn.Conv2d):
     option_weight: nn.ParameterList
     _slots: dict[Option, int]
     _own: dict[Option, int]
+    _executed: list[Option]
     _levels_in: bool
 
     @classmethod
@@ -189,7 +191,8 @@ class FractionalConv2d(nn.Conv2d):
         )
         new.quantiser = quantiser.to(conv.weight.device)
         new._slots = _slots(options)
-        lower = [option for option in options if not option.is_skip][:-1] if own_weights else []
+        new._executed = [option for option in options if not option.is_skip]
+        lower = new._executed[:-1] if own_weights else []
         new._own = {option: index for index, option in enumerate(lower)}
         new.option_weight = nn.ParameterList([conv.weight.detach().clone() for _ in lower])
         new._levels_in = levels_in
@@ -199,6 +202,22 @@ class FractionalConv2d(nn.Conv2d):
         """The weights that an option's integers are made of, (O, I, kh, kw)."""
         own = self._own.get(option)
         return self.weight if own is None else self.option_weight[own]
+
+    def packable(self) -> dict[str, int]:
+        """Weights that serve one option of at most 8 bits alone, by name: its quantiser's slot.
+
+        Nothing but their integers is ever executed, so a file need not hold more.
+        """
+        if not isinstance(self.quantiser, ModernQuantiser):
+            return {}
+        served = {option: f"option_weight.{index}" for option, index in self._own.items()}
+        if len(self._own) == len(self._executed) - 1:
+            served[self._executed[-1]] = "weight"
+        return {
+            name: self._slots[option]
+            for option, name in served.items()
+            if option.is_quantised and option.bits <= PACKED_BITS
+        }
 
     def takes_levels(self, option: Option) -> bool:
         """Whether the input is taken as it is because it is on an int8 stream's grid already."""

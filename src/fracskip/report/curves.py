@@ -1,97 +1,188 @@
-"""One network's whole curve among networks that were each trained for one cost."""
+"""Accuracy over cost: networks that serve every budget among networks trained for one cost each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from fracskip.errors import DataError
 from fracskip.report.figures import percent_axis, percent_ticks, wilson_interval
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
-from fracskip.report.records import RunRecord, SweepRecord
-from fracskip.report.svg import FONT_PX, add_axes, drawing, new_figure, to_svg
-from fracskip.report.wording import percent
+from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
+from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
+from fracskip.report.wording import option_words, percent
 
-WIDTH, HEIGHT = 760, 420
-_TITLE: Any = {"loc": "left", "fontsize": FONT_PX, "color": role_colour("ink"), "pad": 6}
+WIDTH, HEIGHT = 760, 440
+FULL_BITOPS = 32 * 32  # of a multiplication in full precision
 _OFF_SCALE = 0.06  # below the best accuracy; what lies lower is drawn as an arrow at the edge
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A network trained for one cost.
+class Spot:
+    """A measured point.
 
     Attributes:
-        label: What it is, in a word or two.
-        cp: Its computation share.
-        accuracy: On the sweep's images.
-        option: Whose colour it gets; '' for none.
+        cost: On the figure's axis.
+        accuracy: Share of images classified correctly.
+        label: What to call it, '' for nothing.
+        option: Whose colour it gets, '' for its curve's.
     """
 
-    label: str
-    cp: float
+    cost: float
     accuracy: float
+    label: str = ""
     option: str = ""
 
 
-def rival_of(run: RunRecord) -> Rival | None:
-    """A finished run as a rival; None if it has not ended."""
-    if run.test is None:
-        return None
-    options = run.test.checkpoint.options
-    if len(options) == 1:
-        return Rival(f"static {options[0]} bits", run.test.cp, run.test.accuracy, options[0])
-    return Rival(run.name, run.test.cp, run.test.accuracy)
+@dataclass(frozen=True)
+class Curve:
+    """What belongs together, joined by a line; of one spot or more.
+
+    Attributes:
+        label: What it is, in a few words.
+        spots: By cost.
+    """
+
+    label: str
+    spots: tuple[Spot, ...]
 
 
-def accuracy_curve(sweep: SweepRecord, rivals: Sequence[Rival], *, ident: str = "curve") -> str:
-    """Accuracy over block computation, log scale: a sweep as a line, rivals as points.
+class CostAxis:
+    """Which cost a figure compares: of the gated blocks, or of everything that is executed.
+
+    The former is the computation percentage, a share of the same network's in full precision. The
+    latter are BitOps (MACs x bits of weights x bits of activations) for one image, gates and stem
+    included, so that networks of different depths can stand in one figure.
 
     Args:
-        sweep: The network at several budgets.
-        rivals: What else could run.
+        macs: Of each plain network by its model's name; None for the former.
+    """
+
+    def __init__(self, macs: Mapping[str, int] | None = None) -> None:
+        self._macs = macs
+
+    @property
+    def label(self) -> str:
+        """The axis in words."""
+        if self._macs is None:
+            return "Block computation (cp), log scale"
+        return "Everything executed for one image, billions of BitOps, log scale"
+
+    def words(self, cost: float) -> str:
+        """A cost in words."""
+        return percent(cost, 2) if self._macs is None else f"{cost:.3g} billion BitOps"
+
+    def cost(self, model: str, cp: float, bitops_ratio: float) -> float:
+        """A measurement's place on the axis.
+
+        Raises:
+            DataError: if the model's MACs are not known.
+        """
+        if self._macs is None:
+            return cp
+        if not self._macs.get(model):
+            raise DataError(
+                f"no record says how many MACs a {model} has: evaluate one with this fracskip"
+            )
+        return bitops_ratio * self._macs[model] * FULL_BITOPS / 1e9
+
+
+def known_macs(records: Sequence[RunRecord | SweepRecord | EvaluationRecord]) -> dict[str, int]:
+    """The MACs of each model that the records know of; older ones do not say."""
+    tests = [record.test if isinstance(record, RunRecord) else record for record in records]
+    cards = [test.checkpoint for test in tests if test is not None]
+    return {card.model: card.macs for card in cards if card.macs}
+
+
+def swept(record: SweepRecord, label: str, axis: CostAxis) -> Curve:
+    """A network at several budgets."""
+    model = record.checkpoint.model
+    spots = (
+        Spot(axis.cost(model, point.cp, point.bitops_ratio), point.accuracy)
+        for point in record.points
+    )
+    return Curve(label, tuple(sorted(spots, key=lambda spot: spot.cost)))
+
+
+def trained_alone(runs: Sequence[RunRecord], label: str, axis: CostAxis) -> Curve:
+    """Networks that were each trained for one cost.
+
+    Raises:
+        DataError: if a run has not ended.
+    """
+    spots = []
+    for run in runs:
+        if run.test is None:
+            raise DataError(f"the run {run.name} has not ended: it has no test figures")
+        test, options = run.test, run.test.checkpoint.options
+        option = options[0] if len(options) == 1 else ""
+        cost = axis.cost(test.checkpoint.model, test.cp, test.bitops_ratio)
+        spots.append(Spot(cost, test.accuracy, option_words(option) if option else "", option))
+    return Curve(label, tuple(sorted(spots, key=lambda spot: spot.cost)))
+
+
+def accuracy_curves(
+    curves: Sequence[Curve], axis: CostAxis, images: int, *, ident: str = "curve"
+) -> str:
+    """Accuracy over cost, log scale; the first curve with 95% intervals.
+
+    Spots far below the best are drawn as arrows at the lower edge, with their accuracy.
+
+    Args:
+        curves: The one that the figure is about, then what it is compared with.
+        axis: Of their costs.
+        images: How many each accuracy was measured on.
         ident: Identifies the figure in its page.
     """
-    points = [(point.cp, point.accuracy) for point in sweep.points if point.cp > 0]
-    everyone = points + [(rival.cp, rival.accuracy) for rival in rivals if rival.cp > 0]
-    best = max(accuracy for _, accuracy in everyone)
+    everything = [spot for curve in curves for spot in curve.spots if spot.cost > 0]
+    best = max(spot.accuracy for spot in everything)
     low, high = best - _OFF_SCALE, min(best + 0.01, 1.0)
-    left, right = (pick(cost for cost, _ in everyone) for pick in (min, max))
+    left, right = (pick(spot.cost for spot in everything) for pick in (min, max))
+    left, right = left / 1.3, right * 1.3
     with drawing(ident):
         figure = new_figure(WIDTH, HEIGHT)
         axes = add_axes(figure, 56, 28, WIDTH - 74, HEIGHT - 72)
-        axes.set_title("Accuracy", **_TITLE)
+        add_title(axes, "Accuracy")
         axes.set_xscale("log")
-        axes.set_xlim(left / 1.3, right * 1.3)
+        axes.set_xlim(left, right)
         axes.set_ylim(low, high)
-        percent_ticks(axes.xaxis, log_ticks(left / 1.3, right * 1.3, 7))
+        ticks = log_ticks(left, right, 7)
+        if axis.label.startswith("Block"):
+            percent_ticks(axes.xaxis, ticks)
+        else:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         percent_axis(axes.yaxis)
         axes.grid(visible=True)
-        axes.set_xlabel("Block computation (cp), log scale")
-        axes.plot(*zip(*points, strict=True), color=role_colour("ink"), zorder=3)
+        axes.set_xlabel(axis.label)
         placer = LabelPlacer(axes, FONT_PX)
-        for cost, accuracy in points:
-            if accuracy > low:
-                interval = wilson_interval(accuracy, sweep.images)
-                axes.plot([cost] * 2, interval, color=role_colour("faint"), lw=1.2, zorder=2)
-                axes.plot(cost, accuracy, "o", ms=7, color=role_colour("ink"), zorder=4)
-                placer.occupy(cost, accuracy)
-        for rival in rivals:
-            placer.occupy(rival.cp, max(rival.accuracy, low))
-        for rival in rivals:
-            visible = rival.accuracy > low
-            y = rival.accuracy if visible else low + 0.02 * (high - low)
-            colour = option_colour(rival.option) if rival.option else role_colour("wrong")
-            axes.plot(rival.cp, y, "s" if visible else "v", ms=8, color=colour, zorder=5)
-            text = rival.label + ("" if visible else f": {percent(rival.accuracy, 2)}")
-            placer.place(rival.cp, y, text, "muted")
-        dearest = max(points)
-        placer.place(*dearest, "one network, every budget", "ink")
-        words = "; ".join(f"{percent(a, 2)} at {percent(c, 2)}" for c, a in points)
-        beside = "; ".join(
-            f"{r.label}: {percent(r.accuracy, 2)} at {percent(r.cp, 2)}" for r in rivals
+        for spot in everything:
+            placer.occupy(spot.cost, max(spot.accuracy, low))
+        for rank, curve in enumerate(curves):
+            colour = role_colour("faint" if rank else "ink")
+            spots = [spot for spot in curve.spots if spot.cost > 0]
+            line = [(spot.cost, spot.accuracy) for spot in spots]
+            dashes = "-" if not rank else (0, (4, 2 * rank))
+            axes.plot(*zip(*line, strict=True), color=colour, ls=dashes, zorder=3 - rank / 10)
+            for spot in spots:
+                visible = spot.accuracy > low
+                y = spot.accuracy if visible else low + 0.02 * (high - low)
+                if not rank and visible:
+                    interval = wilson_interval(spot.accuracy, images)
+                    axes.plot([spot.cost] * 2, interval, color=role_colour("faint"), lw=1.2)
+                marker = _MARKERS[rank % len(_MARKERS)] if visible else "v"
+                shade = option_colour(spot.option) if spot.option else colour
+                axes.plot(spot.cost, y, marker, ms=8, color=shade, zorder=5)
+                text = spot.label + ("" if visible else f" {percent(spot.accuracy, 2)}")
+                if text:
+                    placer.place(spot.cost, y, text.strip(), "muted")
+        for rank, curve in enumerate(curves):
+            end = max(curve.spots, key=lambda spot: (spot.accuracy > low, spot.cost))
+            placer.place(end.cost, max(end.accuracy, low), curve.label, "muted" if rank else "ink")
+        words = ". ".join(
+            f"{curve.label}: "
+            + ", ".join(f"{percent(s.accuracy, 2)} at {axis.words(s.cost)}" for s in curve.spots)
+            for curve in curves
         )
-        return to_svg(
-            figure, ident, f"Accuracy over block computation. {words}. Beside it: {beside}"
-        )
+        return to_svg(figure, ident, f"Accuracy over cost. {words}")

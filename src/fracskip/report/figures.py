@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
 from fracskip.report.records import Block, Epoch, EvaluationRecord, RunRecord, StaticPoint
-from fracskip.report.svg import FONT_PX, add_axes, drawing, new_figure, to_svg
+from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
 from fracskip.report.wording import network_words, option_words, percent, shortened
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ WIDE_PX, HALF_PX, NARROW_PX = 640, 440, 330
 MARKERS = ("o", "D", "^", "v", "P", "X")
 _OFF_SCALE = 0.15
 _Z95 = 1.96
-_TITLE: Any = {"loc": "left", "fontsize": FONT_PX, "color": role_colour("ink"), "pad": 6}
 
 Measure = Literal["cp", "bitops_ratio"]
 
@@ -78,7 +77,7 @@ def accuracy_cost(
     with drawing(ident):
         figure = new_figure(width, height)
         axes = add_axes(figure, 50, 28, width - 68, height - 72)
-        axes.set_title("Accuracy", **_TITLE)
+        add_title(axes, "Accuracy")
         axes.set_xscale("log")
         axes.set_xlim(low_cost, high_cost)
         axes.set_ylim(low, high)
@@ -217,7 +216,7 @@ def block_shares(
             if narrow:
                 value_axis.set_label_text(name)
             else:
-                axes.set_title(name, **_TITLE)
+                add_title(axes, name)
             place_axis.set_tick_params(length=0)
             if axes is (shares_axes if narrow else side or shares_axes):
                 _block_ticks(place_axis, blocks, narrow=narrow)
@@ -275,7 +274,7 @@ def training_curves(run: RunRecord, *, ident: str, narrow: bool = False) -> str:
             axes = add_axes(figure, 46, top, width - 60, panel_px)
             last = len(epochs)
             axes.set_xlim(0.5, last + 0.5)
-            axes.set_title(name, **_TITLE)
+            add_title(axes, name)
             axes.grid(visible=True, axis="y")
             for curve, style in ((train, "faint"), (validation, "ink")):
                 _curve(axes, curve, role_colour(style), dashed=style == "faint")

@@ -9,13 +9,12 @@ from typing import Any
 from fracskip.report.figures import MARKERS, wilson_interval
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
-from fracskip.report.svg import FONT_PX, add_axes, drawing, new_figure, to_svg
+from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
 from fracskip.report.wording import option_words, percent
 
 WIDTH, HEIGHT = 640, 400
 _OFF_SCALE = 0.15
 _PRECISION = {"fp32": "full", "bf16": "16", "int8": "8"}
-_TITLE: Any = {"loc": "left", "fontsize": FONT_PX, "color": role_colour("ink"), "pad": 6}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
     with drawing(ident):
         figure = new_figure(WIDTH, HEIGHT)
         axes = add_axes(figure, 56, 28, WIDTH - 74, HEIGHT - 72)
-        axes.set_title("Accuracy", **_TITLE)
+        add_title(axes, "Accuracy")
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         axes.set_ylim(low, high)
@@ -148,3 +147,45 @@ def _line(axes: Any, points: Sequence[_Point], floor: float) -> None:
     ends = sorted((point.latency, point.accuracy) for point in points if point.accuracy >= floor)
     if ends:
         axes.plot(*zip(*ends, strict=True), color=role_colour("faint"), lw=1, zorder=2)
+
+
+def skipped_latency(proofs: Sequence[Mapping[str, Any]], *, ident: str = "skip") -> str:
+    """Measured time over the number of blocks skipped, the sum of what is executed as a line.
+
+    Args:
+        proofs: For each option that the other blocks take, the paths that were timed: `forced` of a
+            record of schema `fracskip.skip-proportional/1`.
+        ident: Identifies the figure in its page.
+    """
+    with drawing(ident):
+        figure = new_figure(560, 340)
+        axes = add_axes(figure, 60, 28, 480, 264)
+        add_title(axes, "Latency (µs)")
+        for proof in proofs:
+            points = proof["points"]
+            by_count: dict[int, list[float]] = {}
+            for point in points:
+                by_count.setdefault(point["skipped"], []).append(point["fitted_us"])
+            model = sorted((count, sum(all_) / len(all_)) for count, all_ in by_count.items())
+            axes.plot(*zip(*model, strict=True), color=role_colour("faint"), lw=1.2, zorder=2)
+            axes.plot(
+                [point["skipped"] for point in points],
+                [point["measured_us"] for point in points],
+                "o",
+                ms=5,
+                color=option_colour(proof["option"]),
+                mec=role_colour("surface"),
+                zorder=3,
+            )
+            full = proof["option"] == "full"
+            axes.annotate(
+                "others in full" if full else f"others at {option_words(proof['option'])}",
+                (0, points[0]["measured_us"]),
+                xytext=(8, 6),
+                textcoords="offset points",
+                color=role_colour("muted"),
+            )
+        axes.set_ylim(0, None)
+        axes.grid(visible=True)
+        axes.set_xlabel("Blocks skipped; the line is the sum of what is executed")
+        return to_svg(figure, ident, "Measured latency over the number of skipped blocks")

@@ -97,6 +97,11 @@ def add_axes(figure: Figure, left: float, top: float, width: float, height: floa
     )
 
 
+def add_title(axes: Axes, text: str) -> None:
+    """Says above the axes, at the left, what their values are."""
+    axes.set_title(text, loc="left", fontsize=FONT_PX, color=role_colour("ink"), pad=6)
+
+
 def to_svg(figure: Figure, ident: str, label: str, titles: Mapping[str, str] | None = None) -> str:
     """Writes a figure as an `<svg>` element.
 

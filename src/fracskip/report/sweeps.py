@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fracskip.report.figures import HALF_PX, NARROW_PX, percent_axis, percent_ticks, wilson_interval
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import log_ticks
 from fracskip.report.records import SweepRecord
-from fracskip.report.svg import FONT_PX, add_axes, drawing, new_figure, to_svg
-from fracskip.report.wording import option_words, percent
+from fracskip.report.svg import add_axes, add_title, drawing, new_figure, to_svg
+from fracskip.report.wording import option_words, percent, share_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TITLE: Any = {"loc": "left", "fontsize": FONT_PX, "color": role_colour("ink"), "pad": 6}
+BLOCKS_PX, BLOCK_COLUMNS = 760, 5
 
 
 def accuracy_budget(record: SweepRecord, *, ident: str, narrow: bool = False) -> str:
@@ -68,6 +68,48 @@ def option_shares(record: SweepRecord, *, ident: str, narrow: bool = False) -> s
         return to_svg(figure, ident, f"Share of decisions over block computation. {words}")
 
 
+def shares_by_block(record: SweepRecord, *, ident: str) -> str:
+    """Shares of the options over the realised cost in each gated block, as small stacked areas.
+
+    Args:
+        record: The sweep; its points hold their blocks.
+        ident: Identifies the figure in its page.
+    """
+    points, options = record.points, record.checkpoint.options
+    names = [block.name for block in points[0].blocks]
+    costs = [_drawn(point.cp) for point in points]
+    rows = -(-len(names) // BLOCK_COLUMNS)
+    across, down = (BLOCKS_PX - 50) / BLOCK_COLUMNS, 96
+    height = 24 + rows * down + 30
+    with drawing(ident):
+        figure = new_figure(BLOCKS_PX, height)
+        for index, name in enumerate(names):
+            row, column = divmod(index, BLOCK_COLUMNS)
+            place = (50 + column * across, 24 + row * down, across - 14, down - 26)
+            axes = add_axes(figure, *place)
+            add_title(axes, name)
+            axes.set_xscale("log")
+            axes.set_xlim(min(costs), max(costs))
+            axes.set_ylim(0, 1)
+            shares = [
+                [point.blocks[index].option_share.get(label, 0.0) for point in points]
+                for label in options
+            ]
+            axes.stackplot(costs, shares, colors=[option_colour(label) for label in options], lw=0)
+            percent_ticks(axes.yaxis, () if column else (0, 0.5, 1))
+            last = index + BLOCK_COLUMNS >= len(names)
+            ticks = log_ticks(min(costs), max(costs), 3) if last else ()
+            percent_ticks(axes.xaxis, ticks)
+        middle = points[len(points) // 2]
+        words = "; ".join(f"{b.name}: {share_words(b.option_share)}" for b in middle.blocks)
+        return to_svg(
+            figure,
+            ident,
+            f"Share of decisions in each block over block computation; at {percent(middle.cp, 2)}: "
+            f"{words}",
+        )
+
+
 def _drawn(cost: float) -> float:
     return max(cost, 1e-5)  # a log scale has no zero
 
@@ -79,7 +121,7 @@ def _over_cost(record: SweepRecord, title: str, narrow: bool) -> tuple[Figure, A
     costs = [_drawn(point.cp) for point in record.points]
     room = 1.05 if max(costs) > 1.2 * min(costs) else 1.6
     low, high = min(costs) / room, max(costs) * room
-    axes.set_title(title, **_TITLE)
+    add_title(axes, title)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     percent_ticks(axes.xaxis, log_ticks(low, high, 5 if narrow else 6))

@@ -1,72 +1,127 @@
-"""A sweep drawn among networks that were trained for one cost each."""
+"""Networks for every budget drawn among networks that were trained for one cost each."""
 
 from __future__ import annotations
 
-import json
+import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from synthetic_records import make_evaluation, make_sweep
 
-from fracskip.report.curves import Rival, accuracy_curve, rival_of
-from fracskip.report.reading import load_record
+from fracskip.errors import DataError
+from fracskip.report.curves import (
+    CostAxis,
+    Curve,
+    Spot,
+    accuracy_curves,
+    known_macs,
+    swept,
+    trained_alone,
+)
 from fracskip.report.records import RunRecord, SweepRecord
 
-TOOL = Path(__file__).parents[3] / "tools" / "draw_curve.py"
+ROOT = Path(__file__).parents[3]
+CP = CostAxis()
 
 
-def sweep_at(folder: Path) -> Path:
-    (folder / "sweep.json").write_text(json.dumps(make_sweep()))
-    return folder / "sweep.json"
+def sweep(**card: Any) -> SweepRecord:
+    tree = make_sweep()
+    tree["checkpoint"] |= card
+    return SweepRecord.model_validate(tree)
 
 
-def run_at(folder: Path, name: str, ended: bool = True) -> Path:
-    tree = {"schema": "fracskip.run/1", "name": name, "epochs": []}
+def run(name: str, ended: bool = True) -> RunRecord:
+    tree: dict[str, Any] = {"schema": "fracskip.run/1", "name": name, "epochs": []}
     if ended:
-        tree = {**tree, "test": make_evaluation(), "seconds": 1.0}
-    (folder / f"{name}.json").write_text(json.dumps(tree))
-    return folder / f"{name}.json"
+        tree |= {"test": make_evaluation(), "seconds": 1.0}
+    return RunRecord.model_validate(tree)
 
 
-def test_every_point_is_said_in_words_and_drawn(tmp_path: Path) -> None:
-    sweep = load_record(sweep_at(tmp_path))
-    assert isinstance(sweep, SweepRecord)
-    best = max(point.accuracy for point in sweep.points)
-    rivals = [Rival("static 4 bits", 0.0156, best - 0.01, "4"), Rival("poor", 0.004, best - 0.2)]
-    one, more = (accuracy_curve(sweep, some) for some in (rivals[:1], rivals))
-    assert "static 4 bits" in one
-    assert f"poor: {100 * (best - 0.2):.2f}%" in more  # under the lower edge, with its figure
+def test_a_sweep_and_finished_runs_become_curves() -> None:
+    record, done = sweep(), run("mixed")
+    curve = swept(record, "ours", CP)
+    assert curve.label == "ours"
+    assert [(s.cost, s.accuracy) for s in curve.spots] == [
+        (p.cp, p.accuracy) for p in record.points
+    ]
+    assert done.test is not None
+    alone = trained_alone([done], "theirs", CP)
+    assert alone.spots == (Spot(done.test.cp, done.test.accuracy),)
+    with pytest.raises(DataError, match="run halfway has not ended"):
+        trained_alone([run("halfway", ended=False)], "theirs", CP)
+
+
+def test_absolute_costs_are_the_ratio_of_all_bitops() -> None:
+    """A quarter of what 40 million MACs at 32 by 32 bits are."""
+    axis = CostAxis({"resnet20": 40_000_000})
+    assert axis.cost("resnet20", 0.01, 0.25) == pytest.approx(0.25 * 40e6 * 1024 / 1e9)
+    assert CP.cost("resnet20", 0.01, 0.25) == 0.01
+    with pytest.raises(DataError, match="how many MACs a resnet38 has"):
+        axis.cost("resnet38", 0.01, 0.25)
+
+
+def test_macs_come_from_the_records_that_say_them() -> None:
+    told = sweep(macs=83_000_000)
+    assert known_macs([sweep(), told, run("halfway", ended=False)]) == {"resnet38": 83_000_000}
+
+
+def test_every_curve_is_said_in_words_and_drawn() -> None:
+    ours = swept(sweep(), "ours", CP)
+    best = max(spot.accuracy for spot in ours.spots)
+    near = Curve("static", (Spot(0.0156, best - 0.01, "4 bits", "4"),))
+    far = Curve("poor", (Spot(0.004, best - 0.2),))
+    one, more = (accuracy_curves([ours, *some], CP, 10_000) for some in ([near], [near, far]))
+    assert "ours: 88.00% at 1.03%" in one
+    assert "var(--o-4)" in one
+    assert f">{100 * (best - 0.2):.2f}%<" in more  # under the lower edge, with its figure
     assert more.count("<path") > one.count("<path")
     ElementTree.fromstring(more)
 
 
-def test_a_finished_run_is_a_rival(tmp_path: Path) -> None:
-    run = load_record(run_at(tmp_path, "mixed"))
-    assert isinstance(run, RunRecord)
-    assert run.test is not None
-    rival = rival_of(run)
-    assert rival == Rival("mixed", run.test.cp, run.test.accuracy)
-    halfway = load_record(run_at(tmp_path, "halfway", ended=False))
-    assert isinstance(halfway, RunRecord)
-    assert rival_of(halfway) is None
+def test_bitops_have_an_axis_without_percentages() -> None:
+    axis = CostAxis({"resnet38": 83_000_000})
+    svg = accuracy_curves([swept(sweep(), "ours", axis)], axis, 10_000)
+    assert "billion BitOps" in svg
+    assert "cp" not in svg
 
 
-def test_the_tool_draws_from_records_alone(
+def test_figures_of_the_documents_are_drawn_from_records_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every figure under results/ is one that the tool draws, as the tool draws it."""
+    monkeypatch.setattr(sys, "argv", ["draw_figures.py", "--to", str(tmp_path)])
+    runpy.run_path(str(ROOT / "tools" / "draw_figures.py"), run_name="__main__")
+    drawn = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
+    kept = {path.name: path.read_text() for path in (ROOT / "results").glob("*.svg")}
+    assert drawn.keys() == kept.keys()
+    # Coordinates may differ in the last digits where matplotlib does.
+    assert {name: words(text) for name, text in drawn.items()} == {
+        name: words(text) for name, text in kept.items()
+    }
+    texts = [path.read_text() for path in (ROOT / "README.md", ROOT / "docs" / "results.md")]
+    shown = {name for text in texts for name in re.findall(r"results/(\w+\.svg)", text)}
+    assert shown == kept.keys()
+
+
+def words(svg: str) -> list[str]:
+    """What a figure says: its label and its texts."""
+    root = ElementTree.fromstring(svg)
+    texts = [e.text or "" for e in root.iter() if e.tag.endswith("}text")]
+    return [root.get("aria-label", ""), *texts]
+
+
+def test_the_tool_draws_what_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def draw(*words: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["draw_curve.py", *map(str, words)])
-        runpy.run_path(str(TOOL), run_name="__main__")
-
-    out = tmp_path / "curve.svg"
-    draw(sweep_at(tmp_path), run_at(tmp_path, "mixed"), "--figure", out)
-    assert ElementTree.parse(out).getroot().tag.endswith("svg")
+    tool = str(ROOT / "tools" / "draw_figures.py")
+    monkeypatch.setattr(sys, "argv", [tool, "--to", str(tmp_path), "--only", "bench_r74"])
+    runpy.run_path(tool, run_name="__main__")
+    assert [path.name for path in tmp_path.iterdir()] == ["bench_r74.svg"]
+    monkeypatch.setattr(sys, "argv", [tool, "--only", "nothing"])
     with pytest.raises(SystemExit):
-        draw(sweep_at(tmp_path), run_at(tmp_path, "halfway", ended=False), "--figure", out)
-    assert "no record of a finished run" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        draw(run_at(tmp_path, "mixed"), run_at(tmp_path, "mixed"), "--figure", out)
-    assert "no record of a sweep" in capsys.readouterr().err
+        runpy.run_path(tool, run_name="__main__")
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err

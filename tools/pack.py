@@ -1,0 +1,38 @@
+"""A checkpoint as it is published: weights that only ever execute as integers held as those.
+
+Run from the repository's root:
+
+    python tools/pack.py runs/NAME/model.safetensors --to models/NAME.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fracskip import checkpoint
+from fracskip.data import load_sample
+from fracskip.dynamic import preprocess
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--to", metavar="FILE", type=Path, required=True)
+    given = parser.parse_args()
+    net = checkpoint.load(given.checkpoint)
+    digest = checkpoint.save(net, given.to, {**net.notes, "packed_from": net.digest}, packed=True)
+    images = preprocess(load_sample().images[:100], net.spec.image)
+    same = torch.equal(net(images).logits, checkpoint.load(given.to).eval()(images).logits)
+    if not same:
+        given.to.unlink()
+        raise SystemExit(f"{given.to} does not compute what {given.checkpoint} does: not written")
+    sizes = [path.stat().st_size / 1e6 for path in (given.checkpoint, given.to)]
+    print(f"{given.to}: {sizes[1]:.1f} MB of {sizes[0]:.1f}, {digest}")
+
+
+if __name__ == "__main__":
+    main()
