@@ -144,6 +144,7 @@ def test_the_published_result_is_of_this_network(
     [
         ("dfs-resnet38-cifar10", "eval_bundled_cifar10.json"),
         ("cpu-resnet74-cifar10", "cpu_resnet74_sweep.json"),
+        ("low-resnet38-cifar10", "low_resnet38_sweep.json"),
     ],
 )
 def test_a_published_network_is_the_one_of_its_record(name: str, record: str) -> None:
@@ -154,12 +155,19 @@ def test_a_published_network_is_the_one_of_its_record(name: str, record: str) ->
     assert checkpoint.resolve(name).stat().st_size < 6 * MEBIBYTE
 
 
-def test_a_published_point_computed_again(sample: ImageSet) -> None:
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("cpu-resnet74-cifar10", "sample_cpu_resnet74.json"),
+        ("low-resnet38-cifar10", "sample_low_resnet38.json"),
+    ],
+)
+def test_a_published_point_computed_again(name: str, record: str, sample: ImageSet) -> None:
     """The record's figures on the bundled images, to 0.1 points; its run has the 10,000."""
-    wanted = json.loads((RESULTS / "sample_cpu_resnet74.json").read_text(encoding="utf-8"))
-    net = checkpoint.load("cpu-resnet74-cifar10")
+    wanted = json.loads((RESULTS / record).read_text(encoding="utf-8"))
+    net = checkpoint.load(name)
     assert wanted["checkpoint_digest"] == net.digest
-    found = evaluate(net, sample, static=False, examples=0)
+    found = evaluate(net, sample, budget=wanted["budget"], static=False, examples=0)
     assert found["images"] == wanted["images"] == 1000
     assert found["accuracy"] == pytest.approx(wanted["accuracy"], abs=0.001)
     assert found["cp"] == pytest.approx(wanted["cp"], abs=0.0005)

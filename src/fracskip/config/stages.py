@@ -122,6 +122,11 @@ class GateStage(Frozen):
             the option's to `joint.target`: what a block adds depends on which others are there).
         confidence: The probability that the gates learn to give it. Below 1 so that the softmax
             is not saturated when the joint stage begins.
+        erase: Side, in pixels, of a square that is blanked in each image for gates that learn harm
+            (`gate.output`): a network that knows its training images by heart then meets some that
+            it cannot be sure of, as it will.
+        trusts: Shares of what gates say of an image beyond what they say of most, from which
+            validation images choose once gates are trained; () keeps all of it.
         lr: Of Adam.
     """
 
@@ -130,6 +135,8 @@ class GateStage(Frozen):
     label: Literal["option", "harm"] = "option"
     path: Literal["option", "own"] = "option"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    erase: Count = 0
+    trusts: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     lr: Positive = 3e-3
 
 

@@ -146,6 +146,18 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
+    def trust(self, share: float, centre: Tensor) -> None:
+        """Pulls what the last layer says towards what it says of most images.
+
+        Args:
+            share: How much of the difference is kept, in [0, 1].
+            centre: What is said of most images, (L, K); see `judge`.
+
+        Raises:
+            ConfigError: if the gate has no bias of each block's own.
+        """
+        raise NotImplementedError
+
     def forward(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
         """Decides for one gated block.
 
@@ -157,12 +169,21 @@ class Gate(nn.Module):
         Returns:
             Logits (B, K).
         """
-        said = self.judge(block, pooled, state)
+        return self.logits_of(self.judge(block, pooled, state))
+
+    def logits_of(self, said: Tensor) -> Tensor:
+        """What decides, from what the last layer says, (..., K)."""
         if self.output == "logit":
             return said
         # In float32: under autocast harms would be rounded to three digits, and options of
         # nearly equal worth could not be told apart.
         return -HARM_SCALE * said.float().clamp_max(0).exp()
+
+    def said_by(self, logits: Tensor) -> Tensor:
+        """What the last layer said, from logits without a lean, (..., K); of harms, at most 0."""
+        if self.output == "logit":
+            return logits
+        return (-logits / HARM_SCALE).log()
 
     def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
         """What the last layer says of each option, (B, K); see `forward`."""
@@ -233,6 +254,18 @@ class RecurrentGate(Gate):
         self.out.bias.zero_()
         self.block_bias.copy_(self._certain(path, self.out.out_features))
 
+    @torch.no_grad()
+    def trust(self, share: float, centre: Tensor) -> None:
+        """See `Gate.trust`."""
+        if self.block_bias is None:
+            raise ConfigError(
+                "a recurrent gate is trusted less only with a bias of each block's own: set "
+                "gate.block_bias to true, or gates.trusts to []"
+            )
+        self.out.weight.mul_(share)
+        self.out.bias.mul_(share)
+        self.block_bias.mul_(share).add_((1 - share) * centre)
+
     def _rescale(self, factor: float, centre: Tensor) -> None:
         self.out.weight.mul_(factor)
         self.out.bias.mul_(factor)
@@ -276,6 +309,14 @@ class FeedForwardGate(Gate):
             assert isinstance(layer, nn.Linear)
             layer.weight.zero_()
             layer.bias.copy_(logits)
+
+    @torch.no_grad()
+    def trust(self, share: float, centre: Tensor) -> None:
+        """See `Gate.trust`."""
+        for layer, middle in zip(self.out, centre, strict=True):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.mul_(share)
+            layer.bias.mul_(share).add_((1 - share) * middle)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         for layer, middle in zip(self.out, centre, strict=True):

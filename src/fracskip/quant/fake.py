@@ -97,7 +97,8 @@ def fake_quantise(
     Returns:
         A tensor of x's shape, every element an integer multiple of its step.
     """
-    if fused.enabled() and x.dim() == 4 and step.numel() == 1:
+    # A batch of one would be compiled for itself, and a few such use up what torch.compile allows.
+    if fused.enabled() and x.dim() == 4 and len(x) > 1 and step.numel() == 1:
         return fused.quantise(x, step, bounds, shortcut)
     x = x if shortcut is None else x + shortcut
     # Integers above 2^8 have no exact bfloat16: under autocast, too, the grid is float32's.

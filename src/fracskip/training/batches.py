@@ -36,6 +36,30 @@ def augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator
     return padded[image, rows[:, :, None], columns[:, None, :]]
 
 
+def erase(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Blanks a square of each image (DeVries and Taylor, "Cutout", 2017); may lie over the edge.
+
+    Args:
+        images: Normalised (B, C, H, W).
+        side: Of the square, in pixels; 0 leaves the images as they are.
+        generator: A CPU generator.
+
+    Returns:
+        (B, C, H, W), 0 in the squares.
+    """
+    if not side:
+        return images
+    count, _, height, width = images.shape
+    masks = []
+    for size in (height, width):
+        centre = torch.randint(0, size, (count, 1), generator=generator).to(images.device)
+        first = centre - side // 2
+        places = torch.arange(size, device=images.device)
+        masks.append((places >= first) & (places < first + side))
+    square = masks[0][:, None, :, None] & masks[1][:, None, None, :]
+    return images.masked_fill(square, 0.0)
+
+
 class Batches:
     """Draws training batches; the same (epoch, step) always gives the same batch.
 

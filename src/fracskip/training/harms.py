@@ -10,6 +10,7 @@ from torch import Tensor
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
 from fracskip.options import HARM_SCALE
+from fracskip.training.batches import erase
 from fracskip.training.objective import harm, lean_to, spread, target_at
 from fracskip.training.randomness import generator_at
 from fracskip.training.stages import Place, StageBase, StepResult
@@ -37,9 +38,9 @@ class HarmTraining(StageBase):
     """Stage 3: each gate learns to expect what cheaper options do to an image's prediction.
 
     Harm is the divergence between the predictions where a single block executes its dearest option
-    and a cheaper one, all other blocks being on the path that the gates themselves choose for the
-    mean image. Gates that take a budget are told one, drawn anew each step; the path costs as much.
-    The backbone only runs forward.
+    and a cheaper one, all other blocks being on the path that the gates themselves choose for an
+    image drawn by lot, at the lean at which the mean image costs what the budget says; gates that
+    take one are told it, and it is drawn anew each step. The backbone only runs forward.
 
     Args:
         net: The network; its gates are trained.
@@ -82,16 +83,17 @@ class HarmTraining(StageBase):
         return target_at(joint, start, place.progress)
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
-        """See `Stage`; what counts as right is a decision like the mean image's."""
+        """See `Stage`; what counts as right is a decision like those of the path's image."""
         draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
         budget = self._budget(place, draw)
+        images = erase(images, self._config.erase, draw)
         costs, weights = torch.tensor(self.net.options.costs), self.net.lean_weights.cpu()
         with self.autocast():
             scouted, _ = self.net.walk(images[:SCOUTS], self._path)
             with torch.no_grad():
-                mean = self.net.gate_logits_on(scouted, budget).mean(0).cpu()
-            lean = lean_to(mean, costs, weights, budget)
-            path = (mean + lean * weights).argmax(-1)
+                scouts = self.net.gate_logits_on(scouted, budget).cpu()
+            lean = lean_to(scouts.mean(0), costs, weights, budget)
+            path = (scouts[0] + lean * weights).argmax(-1)
             self._path = path.tolist()
             inputs, predicted = self.net.walk(images, self._path)
             logits = self.net.gate_logits_on(inputs, budget)

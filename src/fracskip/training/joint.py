@@ -33,9 +33,13 @@ class JointTraining(StageBase):
         device: Where it trains.
         bf16: Whether in bfloat16.
         teacher: The network to distil from, if the recipe says so.
+
+    Attributes:
+        trust: The share of what gates say of an image that was kept, if one was chosen.
     """
 
     name = "joint"
+    trust: float | None = None
 
     def __init__(
         self,
@@ -65,13 +69,15 @@ class JointTraining(StageBase):
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
         if self._config.paths == "shared":
-            return {"lean": self.net.spec.lean, "curve": self.net.spec.curve}
+            trust = {} if self.trust is None else {"trust": self.trust}
+            return {"lean": self.net.spec.lean, "curve": self.net.spec.curve, **trust}
         if self._balance is not None:
             return {"price": self._balance.price, "lean": self._balance.lean}
         return {"price": self._price.integral}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
+        self.trust = state.get("trust")
         if self._config.paths == "shared":
             # Through JSON: pairs have become lists.
             curve = tuple((cost, lean) for cost, lean in state["curve"])

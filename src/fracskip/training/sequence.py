@@ -26,7 +26,9 @@ from fracskip.training.randomness import derive_seed, generator_at
 from fracskip.training.stages import BackboneTraining, Stage
 from fracskip.training.state import Position, load_optimiser
 from fracskip.training.supernet import SupernetTraining, draw_path
+from fracskip.training.trust import choose_trust
 
+TRUST_BUDGETS = 3  # at which trust in gates is chosen, or one or two more
 ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
 STAGES = ("backbone", "supernet", "gates", "joint")
 
@@ -143,12 +145,19 @@ class StageSequence:
         return self._stage("gates", net)
 
     def _begin_joint(self, net: DynamicNetwork) -> Stage:
-        joint = self._recipe.joint
+        joint, trusts, trust = self._recipe.joint, self._recipe.gates.trusts, None
+        if trusts and net.gate is not None:
+            budgets = sorted(joint.budgets) or [joint.target]
+            few = budgets[:: max(1, len(budgets) // TRUST_BUDGETS)]
+            trust = choose_trust(net, self._validation, few, trusts)
         if joint.decisions == "alike" and net.gate is not None:
             freeze_decisions(net, self._validation, joint.target)
         if joint.epochs and joint.paths == "shared":
             self._settle(net)
-        return self._stage("joint", net)
+        stage = self._stage("joint", net)
+        assert isinstance(stage, JointTraining)
+        stage.trust = trust
+        return stage
 
     # -- a stage anew, and the end ----------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import torch
 
 from fracskip.config import DataConfig, ImageConfig
 from fracskip.data import ImageSet
-from fracskip.training.batches import Batches, augment
+from fracskip.training.batches import Batches, augment, erase
 from fracskip.training.randomness import derive_seed, generator_at
 
 CPU = torch.device("cpu")
@@ -171,3 +171,25 @@ def test_a_generator_is_fresh_and_leaves_the_global_one_alone() -> None:
     assert torch.equal(torch.rand(8, generator=one), torch.rand(8, generator=two))
     assert one.initial_seed() == derive_seed(5, "x")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_square_of_each_image_is_blanked() -> None:
+    images = torch.rand(40, 3, 9, 12) + 1
+    erased = erase(images, 4, torch.Generator().manual_seed(0))
+    blank = erased == 0
+    assert (erased[~blank] == images[~blank]).all()
+    assert (blank[:, :1] == blank).all()  # the same square in every channel
+    areas = blank[:, 0].flatten(1).sum(1)
+    assert areas.max() == 16
+    assert areas.min() >= 4  # a quarter is left where the centre lies in a corner
+    for image in blank[:, 0]:
+        rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+        assert image.sum() == len(rows) * len(columns)
+        assert rows[-1] - rows[0] + 1 == len(rows) <= 4
+        assert columns[-1] - columns[0] + 1 == len(columns) <= 4
+    assert torch.equal(erase(images, 4, torch.Generator().manual_seed(0)), erased)
+
+
+def test_no_side_erases_nothing() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    assert erase(images, 0, torch.Generator()) is images
