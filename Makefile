@@ -78,6 +78,7 @@ budgets-low: $(VENV)/train.stamp
 	$(BIN)/fracskip sweep $(LOW) --data cifar10 --json results/low_resnet38_sweep.json
 	$(BIN)/python tools/controls.py $(LOW) --json results/low_resnet38_controls.json
 	$(BIN)/python tools/study_images.py $(LOW) --backbone models/resnet38_cifar10.safetensors \
+	  --static $(wildcard runs/static_resnet38_*bit/model.safetensors) \
 	  --json results/low_resnet38_study.json
 
 # Every figure of the documents, from the records under results/ alone.

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from synthetic_records import make_evaluation, make_sweep
@@ -14,6 +15,8 @@ from fracskip.errors import DataError
 from fracskip.report import write_report
 from fracskip.report.reading import load_record
 from fracskip.report.records import SweepRecord
+from fracskip.report.sweeps import shares_by_block
+from fracskip.report.wording import percent
 
 
 def written(tmp_path: Path, *trees: dict[str, Any]) -> str:
@@ -79,3 +82,17 @@ def test_malformed_sweeps(tmp_path: Path, spoil: Any, message: str) -> None:
     spoil(tree)
     with pytest.raises(DataError, match=message):
         written(tmp_path, tree)
+
+
+def test_shares_in_each_block_over_the_cost() -> None:
+    record = SweepRecord.model_validate(make_sweep())
+    svg = shares_by_block(record, ident="blocks")
+    for block in record.points[0].blocks:
+        assert f">{block.name}<" in svg
+    middle = record.points[2]
+    share = percent(middle.option_share["8"])
+    assert f"at {percent(middle.cp, 2)}: layer1.1: skip" in svg
+    assert f"8 bits {share}" in svg
+    # A stacked area for each option in each block.
+    assert all(svg.count(f"var(--o-{label})") >= 17 for label in ("skip", "8"))
+    ElementTree.fromstring(svg)
