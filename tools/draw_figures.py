@@ -17,6 +17,8 @@ from typing import Any
 from fracskip.files import write_atomically
 from fracskip.report.curves import (
     CostAxis,
+    Curve,
+    Spot,
     accuracy_curves,
     known_macs,
     swept,
@@ -52,6 +54,13 @@ def plain(name: str) -> dict[str, Any]:
     return tree
 
 
+def cascades(name: str) -> Curve:
+    """What the same network reaches when images that it is not sure of are run again."""
+    found = [(point["cp"], point["cascade"]["own_widths"]) for point in plain(name)["points"]]
+    spots = (Spot(cp, best["accuracy"]) for cp, best in found if best is not None)
+    return Curve("cascade by confidence", tuple(spots))
+
+
 def low_widths(absolute: bool) -> str:
     """One network at every budget among static ones, in cp or in BitOps of any depth."""
     curve = sweep("low_resnet38_sweep")
@@ -67,6 +76,8 @@ def low_widths(absolute: bool) -> str:
         curves.append(trained_alone(shallow, "static ResNet-20", axis))
     if not absolute and frozen:
         curves.append(trained_alone(frozen, "frozen at the majority", axis))
+    if not absolute:
+        curves.append(cascades("low_resnet38_study"))
     ident = "low-bitops" if absolute else "low-cp"
     return accuracy_curves(curves, axis, curve.images, ident=ident)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fracskip.errors import DataError
 from fracskip.report.figures import percent_axis, percent_ticks, wilson_interval
@@ -142,6 +143,9 @@ def accuracy_curves(
     left, right = (pick(spot.cost for spot in everything) for pick in (min, max))
     left, right = left / 1.3, right * 1.3
     with drawing(ident):
+        from matplotlib.lines import Line2D
+
+        handles: list[Line2D] = []
         figure = new_figure(WIDTH, HEIGHT)
         axes = add_axes(figure, 56, 28, WIDTH - 74, HEIGHT - 72)
         add_title(axes, "Accuracy")
@@ -163,23 +167,22 @@ def accuracy_curves(
             colour = role_colour("faint" if rank else "ink")
             spots = [spot for spot in curve.spots if spot.cost > 0]
             line = [(spot.cost, spot.accuracy) for spot in spots]
-            dashes = "-" if not rank else (0, (4, 2 * rank))
-            axes.plot(*zip(*line, strict=True), color=colour, ls=dashes, zorder=3 - rank / 10)
+            marker = _MARKERS[rank % len(_MARKERS)]
+            style: Any = {"color": colour, "ls": "-" if not rank else (0, (4, 2 * rank))}
+            axes.plot(*zip(*line, strict=True), **style, zorder=3 - rank / 10)
+            handles.append(Line2D([], [], marker=marker, ms=8, label=curve.label, **style))
             for spot in spots:
                 visible = spot.accuracy > low
                 y = spot.accuracy if visible else low + 0.02 * (high - low)
                 if not rank and visible:
                     interval = wilson_interval(spot.accuracy, images)
                     axes.plot([spot.cost] * 2, interval, color=role_colour("faint"), lw=1.2)
-                marker = _MARKERS[rank % len(_MARKERS)] if visible else "v"
                 shade = option_colour(spot.option) if spot.option else colour
-                axes.plot(spot.cost, y, marker, ms=8, color=shade, zorder=5)
+                axes.plot(spot.cost, y, marker if visible else "v", ms=8, color=shade, zorder=5)
                 text = spot.label + ("" if visible else f" {percent(spot.accuracy, 2)}")
                 if text:
                     placer.place(spot.cost, y, text.strip(), "muted")
-        for rank, curve in enumerate(curves):
-            end = max(curve.spots, key=lambda spot: (spot.accuracy > low, spot.cost))
-            placer.place(end.cost, max(end.accuracy, low), curve.label, "muted" if rank else "ink")
+        axes.legend(handles=handles, loc="lower right", frameon=False)
         words = ". ".join(
             f"{curve.label}: "
             + ", ".join(f"{percent(s.accuracy, 2)} at {axis.words(s.cost)}" for s in curve.spots)

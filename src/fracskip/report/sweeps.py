@@ -80,8 +80,10 @@ def shares_by_block(record: SweepRecord, *, ident: str) -> str:
     costs = [_drawn(point.cp) for point in points]
     rows = -(-len(names) // BLOCK_COLUMNS)
     across, down = (BLOCKS_PX - 50) / BLOCK_COLUMNS, 96
-    height = 24 + rows * down + 30
+    height = 24 + rows * down + 44
     with drawing(ident):
+        from matplotlib.patches import Patch
+
         figure = new_figure(BLOCKS_PX, height)
         for index, name in enumerate(names):
             row, column = divmod(index, BLOCK_COLUMNS)
@@ -100,6 +102,10 @@ def shares_by_block(record: SweepRecord, *, ident: str) -> str:
             last = index + BLOCK_COLUMNS >= len(names)
             ticks = log_ticks(min(costs), max(costs), 3) if last else ()
             percent_ticks(axes.xaxis, ticks)
+        handles = [Patch(color=option_colour(o), label=option_words(o)) for o in options]
+        figure.legend(
+            handles=handles, loc="lower right", ncols=len(options), frameon=False, handlelength=1
+        )
         middle = points[len(points) // 2]
         words = "; ".join(f"{b.name}: {share_words(b.option_share)}" for b in middle.blocks)
         return to_svg(
