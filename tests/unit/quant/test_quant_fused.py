@@ -68,13 +68,14 @@ def test_it_is_on_where_it_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         fused, "quantise", lambda x, *_: asked.append(tuple(x.shape)) or torch.zeros_like(x)
     )
-    image, weight, step = torch.ones(1, 2, 3, 3), torch.ones(4, 9), torch.tensor([0.5])
+    images, weight, step = torch.ones(2, 2, 3, 3), torch.ones(4, 9), torch.tensor([0.5])
     with fused.fusing():
         with fused.fusing(False):
-            fake_quantise(image, step, (0, 3))
+            fake_quantise(images, step, (0, 3))
         assert not asked
-        fake_quantise(image, step, (0, 3))
+        fake_quantise(images, step, (0, 3))
+        fake_quantise(images[:1], step, (0, 3))  # a batch of one would be compiled for itself
         fake_quantise(weight, step, (0, 3))
-        fake_quantise(image, torch.ones(1, 2, 1, 1), (0, 3))
-    fake_quantise(image, step, (0, 3))
-    assert asked == [(1, 2, 3, 3)]
+        fake_quantise(images, torch.ones(1, 2, 1, 1), (0, 3))
+    fake_quantise(images, step, (0, 3))
+    assert asked == [(2, 2, 3, 3)]
