@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.export.bundle import export_bundle
 from fracskip.files import write_atomically
 from fracskip.machine import versions
+from fracskip.runtime import InferenceSession
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ def in_torch(
         logits.append(out.logits.numpy())
         decisions.append(out.decisions.numpy())
     return Answers(np.concatenate(logits), np.concatenate(decisions))
+
+
+def session_of(net: DynamicNetwork, threads: int) -> InferenceSession:
+    """The network, exported, on the native engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.fsk"
+        export_bundle(net, path)
+        return InferenceSession(path, threads=threads)
 
 
 def publish(record: dict[str, Any], device: str, path: str | None, **further_versions: str) -> None:

@@ -13,19 +13,17 @@ Run from the repository's root:
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import publish
+from answers import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
 from fracskip.cost import decision_entropy_bits, option_shares
 from fracskip.data import load_split
 from fracskip.evaluation.sweep import default_budgets
-from fracskip.export.bundle import export_bundle
 from fracskip.machine import describe_processor
 from fracskip.runtime import InferenceSession
 
@@ -85,17 +83,14 @@ def main() -> None:
     net = load(given.checkpoint)
     test = load_split(given.data, "test", net.spec.image)
     pixels, labels = test.images[: given.images], test.labels[: given.images]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.fsk"
-        export_bundle(net, path)
-        session = InferenceSession(path, threads=THREADS)
-        reach = session.plan.budgets
-        budgets = default_budgets(reach) if reach else ()
-        points = [point(session, pixels, labels, budget) for budget in (None, *budgets)]
-        static = {
-            option.label: accuracy(session, pixels, labels, session.forced(option, len(pixels)))
-            for option in session.options
-        }
+    session = session_of(net, THREADS)
+    reach = session.plan.budgets
+    budgets = default_budgets(reach) if reach else ()
+    points = [point(session, pixels, labels, budget) for budget in (None, *budgets)]
+    static = {
+        option.label: accuracy(session, pixels, labels, session.forced(option, len(pixels)))
+        for option in session.options
+    }
     record = {
         "schema": "fracskip.controls/1",
         "checkpoint": {"name": Path(given.checkpoint).name, "digest": net.digest},

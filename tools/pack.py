@@ -26,7 +26,7 @@ def main() -> None:
     net = checkpoint.load(given.checkpoint)
     digest = checkpoint.save(net, given.to, {**net.notes, "packed_from": net.digest}, packed=True)
     images = preprocess(load_sample().images[:100], net.spec.image)
-    same = torch.equal(net(images).logits, checkpoint.load(given.to).eval()(images).logits)
+    same = torch.equal(net(images).logits, checkpoint.load(given.to)(images).logits)
     if not same:
         given.to.unlink()
         raise SystemExit(f"{given.to} does not compute what {given.checkpoint} does: not written")

@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from answers import publish
+from answers import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load, load_backbone
 from fracskip.data import ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation.sweep import default_budgets
-from fracskip.export.bundle import export_bundle
 from fracskip.machine import describe_processor
 from fracskip.models import create_model
 from fracskip.runtime import InferenceSession
@@ -100,13 +98,6 @@ def best_cascade(fixed: list[Fixed], budget: float) -> dict[str, Any] | None:
     return {"accuracy": accuracy, "first": cheap_name, "then": dear_name}
 
 
-def sessions_of(net: DynamicNetwork) -> InferenceSession:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.fsk"
-        export_bundle(net, path)
-        return InferenceSession(path, threads=THREADS)
-
-
 @torch.inference_mode()
 def backbone_logits(path: Path, net: DynamicNetwork, data: ImageSet) -> NDArray[np.float32]:
     """The plain network's."""
@@ -127,7 +118,8 @@ def point(
     budget: float,
     sure: Numbers,
     known: NDArray[np.bool_],
-    fixed: list[Fixed],
+    own: list[Fixed],
+    alone: list[Fixed],
 ) -> dict[str, Any]:
     """What images cost at a budget, and who pays.
 
@@ -137,7 +129,8 @@ def point(
         budget: Asked for.
         sure: The backbone's confidence.
         known: Where the backbone is right.
-        fixed: Networks for cascades.
+        own: The network's widths, for cascades.
+        alone: Static networks, likewise.
     """
     result = session.run(data.images, budget=budget)
     costs = np.array(session.options.costs)[result.decisions].mean(1)
@@ -167,8 +160,8 @@ def point(
         },
         "classes": classes,
         "cascade": {
-            "own_widths": best_cascade([each for each in fixed if each.name[0] == "o"], cp),
-            "static_networks": best_cascade([each for each in fixed if each.name[0] == "s"], cp),
+            "own_widths": best_cascade(own, cp),
+            "static_networks": best_cascade(alone, cp),
         },
     }
 
@@ -185,26 +178,26 @@ def main() -> None:
     net = load(given.checkpoint)
     test = load_split(given.data, "test", net.spec.image)
     data = test.subset(range(min(given.images, len(test))))
-    session = sessions_of(net)
+    session = session_of(net, THREADS)
     reach = session.plan.budgets
     if reach is None:
         parser.error(f"{given.checkpoint} takes no budget: there is nothing to study")
-    fixed = []
+    own, alone = [], []
     for option in session.options:
         if not option.is_skip:
             decisions = session.forced(option, len(data))
             logits = session.run(data.images, decisions=decisions).logits
             cp = session.cost(decisions).cp
-            fixed.append(Fixed(f"own, {option.label} bits", cp, logits, data.labels))
+            own.append(Fixed(f"own, {option.label} bits", cp, logits, data.labels))
     digests = {}
     for path in given.static:
-        alone = load(path)
-        static = sessions_of(alone)
+        trained = load(path)
+        static = session_of(trained, THREADS)
         cp = static.cost(static.forced(static.options[0], len(data))).cp
         logits = static.run(data.images).logits
-        name = f"static, {alone.spec.options[0]} bits"
-        digests[name] = alone.digest
-        fixed.append(Fixed(name, cp, logits, data.labels))
+        name = f"static, {trained.spec.options[0]} bits"
+        digests[name] = trained.digest
+        alone.append(Fixed(name, cp, logits, data.labels))
     plain = backbone_logits(given.backbone, net, data)
     known = plain.argmax(1) == data.labels
     record = {
@@ -216,10 +209,10 @@ def main() -> None:
         "backbone_accuracy": float(known.mean()),
         "fixed": [
             {"name": each.name, "cp": each.cp, "accuracy": float(each.right.mean())}
-            for each in fixed
+            for each in (*own, *alone)
         ],
         "points": [
-            point(session, data, budget, confidence(plain), known, fixed)
+            point(session, data, budget, confidence(plain), known, own, alone)
             for budget in default_budgets(reach)
         ],
     }

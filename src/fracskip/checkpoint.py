@@ -153,7 +153,7 @@ def apply_state(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | 
     """Loads tensors into a module, all or nothing.
 
     Raises:
-        CheckpointError: if one is missing, surplus, of another shape, or not finite.
+        CheckpointError: if one is missing, surplus, of another shape or kind, or not finite.
     """
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
