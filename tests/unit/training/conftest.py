@@ -62,6 +62,29 @@ def run(tmp_path: Path) -> Callable[..., Run]:
     return go
 
 
+class _Stopped(BaseException):
+    pass
+
+
+class _StopsAfterAnEpoch:
+    def stage(self, name: str, epochs: int, steps: int) -> None: ...
+    def step(self, place: Any, totals: Any, lr: float) -> None: ...
+    def epoch(self, event: dict[str, Any]) -> None:
+        raise _Stopped
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Callable[..., Path]:
+    """Runs a recipe until its first epoch is done, and gives the folder that is left."""
+
+    def go(recipe: Recipe, name: str = "stopped") -> Path:
+        with pytest.raises(_Stopped):
+            train(recipe, tmp_path / name, watcher=_StopsAfterAnEpoch())
+        return tmp_path / name
+
+    return go
+
+
 @pytest.fixture
 def opened() -> type[Run]:
     """Looks into a finished run's folder."""

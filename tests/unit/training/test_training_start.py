@@ -57,7 +57,7 @@ def test_every_image_alike_from_a_network_whose_images_differ(tiny_recipe: Make,
 
 
 def test_it_survives_a_resumption(
-    tiny_recipe: Make, run: Go, trained: Path, tmp_path: Path
+    tiny_recipe: Make, run: Go, stopped: Callable[..., Path], trained: Path, tmp_path: Path
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
     torch.manual_seed(4)
@@ -69,19 +69,8 @@ def test_it_survives_a_resumption(
         joint={"epochs": 2, "distillation": 0.5},
     )
 
-    class Stopped(BaseException):
-        pass
-
-    class Watcher:
-        def stage(self, name: str, epochs: int, steps: int) -> None: ...
-        def step(self, place: Any, totals: Any, lr: float) -> None: ...
-        def epoch(self, event: dict[str, Any]) -> None:
-            raise Stopped
-
     whole = run(recipe, "whole")
-    with pytest.raises(Stopped):
-        run(recipe, "stopped", watcher=Watcher())
-    done = run(recipe, "stopped", resume=True)
+    done = run(recipe, stopped(recipe).name, resume=True)
     ours, theirs = (load_file(one.folder / "model.safetensors") for one in (done, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert done.epochs[0]["loss"] == whole.epochs[0]["loss"]

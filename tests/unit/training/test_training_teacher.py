@@ -90,26 +90,16 @@ def test_a_backbone_learns_from_what_it_was(tiny_recipe: Make, run: Go, tmp_path
 
 
 def test_a_teacher_survives_a_resumption(
-    tiny_recipe: Make, run: Go, teacher: Path, tmp_path: Path, opened: Any
+    tiny_recipe: Make, run: Go, teacher: Path, stopped: Callable[..., Path], opened: Any
 ) -> None:
-    class Stopped(BaseException):
-        pass
-
-    class Watcher:
-        def stage(self, name: str, epochs: int, steps: int) -> None: ...
-        def step(self, place: Any, totals: Any, lr: float) -> None: ...
-        def epoch(self, event: dict[str, Any]) -> None:
-            raise Stopped
-
     taught = {"load": str(teacher), "model": "resnet14"}
     stages = {"backbone": {"epochs": 2, "distillation": 0.5}, "joint": {"epochs": 1}}
     recipe = tiny_recipe(teacher=taught, **stages)
     whole = run(recipe, "whole")
-    with pytest.raises(Stopped):
-        train(recipe, tmp_path / "stopped", watcher=Watcher())
+    folder = stopped(recipe)
     teacher.unlink()  # a run in progress needs the file no longer
-    train(recipe, tmp_path / "stopped", resume=True)
-    assert opened(tmp_path / "stopped").digest == whole.digest
+    train(recipe, folder, resume=True)
+    assert opened(folder).digest == whole.digest
 
 
 def test_a_teachers_path_counts_from_the_recipes_folder(tmp_path: Path) -> None:
