@@ -50,7 +50,9 @@ def point(
     """A budget's cost and accuracy, and the controls'; None is what the network was trained for."""
     draw = np.random.default_rng(0)
     result = session.run(pixels, budget=budget)
-    shares = option_shares(result.decisions, session.options)
+    before = result.before
+    looks = result.decisions if before is None else before.all_with(result.decisions)
+    shares = option_shares(looks, session.options)
     dealt, drawn = [], []
     for _ in range(DEALS):
         rows = draw.permutation(len(pixels))
@@ -61,7 +63,8 @@ def point(
     return {
         "budget": budget,
         "accuracy": float((result.logits.argmax(1) == labels).mean()),
-        "cp": session.cost(result.decisions).cp,
+        "cp": session.cost(result.decisions, before).cp,
+        "second_looks": 0.0 if before is None else float(before.again.mean()),
         "option_share": dict(zip(session.options.labels, shares.mean(0).tolist(), strict=True)),
         "decision_entropy_bits": float(decision_entropy_bits(shares).mean()),
         "dealt_to_other_images": float(np.mean(dealt)),

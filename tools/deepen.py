@@ -23,14 +23,17 @@ from fracskip.models.deepen import deepen
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="trained weights, a .safetensors file")
+    parser.add_argument("source", help="trained weights, plain or of a static network's checkpoint")
     parser.add_argument("model", help="their network, such as resnet38")
     parser.add_argument("out", help="the file to write")
     parser.add_argument("deeper", help="the network to grow it to, such as resnet74")
     parser.add_argument("--seed", type=int, default=0, help="of the new convolutions")
     given = parser.parse_args()
     try:
-        tensors = load_file(given.source)
+        # A file of weights, or a static network's checkpoint.
+        tensors = {
+            name.removeprefix("backbone."): value for name, value in load_file(given.source).items()
+        }
         shape = {
             "in_channels": tensors["conv1.weight"].shape[1],
             "num_classes": len(tensors["fc.bias"]),

@@ -133,9 +133,10 @@ def point(
         alone: Static networks, likewise.
     """
     result = session.run(data.images, budget=budget)
-    costs = np.array(session.options.costs)[result.decisions].mean(1)
+    cost = session.cost(result.decisions, result.before)
+    costs = cost.image_cp
     right = result.logits.argmax(1) == data.labels
-    cp = session.cost(result.decisions).cp
+    cp = cost.cp
     own_sure = confidence(result.logits)
     classes = {
         name: {

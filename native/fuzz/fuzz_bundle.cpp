@@ -89,7 +89,24 @@ void run_once(const Network& network, Isa isa, Random& random) {
   request.logits = logits.data();
   request.decisions = decisions.data();
   request.latency_us = latency.data();
+  // Certain, impossible, or as it comes.
+  std::vector<std::uint8_t> first(blocks, 255), again(1, 255);
+  const float confidence = static_cast<float>(random() % 3) * 0.5f, second_lean = -lean;
+  if (random() % 2) {
+    request.confidences = &confidence;
+    request.second_budgets = request.budgets;
+    request.second_leans = request.leans ? &second_lean : nullptr;
+    request.first = first.data();
+    request.again = again.data();
+  }
   engine.run(request);
+  if (request.confidences && blocks > 0) {
+    if (again[0] > 1 || (confidence == 0.f && again[0])) fault("a second look that was not asked for");
+    for (std::uint8_t decision : first) {
+      if (decision >= options) fault("a first decision is out of range");
+    }
+  }
+  request.confidences = nullptr;
   for (std::uint8_t decision : decisions) {
     if (decision >= options) fault("a decision is out of range");
   }

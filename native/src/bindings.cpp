@@ -127,7 +127,10 @@ class PyEngine {
 
   void run(const Readable& images, const Writable& logits, const Writable& decisions,
            const Writable& latency_us, const std::optional<Readable>& forced,
-           const std::optional<Readable>& budgets, const std::optional<Readable>& leans) const {
+           const std::optional<Readable>& budgets, const std::optional<Readable>& leans,
+           const std::optional<Readable>& confidences, const std::optional<Readable>& second_budgets,
+           const std::optional<Readable>& second_leans, const std::optional<Writable>& first,
+           const std::optional<Writable>& again) const {
     const std::size_t count = images.ndim() ? images.shape(0) : 0;
     const auto blocks = static_cast<std::size_t>(engine_->gated_blocks());
     const auto options = static_cast<unsigned>(engine_->options());
@@ -156,6 +159,20 @@ class PyEngine {
     }
     if (budgets) request.budgets = checked<float>("budgets", *budgets, {count});
     if (leans) request.leans = checked<float>("leans", *leans, {count});
+    if (confidences.has_value() != (first.has_value() && again.has_value())) {
+      throw std::invalid_argument("confidences need first and again, and these need confidences");
+    }
+    if (confidences) {
+      if (forced) throw std::invalid_argument("forced decisions are executed in one look");
+      if (second_budgets.has_value() != takes_budget_) {
+        throw std::invalid_argument("second_budgets are for networks that take budgets, which need them");
+      }
+      request.confidences = checked<float>("confidences", *confidences, {count});
+      if (second_budgets) request.second_budgets = checked<float>("second_budgets", *second_budgets, {count});
+      if (second_leans) request.second_leans = checked<float>("second_leans", *second_leans, {count});
+      request.first = checked<std::uint8_t>("first", *first, {count, blocks});
+      request.again = checked<std::uint8_t>("again", *again, {count});
+    }
 
     // The caller's references keep the arrays alive.
     nb::gil_scoped_release unlocked;
@@ -190,13 +207,20 @@ class PyEngine {
                                     ", the network has " + std::to_string(options) + " options");
       }
     }
-    for (std::size_t i = 0; request.budgets && i < request.count; ++i) {
-      if (!(request.budgets[i] > 0.f && request.budgets[i] <= 1.f)) {
-        throw std::invalid_argument("budgets must be shares in (0, 1]");
+    for (const float* budgets : {request.budgets, request.second_budgets}) {
+      for (std::size_t i = 0; budgets && i < request.count; ++i) {
+        if (!(budgets[i] > 0.f && budgets[i] <= 1.f)) {
+          throw std::invalid_argument("budgets must be shares in (0, 1]");
+        }
       }
     }
-    if (request.leans && !all_finite(request.leans, request.count)) {
-      throw std::invalid_argument("leans hold values that are not finite");
+    for (const float* leans : {request.leans, request.second_leans}) {
+      if (leans && !all_finite(leans, request.count)) {
+        throw std::invalid_argument("leans hold values that are not finite");
+      }
+    }
+    if (request.confidences && !all_finite(request.confidences, request.count)) {
+      throw std::invalid_argument("confidences hold values that are not finite");
     }
   }
 
@@ -221,6 +245,10 @@ NB_MODULE(_native, m) {
            nb::arg("decisions").noconvert(), nb::arg("latency_us").noconvert(),
            nb::arg("forced").noconvert() = nb::none(), nb::arg("budgets").noconvert() = nb::none(),
            nb::arg("leans").noconvert() = nb::none(),
+           nb::arg("confidences").noconvert() = nb::none(),
+           nb::arg("second_budgets").noconvert() = nb::none(),
+           nb::arg("second_leans").noconvert() = nb::none(),
+           nb::arg("first").noconvert() = nb::none(), nb::arg("again").noconvert() = nb::none(),
            "Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,).")
       .def("kernels", &PyEngine::kernels, "(block, option, kernels) of what runs each option.")
       .def_prop_ro("gated_blocks", &PyEngine::gated_blocks)

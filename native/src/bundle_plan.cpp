@@ -235,7 +235,7 @@ void read_gate(const Field& field, BundlePlan& plan) {
     field.fail("must be null if and only if the network has one option");
   }
   if (is_static) return;  // gated blocks have the one option, with nobody to choose it
-  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve", "output", "lean"});
+  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve", "cascade", "output", "lean"});
   const std::string& kind = field["kind"].text();
   if (kind != "recurrent" && kind != "feedforward") field["kind"].fail("is unknown");
   gate.kind = kind == "recurrent" ? GateKind::recurrent : GateKind::feedforward;
@@ -252,6 +252,24 @@ void read_gate(const Field& field, BundlePlan& plan) {
       if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() > lean)) point.fail("must ascend");
       cost = both[0].number();
       lean = both[1].number();
+    }
+  }
+  // Likewise which looks meet which budget.
+  if (field.has("cascade")) {
+    double budget = 0.0;
+    const std::vector<Field> points = field["cascade"].items();
+    if (points.size() == 1 || (!points.empty() && !field.has("curve"))) {
+      field["cascade"].fail("must have two points at least and a curve, or none");
+    }
+    for (const Field& point : points) {
+      const std::vector<Field> row = point.items();
+      if (row.size() != 4) point.fail("must be a budget, those of two looks and a probability");
+      if (!(row[0].number() > budget && row[0].number() <= 1.0)) point.fail("must ascend");
+      if (!(row[1].number() > 0.0 && row[1].number() <= row[2].number() && row[2].number() <= 1.0)) {
+        point.fail("must look at shares in (0, 1], the dearer one second");
+      }
+      if (!(row[3].number() >= 0.0 && row[3].number() <= 1.0)) point.fail("must have a probability in [0, 1]");
+      budget = row[0].number();
     }
   }
   if (field.has("output")) {

@@ -26,10 +26,15 @@ struct Arena {
         scratch(plan.scratch_bytes),
         gate(sizeof(float) * (8 * static_cast<std::size_t>(plan.padded_width) + plan.padded_options)) {
     for (const Layout& layout : plan.layouts) activations.emplace_back(layout.bytes());
+    if (plan.first_gated < plan.blocks.size()) {
+      kept = Buffer(activations[static_cast<std::size_t>(plan.blocks[plan.first_gated].in)].size());
+      kept_sums = Buffer(sums.size());
+    }
   }
 
   std::vector<Buffer> activations;
   Buffer sums, pooled, scratch, gate;
+  Buffer kept, kept_sums;  // what the first gated block saw, for a second look
 };
 
 // Rounding to nearest and gradual underflow, whatever the host program has set.
@@ -51,7 +56,6 @@ class Runner {
   void run(const RunRequest& request, std::size_t index) {
     const Layout& layout = plan_.layouts[plan_.image];
     const std::size_t values = static_cast<std::size_t>(layout.h) * layout.w * layout.c;
-    const std::size_t gates = plan_.gates.size();
     const auto begin = std::chrono::steady_clock::now();
     if (request.pixels == PixelType::u8) {
       take_bytes(static_cast<const std::uint8_t*>(request.images) + index * values);
@@ -63,22 +67,61 @@ class Runner {
       else pool(step.pool);
     }
     if (!plan_.stem.back().is_conv) sum_up(plan_.stem.back().pool.out);
-    start_gate(request, index);
-    for (const PlannedBlock& block : plan_.blocks) {
-      int option = 0;
-      if (block.gate != kNone) {
-        const std::size_t at = index * gates + static_cast<std::size_t>(block.gate);
-        option = request.forced ? request.forced[at] : decide(block, request.leans ? request.leans[index] : plan_.lean);
-        request.decisions[at] = static_cast<std::uint8_t>(option);
+    for (std::size_t b = 0; b < plan_.first_gated; ++b) execute(plan_.blocks[b].options[0]);
+    const bool may_repeat = request.confidences && arena_.kept.size();
+    if (may_repeat) keep(arena_.kept, arena_.kept_sums);
+    look(request, index, request.budgets, request.leans);
+    if (may_repeat) {
+      const std::size_t gates = plan_.gates.size();
+      std::memcpy(request.first + index * gates, request.decisions + index * gates, gates);
+      const bool again = confidence(request.logits + index * static_cast<std::size_t>(plan_.head.out)) < request.confidences[index];
+      request.again[index] = again;
+      if (again) {
+        bring_back(arena_.kept, arena_.kept_sums);
+        look(request, index, request.second_budgets, request.second_leans);
       }
-      execute(block.options[static_cast<std::size_t>(option)]);
     }
-    classify(request.logits + index * static_cast<std::size_t>(plan_.head.out));
     const std::chrono::duration<float, std::micro> taken = std::chrono::steady_clock::now() - begin;
     request.latency_us[index] = taken.count();
   }
 
  private:
+  // From the first gated block to the logits.
+  void look(const RunRequest& request, std::size_t index, const float* budgets, const float* leans) {
+    const std::size_t gates = plan_.gates.size();
+    start_gate(budgets ? budgets + index : nullptr);
+    for (std::size_t b = plan_.first_gated; b < plan_.blocks.size(); ++b) {
+      const PlannedBlock& block = plan_.blocks[b];
+      int option = 0;
+      if (block.gate != kNone) {
+        const std::size_t at = index * gates + static_cast<std::size_t>(block.gate);
+        option = request.forced ? request.forced[at] : decide(block, leans ? leans[index] : plan_.lean);
+        request.decisions[at] = static_cast<std::uint8_t>(option);
+      }
+      execute(block.options[static_cast<std::size_t>(option)]);
+    }
+    classify(request.logits + index * static_cast<std::size_t>(plan_.head.out));
+  }
+
+  // The stream where a second look goes on, and its channel sums, borders and all.
+  Buffer& begun() { return arena_.activations[static_cast<std::size_t>(plan_.blocks[plan_.first_gated].in)]; }
+  void keep(Buffer& stream, Buffer& sums) {
+    std::memcpy(stream.as<void>(), begun().as<void>(), stream.size());
+    std::memcpy(sums.as<void>(), arena_.sums.as<void>(), sums.size());
+  }
+  void bring_back(const Buffer& stream, const Buffer& sums) {
+    std::memcpy(begun().as<void>(), stream.as<void>(), stream.size());
+    std::memcpy(arena_.sums.as<void>(), sums.as<void>(), sums.size());
+  }
+
+  // The first choice's probability.
+  float confidence(const float* logits) const {
+    const float top = *std::max_element(logits, logits + plan_.head.out);
+    float sum = 0.f;
+    for (int o = 0; o < plan_.head.out; ++o) sum += std::exp(logits[o] - top);
+    return 1.f / sum;
+  }
+
   char* at(int activation) {
     const Layout& l = plan_.layouts[static_cast<std::size_t>(activation)];
     return arena_.activations[static_cast<std::size_t>(activation)].as<char>() + l.origin() * static_cast<std::ptrdiff_t>(l.bytes_each());
@@ -176,11 +219,11 @@ class Runner {
   // Gate memory: hidden, cell, encoded budget, five of work, logits.
   float* gate_part(int part) { return arena_.gate.as<float>() + part * plan_.padded_width; }
 
-  void start_gate(const RunRequest& request, std::size_t index) {
+  void start_gate(const float* budget) {
     if (plan_.gate_kind == GateKind::none) return;
     std::memset(gate_part(0), 0, sizeof(float) * 2 * static_cast<std::size_t>(plan_.padded_width));
-    if (plan_.budget.size() == 0 || !request.budgets) return;
-    const float encoded = std::log10(request.budgets[index]) / 1.5f + 1.f;
+    if (plan_.budget.size() == 0 || !budget) return;
+    const float encoded = std::log10(*budget) / 1.5f + 1.f;
     const float* weight = plan_.budget.as<float>();
     for (int i = 0; i < plan_.padded_width; ++i) gate_part(2)[i] = weight[i] * encoded + weight[plan_.padded_width + i];
   }

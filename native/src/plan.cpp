@@ -55,6 +55,8 @@ Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
     plan_block(network, block, stage, block.gated ? gate++ : kNone);
     if (block.shortcut) ++stage;
   }
+  const auto gated = std::find_if(blocks.begin(), blocks.end(), [](const PlannedBlock& b) { return b.gate != kNone; });
+  first_gated = static_cast<std::size_t>(gated - blocks.begin());
   plan_gates(network);
   const Layout& last = layouts[head_in];
   const float area = static_cast<float>(last.h) * static_cast<float>(last.w);

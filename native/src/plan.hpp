@@ -70,6 +70,7 @@ struct Plan {
   std::vector<float> pixel_values;  // (channels, 256): the normalised value of a byte
   std::vector<StemStep> stem;
   std::vector<PlannedBlock> blocks;
+  std::size_t first_gated = 0;  // of the blocks; where a second look goes on
   std::vector<PlannedGate> gates;
   GateKind gate_kind = GateKind::none;
   int gate_width = 0, padded_width = 0, options = 0, padded_options = 0;

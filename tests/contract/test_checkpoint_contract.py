@@ -112,6 +112,7 @@ def test_the_file(checkpoint_file: Path) -> None:
             "target",
             "lean",
             "curve",
+            "cascade",
         ),
     }
     assert names == {f"backbone.{name}" for name in backbone(True)} | GATES["recurrent"]

@@ -24,6 +24,7 @@ EVALUATION = {
     "accuracy": float,
     "cp": float,
     "bitops_ratio": float,
+    "second_looks": float,
     "option_share": dict,
     "decision_entropy_bits": float,
     "seconds": float,
@@ -108,6 +109,7 @@ def test_keys_of_its_rows(evaluation: dict[str, Any]) -> None:
             "predicted": str,
             "cp": float,
             "path": list,
+            "first_path": type(None),
             "png": str,
         }
     for key in ("blocks", "classes", "static"):
@@ -161,6 +163,7 @@ def test_events_of_a_run(folder: Path) -> None:
         "test": dict,
         "lean": float,
         "curve": list,
+        "cascade": list,
         "seconds": float,
     }
     assert types(end["test"]) == EVALUATION
@@ -177,6 +180,7 @@ def test_a_runs_summary(folder: Path) -> None:
         "epochs": list,
         "lean": float,
         "curve": list,
+        "cascade": list,
         "test": dict,
         "seconds": float,
     }

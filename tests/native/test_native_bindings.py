@@ -72,6 +72,11 @@ def spoilt(value: float) -> Any:
     return images
 
 
+def second_look(**changes: Any) -> dict[str, Any]:
+    arrays = {"confidences": np.ones(B, np.float32), "first": outputs()[1]}
+    return {**arrays, "again": np.zeros(B, np.uint8), **changes}
+
+
 Call = Callable[[Any], object]
 REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
     "float64": (lambda e: e.run(IMAGES / 255.0, *outputs()), TypeError, "uint8, or float32"),
@@ -121,6 +126,46 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "leans has shape",
     ),
+    "confidences alone": (
+        lambda e: e.run(IMAGES, *outputs(), confidences=np.ones(B, np.float32)),
+        ValueError,
+        "need first and again",
+    ),
+    "first alone": (
+        lambda e: e.run(IMAGES, *outputs(), first=outputs()[1], again=np.zeros(B, np.uint8)),
+        ValueError,
+        "these need confidences",
+    ),
+    "confidences": (
+        lambda e: e.run(IMAGES, *outputs(), **second_look(confidences=np.full(B, np.nan, "f4"))),
+        ValueError,
+        "confidences hold values that are not finite",
+    ),
+    "confidences' shape": (
+        lambda e: e.run(IMAGES, *outputs(), **second_look(confidences=np.ones(B + 1, "f4"))),
+        ValueError,
+        "confidences has shape",
+    ),
+    "again's type": (
+        lambda e: e.run(IMAGES, *outputs(), **second_look(again=np.zeros(B, bool))),
+        TypeError,
+        "again must be uint8",
+    ),
+    "second leans": (
+        lambda e: e.run(IMAGES, *outputs(), **second_look(second_leans=np.full(B, np.inf, "f4"))),
+        ValueError,
+        "leans hold values that are not finite",
+    ),
+    "second budgets": (
+        lambda e: e.run(IMAGES, *outputs(), **second_look(second_budgets=np.ones(B, "f4"))),
+        ValueError,
+        "second_budgets are for networks that take budgets",
+    ),
+    "forced and again": (
+        lambda e: e.run(IMAGES, *outputs(), np.zeros((B, L), np.uint8), **second_look()),
+        ValueError,
+        "in one look",
+    ),
     "budgets": (
         lambda e: e.run(IMAGES, *outputs(), None, np.ones(B, np.float32)),
         ValueError,
@@ -134,6 +179,21 @@ def test_bindings_refuse(engine: Any, name: str) -> None:
     call, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         call(engine)
+
+
+def test_bindings_look_twice(engine: Any) -> None:
+    """Impossible to be sure, impossible not to be, and one of each."""
+    logits, decisions, latency_us = outputs()
+    leans = {"leans": np.full(B, -50, "f4"), "second_leans": np.full(B, 50, "f4")}
+    look = second_look(confidences=np.array([1.1, 0.0, 1.1], np.float32), **leans)
+    engine.run(IMAGES, logits, decisions, latency_us, **look)
+    assert look["again"].tolist() == [1, 0, 1]
+    assert look["first"].tolist() == [[0], [0], [0]]
+    assert decisions.tolist() == [[2], [0], [2]]
+    for lean, rows in ((-50, [1]), (50, [0, 2])):
+        alone, *rest = outputs()
+        engine.run(IMAGES, alone, *rest, leans=np.full(B, lean, np.float32))
+        assert (alone[rows] == logits[rows]).all()
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 1.5, float("nan")])

@@ -78,6 +78,16 @@ def one_row_more(parts: Parts) -> None:
     parts.tensors["head.bias"] = ("F32", [6], bytes(24))
 
 
+def looks(*rows: list[float], curve: bool = True) -> Callable[[Parts], object]:
+    """A cascade, on a curve or on none."""
+    more: dict[str, Any] = {"cascade": list(rows)}
+    if curve:
+        more["curve"] = [[0.01, -1.0], [0.5, 1.0]]
+    return lambda parts: parts.plan["gate"].update(more)
+
+
+LOW, HIGH = [0.05, 0.02, 0.1, 0.5], [0.3, 0.1, 0.5, 0.9]
+
 FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "schema": (lambda p: p.plan.update(schema="other"), "schema"),
     "version": (lambda p: p.plan.update(version=2), "version 1"),
@@ -92,6 +102,12 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "no gate": (lambda p: p.plan.update(gate=None), "null if and only if"),
     "gate's kind": (lambda p: p.plan["gate"].update(kind="oracle"), "unknown"),
     "gate's width": (lambda p: p.plan["gate"].update(width=0), "integer from 1"),
+    "a cascade of one": (looks(LOW), "two points"),
+    "a cascade without a curve": (looks(LOW, HIGH, curve=False), "and a curve"),
+    "a cascade that descends": (looks(HIGH, LOW), "ascend"),
+    "a cascade of pairs": (looks(LOW[:2], HIGH[:2]), "a probability"),
+    "the dearer look first": (looks([0.05, 0.2, 0.1, 0.5], HIGH), "the dearer one second"),
+    "no probability": (looks([0.05, 0.02, 0.1, 1.5], HIGH), r"\[0, 1\]"),
     "target": (lambda p: p.plan.update(target=1.5), r"\(0, 1\]"),
     "class names": (lambda p: p.plan["class_names"].pop(), "one name for each class"),
     "std": (lambda p: p.plan["image"].update(std=[0.2, 0, 0.2]), "above zero"),
@@ -167,6 +183,10 @@ def test_native_reader_takes_the_bundle_that_the_faults_are_made_in() -> None:
     assert native.Engine(Parts(GOOD).join()).classes == 5
     assert native.Engine(GOOD).gated_blocks == 3
     parse_bundle(Parts(GOOD).join())
+    twice = Parts(GOOD)
+    looks(LOW, HIGH)(twice)
+    assert native.Engine(twice.join()).gated_blocks == 3
+    assert parse_bundle(twice.join()).plan.budgets == (0.05, 0.3)
 
 
 @pytest.mark.parametrize("name", FAULTS)

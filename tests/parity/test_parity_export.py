@@ -168,6 +168,49 @@ def test_a_price_on_harm_that_follows_the_budget(tmp_path: Path) -> None:
     assert costs[1] < costs[2]
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["leaned", "told and leaned"])
+@pytest.mark.parametrize("stream", ["float", "int8"])
+def test_second_looks(stream: str, told: bool, tmp_path: Path) -> None:
+    curve = ((0.02, -3.0), (0.1, 0.5), (0.5, 4.0))
+    gate = {"width": 5, "budget_input": told}
+    net = make(quant={"stream": stream}, gate=gate, target=0.2, curve=curve)
+    with torch.inference_mode():
+        once = net(fracskip.preprocess(images_for(net, 64), net.spec.image), budget=0.05)
+    least = float(once.logits.softmax(1).amax(1).median())
+    cascade = ((0.05, 0.02, 0.1, least), (0.3, 0.1, 0.5, least))
+    net.spec = net.spec.model_copy(update={"cascade": cascade})
+    for budget in (None, 0.05, torch.linspace(0.05, 0.3, 64)):
+        wanted, found, session = both(net, tmp_path / "x.fsk", budget=budget)
+        assert session.plan.budgets == (0.05, 0.3)
+        assert wanted.first is not None
+        assert wanted.again is not None
+        asked = None if budget is None else np.asarray(budget)
+        results = [found]
+        for isa in instruction_sets():
+            native = InferenceSession(tmp_path / "x.fsk", engine="native", isa=isa, threads=2)
+            results.append(native.run(images_for(net, 64), budget=asked))
+        for result in results:
+            assert result.before is not None
+            again = result.before.again
+            assert 0 < again.sum() < len(again)
+            same = (result.decisions == wanted.decisions.numpy()).all(1)
+            same &= (result.before.decisions == wanted.first.numpy()).all(1)
+            same &= again == wanted.again.numpy()
+            assert same.mean() > 0.9
+            logits = wanted.logits.numpy()
+            scale = logits.std()
+            assert_close(result.logits[same], logits[same], 1e-3 * scale, 0.5 * scale)
+            cost = session.cost(result.decisions, result.before)
+            np.testing.assert_allclose(cost.image_cp[same], wanted.cost[same], rtol=1e-5)
+
+
+def test_a_look_is_forced_alone(tmp_path: Path) -> None:
+    curve, cascade = ((0.02, -3.0), (0.5, 4.0)), ((0.05, 0.02, 0.1, 1.0), (0.3, 0.1, 0.5, 1.0))
+    net = make(target=0.2, curve=curve, cascade=cascade)
+    _, found, _ = both(net, tmp_path / "x.fsk", decisions=net.forced("full", 64))
+    assert found.before is None
+
+
 @pytest.mark.parametrize("stream", ["float", "int8"])
 @pytest.mark.parametrize("option", ["full", 8, 4])
 def test_static_networks(option: Any, stream: str, tmp_path: Path) -> None:

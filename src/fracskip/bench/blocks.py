@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fracskip.errors import ConfigError
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.plan import BlockPlan, Plan
 
@@ -141,8 +142,15 @@ def option_times(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> 
 
 
 def gate_time(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> float:
-    """What one gate takes, in microseconds: runs by the gates against the same paths forced."""
-    chosen = session.run(pixels).decisions
+    """What one gate takes, in microseconds: runs by the gates against the same paths forced.
+
+    Raises:
+        ConfigError: if the network looks twice: its second looks would count as gates' time.
+    """
+    found = session.run(pixels)
+    if found.before is not None:
+        raise ConfigError("a gate's time is measured in one look, and this network looks twice")
+    chosen = found.decisions
     decided, forced = path_times(session, pixels, [None, chosen], rounds)
     return float(np.median(decided - forced)) / max(len(session.plan.gated), 1)
 

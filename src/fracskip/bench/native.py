@@ -89,7 +89,8 @@ def _load(session: InferenceSession, pixels: NDArray[np.uint8], option: Option |
 
 
 def _cp(session: InferenceSession, pixels: NDArray[np.uint8]) -> float:
-    return session.cost(session.run(pixels).decisions).cp
+    found = session.run(pixels)
+    return session.cost(found.decisions, found.before).cp
 
 
 def _precision(option: Option) -> Precision:

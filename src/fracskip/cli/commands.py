@@ -13,9 +13,11 @@ import numpy as np
 
 from fracskip.cli import console
 from fracskip.config import load_recipe
+from fracskip.cost import account
 from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
 from fracskip.errors import ConfigError, DataError, MissingExtraError
 from fracskip.evaluation import evaluate, predict, subject_of, sweep
+from fracskip.evaluation.record import first_path
 from fracskip.evaluation.subject import Card, Network
 from fracskip.evaluation.sweep import POINTS
 from fracskip.machine import cores
@@ -179,7 +181,7 @@ def run_predict(options: argparse.Namespace) -> int:
     rows = []
     if good:
         found = predict(net, np.stack(pixels), budget=options.budget)
-        costs = np.array(card.options.costs)[found.decisions].mean(1)
+        costs = account(found.decisions, card.options, card.profile, found.before).image_cp
         rows = [
             {
                 "file": str(file),
@@ -187,6 +189,7 @@ def run_predict(options: argparse.Namespace) -> int:
                 "probability": float(found.probabilities[row, index]),
                 "cp": float(costs[row]),
                 "path": [card.options.labels[choice] for choice in found.decisions[row]],
+                "first_path": first_path(card.options, found.before, row),
             }
             for row, (file, index) in enumerate(zip(good, found.predicted, strict=True))
         ]

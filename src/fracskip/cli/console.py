@@ -109,25 +109,29 @@ def show_evaluation(record: dict[str, Any]) -> None:
             percent(point["bitops_ratio"]),
             *("100%" if label == other else "" for other in dynamic),
         )
+    twice = record.get("second_looks", 0.0)  # older records lack it
+    looks = f" {percent(twice, 1)} of images were looked at twice." if twice else ""
     console = _out()
     console.print(table)
     console.print(
         f"cp: mean of (bits/32)² over images and gated blocks. BitOps: all that is executed, gates "
         f"included, over the plain network at 32 bits. Shares of blocks by option on the right.\n"
         f"Decision entropy {record['decision_entropy_bits']:.2f} bits a block; "
-        f"{record['seconds']:.1f} s on {record['device']}."
+        f"{record['seconds']:.1f} s on {record['device']}.{looks}"
     )
 
 
 def show_sweep(record: dict[str, Any]) -> None:
-    """A line for each budget."""
+    """A line for each budget; how many images were looked at twice, if any were."""
     table = _table_of(record)
-    options = record["checkpoint"]["options"]
-    for column in ("budget", "cp", "BitOps", "accuracy", *options):
+    options, points = record["checkpoint"]["options"], record["points"]
+    looks = ["twice"] if any(point.get("second_looks") for point in points) else []
+    for column in ("budget", "cp", "BitOps", "accuracy", *looks, *options):
         table.add_column(column, justify="right", no_wrap=True)
-    for point in record["points"]:
+    for point in points:
         costs = (percent(point[key]) for key in ("budget", "cp", "bitops_ratio", "accuracy"))
-        table.add_row(*costs, *(percent(share, 1) for share in point["option_share"].values()))
+        shares = [*(point.get("second_looks", 0.0) for _ in looks), *point["option_share"].values()]
+        table.add_row(*costs, *(percent(share, 1) for share in shares))
     _out().print(table)
 
 
@@ -137,19 +141,32 @@ def show_table(table: Table) -> None:
 
 
 def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    """One line an image: class, probability, cost, path."""
+    """One line an image: class, probability, cost, path; where there were two looks, both paths."""
     table = Table()
     for column in ("image", "class"):
         table.add_column(column, overflow="fold")
     for column in ("prob.", "cp"):
         table.add_column(column, justify="right")
     table.add_column("path (· skip, bits, F full)", no_wrap=True)
-    for row in rows:
-        path = " ".join(_SHORT.get(label, label) for label in row["path"])
+    for row, path in zip(rows, _paths(rows), strict=True):
         table.add_row(
             row["file"], row["class"], percent(row["probability"], 1), percent(row["cp"]), path
         )
-    _out().print(table)
+    console = _out()
+    console.print(table)
+    if any(row["first_path"] for row in rows):
+        console.print("a > b: looked at twice; a is the first look's path, b the one that decided.")
+
+
+def _paths(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The path of each image, or both with a > between them."""
+    looks = [[path for path in (row["first_path"], row["path"]) if path] for row in rows]
+    cells = [[[_SHORT.get(label, label) for label in path] for path in paths] for paths in looks]
+    # Without gaps two paths are about as wide as one with them; labels of two characters need them.
+    twice = any(len(paths) > 1 for paths in cells)
+    wide = any(len(cell) > 1 for paths in cells for path in paths for cell in path)
+    gap = "" if twice and not wide else " "
+    return [" > ".join(gap.join(path) for path in paths) for paths in cells]
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

@@ -14,6 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 # A preset's name or a list of options, kept as labels.
 OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
@@ -129,6 +130,9 @@ class ModelSpec(Frozen):
             images so that the mean cost meets the target.
         curve: (cost, lean) pairs, ascending: what leans cost on validation images, for budgets
             that the caller names. Empty: the network takes no budget of this kind.
+        cascade: (budget, budget of a first look, of a second, probability of the first choice
+            under which there is a second look), ascending: what meets a budget where images may
+            be looked at twice (see `fracskip.cost.Cascade`). Empty: there is one look.
     """
 
     model: ModelConfig
@@ -141,10 +145,12 @@ class ModelSpec(Frozen):
     target: Fraction | None = None
     lean: float = 0.0
     curve: tuple[tuple[Fraction, float], ...] = ()
+    cascade: tuple[tuple[Fraction, Fraction, Fraction, Probability], ...] = ()
 
     @model_validator(mode="after")
     def _the_curve_ascends(self) -> ModelSpec:
         check_ascending(self.curve)
+        check_cascade(self.cascade, self.curve, self.target)
         return self
 
     @property
@@ -165,8 +171,9 @@ class ModelSpec(Frozen):
     @property
     def budgets(self) -> tuple[float, float] | None:
         """The smallest and the largest budget that a caller may name; None if it takes none."""
-        if self.curve:
-            return self.curve[0][0], self.curve[-1][0]
+        points = self.cascade or self.curve
+        if points:
+            return points[0][0], points[-1][0]
         return (0.0, 1.0) if self.gate.budget_input else None
 
 
@@ -177,3 +184,30 @@ def check_ascending(curve: Sequence[tuple[float, float]]) -> None:
     for (cost, lean), (dearer, higher) in itertools.pairwise(curve):
         if not (cost < dearer and lean < higher):
             raise ValueError("a curve's costs and leans must ascend")
+
+
+def check_cascade(
+    cascade: Sequence[tuple[float, float, float, float]],
+    curve: Sequence[tuple[float, float]],
+    target: float | None,
+) -> None:
+    """Raises ValueError unless a cascade is empty or its looks lie on the curve.
+
+    Args:
+        cascade: See `ModelSpec`.
+        curve: Of the same network.
+        target: Of the same network; what is asked for where the caller names no budget.
+    """
+    if not cascade:
+        return
+    if len(cascade) == 1 or not curve:
+        raise ValueError("a cascade has two points at least and a curve for its looks, or is empty")
+    for (budget, *_), (larger, *_) in itertools.pairwise(cascade):
+        if not budget < larger:
+            raise ValueError("a cascade's budgets must ascend")
+    low, high = curve[0][0], curve[-1][0]
+    for _, first, second, _ in cascade:
+        if not low <= first <= second <= high:
+            raise ValueError(f"a cascade's looks must lie on the curve, from {low} to {high}")
+    if target is None or not cascade[0][0] <= target <= cascade[-1][0]:
+        raise ValueError("a cascade needs a target among its budgets, for callers who name none")

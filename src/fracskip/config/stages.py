@@ -188,6 +188,9 @@ class JointStage(Frozen):
             compute (and to be compared).
         budgets: Costs at which the decisions' lean is measured once all is trained, so that
             callers may name any budget between the least and the largest of them.
+        looks: How often an image may be looked at: 1, or 2 (a cascade: where a first look, for
+            less than the budget, leaves the prediction uncertain, a second one decides; needs
+            `budgets`, and validation images that the backbone has not learned).
         norm_images: Training images on which, once all is trained, BatchNorm statistics are
             estimated anew along the paths that the gates choose (0: they stay as they are).
     """
@@ -214,6 +217,7 @@ class JointStage(Frozen):
     sample_rate: Fraction = 0.25
     anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
     budgets: tuple[Fraction, ...] = ()
+    looks: Literal[1, 2] = 1
     norm_images: Count = 1536
 
     @model_validator(mode="after")
@@ -222,6 +226,8 @@ class JointStage(Frozen):
             raise ValueError("paths 'shared' teach the gates nothing: set gate_lr to 0")
         if self.aim == "budgets" and (self.paths != "shared" or len(self.budgets) < 2):
             raise ValueError("aim 'budgets' needs paths 'shared' and two budgets at least")
+        if self.looks == 2 and len(self.budgets) < 2:
+            raise ValueError("looks = 2 needs two budgets at least: a look's budget is one of them")
         if self.decisions == "alike" and (self.gate_lr or self.budgets):
             raise ValueError(
                 "decisions 'alike' leave the gates nothing to learn and no budget to follow: set "

@@ -1,6 +1,7 @@
 """Decisions to cost: the paper's computation percentage, the honest BitOps ratio, statistics.
 
-Decisions are integer matrices (images, gated blocks) of indices into an option set.
+Decisions are integer matrices (images, gated blocks) of indices into an option set. Where images
+were looked at twice, they are those of the look that decided, and what went before counts as well.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fracskip.cost.cascade import Decisions, FirstLooks
 from fracskip.cost.profile import NetworkProfile
 from fracskip.errors import ConfigError
 from fracskip.options import FULL_BITS, OptionSet
-
-Decisions = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,34 @@ def _checked(decisions: Decisions, options: OptionSet, blocks: int | None = None
     return decisions
 
 
-def account(decisions: Decisions, options: OptionSet, profile: NetworkProfile) -> CostReport:
+def account(
+    decisions: Decisions,
+    options: OptionSet,
+    profile: NetworkProfile,
+    before: FirstLooks | None = None,
+) -> CostReport:
     """Costs a decision matrix.
 
     Args:
         decisions: Option indices, (N, gated blocks), N at least 1.
         options: What the indices mean.
         profile: The network's MACs.
+        before: What was executed for the same images before, if some were looked at twice.
 
     Raises:
         ConfigError: if the shape or the indices do not fit.
     """
     gated = profile.gated
-    decisions = _checked(decisions, options, len(gated))
-    bits = np.array([option.bits for option in options], dtype=np.float64)[decisions]
-    cost = (bits / FULL_BITS) ** 2
+    bits = np.array([option.bits for option in options], dtype=np.float64)
+    costs = (bits / FULL_BITS) ** 2
+    cost = costs[_checked(decisions, options, len(gated))]
+    fixed = profile.fixed_macs
+    if before is not None:
+        first = _checked(before.decisions, options, len(gated))
+        cost = cost + costs[first] * before.again[:, None]
+        fixed += profile.second_look_macs * before.again.mean()
     branch = np.array([block.branch_macs for block in gated], dtype=np.float64)
-    executed = profile.fixed_macs + (cost @ branch).mean()
+    executed = fixed + (cost @ branch).mean()
     image_cp = cost.mean(axis=1) if gated else np.ones(len(decisions))
     return CostReport(float(image_cp.mean()), float(executed / profile.backbone_macs), image_cp)
 

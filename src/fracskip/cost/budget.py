@@ -41,6 +41,22 @@ def checked_budgets(budget: ArrayLike, count: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.broadcast_to(values, (count,)))
 
 
+def checked_range(budgets: NDArray[np.float32], reach: tuple[float, float]) -> None:
+    """Refuses budgets (B,) that a network does not reach.
+
+    Raises:
+        ConfigError: if one lies outside.
+    """
+    low, high = reach
+    # Ends that were printed and typed in again are still the ends.
+    outside = (budgets < low * (1 - 1e-3)) | (budgets > high * (1 + 1e-3))
+    if outside.any():
+        raise ConfigError(
+            f"budget {float(budgets[outside][0]):.4g} is out of this network's reach: give a "
+            f"share from {low:.4g} to {high:.4g}"
+        )
+
+
 @dataclass(frozen=True)
 class BudgetCurve:
     """What leans cost: (cost, lean) pairs, ascending in both, at least two."""
@@ -59,13 +75,6 @@ class BudgetCurve:
             ConfigError: if a budget is none that this network reaches.
         """
         costs, leans = np.array(self.points).T
-        low, high = self.range
-        # Ends that were printed and typed in again are still the ends.
-        outside = (budgets < low * (1 - 1e-3)) | (budgets > high * (1 + 1e-3))
-        if outside.any():
-            raise ConfigError(
-                f"budget {float(budgets[outside][0]):.4g} is out of this network's reach: give a "
-                f"share from {low:.4g} to {high:.4g}"
-            )
+        checked_range(budgets, self.range)
         leaned = np.interp(np.log(budgets), np.log(costs), leans)
         return np.asarray(leaned, dtype=np.float32)

@@ -6,6 +6,7 @@ Convention: one multiply-add is one MAC. Convolutions and linear layers are coun
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,6 +93,16 @@ class NetworkProfile:
     def gate_macs(self) -> int:
         """All gates together."""
         return sum(block.gate_macs for block in self.blocks)
+
+    @property
+    def second_look_macs(self) -> float:
+        """What a second look executes whatever is chosen, gates included: MACs at 32 bits.
+
+        It goes on from what the first gated block saw, so the stem and the blocks before that one
+        are not executed again.
+        """
+        repeated = itertools.dropwhile(lambda block: not block.gated, self.blocks)
+        return sum(block.fixed_cost for block in repeated) + self.head_macs + self.gate_macs
 
     @property
     def fixed_macs(self) -> float:

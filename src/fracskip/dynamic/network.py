@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fracskip.config import ModelSpec
 from fracskip.cost.budget import TAKES_NONE, BudgetCurve, checked_budgets
+from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic import estimation
 from fracskip.dynamic.block import (
@@ -64,16 +65,20 @@ class Output:
 
     Attributes:
         logits: (B, N).
-        decisions: Option indices (B, L).
+        decisions: Option indices (B, L); where an image was looked at twice, of the second look.
         cost: Relative cost of each image over its gated blocks, (B,): 1 is all in full. In
-            training it carries the gates' gradient.
+            training it carries the gates' gradient. Both looks count.
         scores: In training: the gates' logits (B, L, K), leaned but without noise.
+        first: Where images may be looked at twice: decisions of the first look (B, L).
+        again: Likewise: which were, bool (B,).
     """
 
     logits: Tensor
     decisions: Tensor
     cost: Tensor
     scores: Tensor | None = None
+    first: Tensor | None = None
+    again: Tensor | None = None
 
 
 class DynamicNetwork(nn.Module):
@@ -191,7 +196,7 @@ class DynamicNetwork(nn.Module):
             images: Normalised floats (B, C, H, W); see `fracskip.preprocess`.
             budget: Target computation share, one for all or (B,), if the network takes one (None:
                 what it was trained for).
-            decisions: Option indices (B, L) to execute instead of asking the gate.
+            decisions: Option indices (B, L) to execute instead of asking the gate; in one look.
             mixing: In training: how to explore, and the gates' gradient. Without it, decisions
                 are the gate's first maxima and nothing but what is chosen is computed.
 
@@ -200,7 +205,8 @@ class DynamicNetwork(nn.Module):
         """
         x = self.begin(images)
         count = len(images)
-        lean = self._lean(budget, count)
+        if budget is not None and not (self.spec.takes_budget and self.gate is not None):
+            raise ConfigError(TAKES_NONE)
         if decisions is not None:
             decisions = self._check_decisions(decisions, count).to(x.device)
         elif self.gate is None:
@@ -209,8 +215,37 @@ class DynamicNetwork(nn.Module):
             for index, block in enumerate(self.blocks):
                 x = block.route(x, decisions[:, index])
             return Output(self.backbone.head(x), decisions, self._costs[decisions].mean(1))
+        if self.spec.cascade and mixing is None:
+            return self._look_twice(x, budget)
+        return self._look(x, budget, mixing)
+
+    def _look_twice(self, x: Tensor, budget: float | Tensor | None) -> Output:
+        """A cascade from what the first gated block sees: see `fracskip.cost.Cascade`."""
+        given = self.spec.target if budget is None else budget
+        budgets = checked_budgets(_numbers(given), len(x))
+        looks = Cascade(self.spec.cascade).looks_at(budgets)
+        first = self._look(x, torch.from_numpy(looks.first).to(x.device))
+        least = torch.from_numpy(looks.confidence).to(x.device)
+        again = first.logits.float().softmax(1).amax(1) < least
+        rows = again.nonzero().squeeze(1)
+        found = replace(first, first=first.decisions, again=again)
+        if not len(rows):
+            return found
+        second = self._look(x[rows], torch.from_numpy(looks.second).to(x.device)[rows])
+        return replace(
+            found,
+            logits=first.logits.index_copy(0, rows, second.logits),
+            decisions=first.decisions.index_copy(0, rows, second.decisions),
+            cost=first.cost.index_add(0, rows, second.cost),
+        )
+
+    def _look(
+        self, x: Tensor, budget: float | Tensor | None, mixing: Mixing | None = None
+    ) -> Output:
+        """One walk from what the first gated block sees, each image by its own path."""
         assert self.gate is not None
-        state = self.gate.start(count, self.gate_budget(budget), x)
+        lean = self._lean(budget, len(x))
+        state = self.gate.start(len(x), self.gate_budget(budget), x)
         choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
@@ -262,12 +297,9 @@ class DynamicNetwork(nn.Module):
     def _lean(self, budget: float | Tensor | None, count: int) -> float | Tensor:
         """What is added to the logits times `lean_weights`: one for all, or (B, 1)."""
         spec = self.spec
-        if budget is not None and not (spec.takes_budget and self.gate is not None):
-            raise ConfigError(TAKES_NONE)
         if budget is None or not spec.curve:
             return spec.lean
-        given = budget.cpu().numpy() if isinstance(budget, Tensor) else budget
-        leans = BudgetCurve(spec.curve).leans_at(checked_budgets(given, count))
+        leans = BudgetCurve(spec.curve).leans_at(checked_budgets(_numbers(budget), count))
         return torch.from_numpy(leans)[:, None].to(self.lean_weights.device)
 
     def _trial(self, count: int, mixing: Mixing, device: torch.device) -> Trial:
@@ -358,6 +390,10 @@ class DynamicNetwork(nn.Module):
     ) -> None:
         """Estimates BatchNorm statistics along the paths taken; see `estimation.reestimate`."""
         estimation.reestimate(self, batches, fewest, decisions)
+
+
+def _numbers(budget: Any) -> Any:
+    return budget.cpu().numpy() if isinstance(budget, Tensor) else budget
 
 
 def build_network(spec: ModelSpec) -> DynamicNetwork:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fracskip.cost import FirstLooks
 from fracskip.devices import describe
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation.subject import Answers, Card
@@ -49,4 +50,7 @@ class NetworkSubject:
         x = preprocess(torch.from_numpy(images).to(self._device), net.spec.image)
         forced = None if force is None else net.forced(force, len(x))
         out = net(x, budget=budget, decisions=forced)
-        return out.logits.float().cpu().numpy(), out.decisions.cpu().numpy()
+        before = None
+        if out.first is not None and out.again is not None:
+            before = FirstLooks(out.first.cpu().numpy(), out.again.cpu().numpy())
+        return Answers(out.logits.float().cpu().numpy(), out.decisions.cpu().numpy(), before)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fracskip.cost import FirstLooks
 from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.options import Option
 
@@ -21,13 +22,16 @@ class Predictions:
 
     Attributes:
         probabilities: Softmax of the logits, (N, classes).
-        decisions: Option indices, (N, gated blocks).
+        decisions: Option indices, (N, gated blocks); where an image was looked at twice, of the
+            second look.
         seconds: Wall time, preprocessing included.
+        before: The first looks, where images may be looked at twice.
     """
 
     probabilities: NDArray[np.float32]
     decisions: NDArray[np.int64]
     seconds: float
+    before: FirstLooks | None = None
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -69,17 +73,22 @@ def predict_subject(
     progress: Progress | None,
 ) -> Predictions:
     """`predict` for what `subject_of` gave."""
-    probabilities, decisions = [], []
+    probabilities, decisions, before = [], [], []
     begin = time.perf_counter()
     for start in range(0, max(len(images), 1), batch_size):
         batch = images[start : start + batch_size]
-        logits, choices = subject.classify(batch, force, budget)
-        probabilities.append(_softmax(logits))
-        decisions.append(choices.astype(np.int64))
+        found = subject.classify(batch, force, budget)
+        probabilities.append(_softmax(found.logits))
+        decisions.append(found.decisions.astype(np.int64))
+        if found.before is not None:
+            before.append(found.before)
         if progress is not None:
             progress(len(batch))
     return Predictions(
-        np.concatenate(probabilities), np.concatenate(decisions), time.perf_counter() - begin
+        np.concatenate(probabilities),
+        np.concatenate(decisions),
+        time.perf_counter() - begin,
+        FirstLooks.joined(before) if before else None,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fracskip.cost import account, decision_entropy_bits, option_shares
+from fracskip.cost import FirstLooks, account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
 from fracskip.evaluation.subject import Network, Subject, subject_of
@@ -54,8 +54,9 @@ def evaluate(
     predictions = predict_subject(subject, data.images, None, budget, batch_size, progress)
     options, decisions = card.options, predictions.decisions
     right = predictions.predicted == data.labels
-    cost = account(decisions, options, card.profile)
-    shares = option_shares(decisions, options)
+    before = predictions.before
+    cost = account(decisions, options, card.profile, before)
+    shares = option_shares(_looks(decisions, before), options)
     entropy = decision_entropy_bits(shares)
     forced = []
     if static and not card.is_static:
@@ -83,6 +84,7 @@ def evaluate(
         "accuracy": float(right.mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
+        "second_looks": 0.0 if before is None else float(before.again.mean()),
         "option_share": _named(shares.mean(0), options),
         "decision_entropy_bits": float(entropy.mean()),
         "seconds": predictions.seconds,
@@ -97,10 +99,17 @@ def evaluate(
             }
             for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
         ],
-        "classes": _per_class(data, right, decisions, cost.image_cp, options),
+        "classes": _per_class(data, right, predictions, cost.image_cp, options),
         "static": forced,
         "examples": _examples(data, predictions, cost.image_cp, options, examples),
     }
+
+
+def _looks(decisions: NDArray[np.int64], before: FirstLooks | None) -> NDArray[np.int64]:
+    """Decisions of all looks, one row a look."""
+    if before is None:
+        return decisions
+    return before.all_with(decisions).astype(np.int64)
 
 
 def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
@@ -131,7 +140,7 @@ def _static_point(
 def _per_class(
     data: ImageSet,
     right: NDArray[np.bool_],
-    decisions: NDArray[np.int64],
+    predictions: Predictions,
     image_cp: NDArray[np.float64],
     options: OptionSet,
 ) -> list[dict[str, Any]]:
@@ -140,7 +149,9 @@ def _per_class(
         of_class = data.labels == index
         if not of_class.any():
             continue
-        shares = option_shares(decisions[of_class], options).mean(0)
+        before = None if predictions.before is None else predictions.before.take(of_class)
+        looks = _looks(predictions.decisions[of_class], before)
+        shares = option_shares(looks, options).mean(0)
         rows.append(
             {
                 "name": name,
@@ -170,6 +181,7 @@ def _examples(
             "predicted": data.class_names[predictions.predicted[index]],
             "cp": float(image_cp[index]),
             "path": [options.labels[choice] for choice in predictions.decisions[index]],
+            "first_path": first_path(options, predictions.before, index),
             "png": _png(data.images[index]),
         }
 
@@ -177,6 +189,13 @@ def _examples(
         "easiest": [example(index) for index in order[:count]],
         "hardest": [example(index) for index in order[::-1][:count]],
     }
+
+
+def first_path(options: OptionSet, before: FirstLooks | None, index: int) -> list[str] | None:
+    """What an image's first look executed; None if there was no second."""
+    if before is None or not before.again[index]:
+        return None
+    return [options.labels[choice] for choice in before.decisions[index]]
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import NetworkProfile
+from fracskip.cost import FirstLooks, NetworkProfile
 from fracskip.machine import describe_processor
 from fracskip.options import Option, OptionSet
 from fracskip.runtime import InferenceSession
@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from fracskip.dynamic import DynamicNetwork
 
 Network: TypeAlias = Union["DynamicNetwork", InferenceSession]
-Answers: TypeAlias = tuple[NDArray[np.float32], NDArray[np.integer[Any]]]
+
+
+class Answers(NamedTuple):
+    """What a network says of B images.
+
+    Attributes:
+        logits: (B, N).
+        decisions: Option indices (B, L); where an image was looked at twice, of the second look.
+        before: The first looks, where images may be looked at twice.
+    """
+
+    logits: NDArray[np.float32]
+    decisions: NDArray[np.integer[Any]]
+    before: FirstLooks | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,11 @@ class Subject(Protocol):
         force: Option | int | str | None = None,
         budget: float | None = None,
     ) -> Answers:
-        """Logits (B, N) and decisions (B, L) for a batch.
+        """What it says of a batch.
 
         Args:
             images: uint8 (B, H, W, C).
-            force: Execute every block at this option instead of asking the gates.
+            force: Execute every block at this option instead of asking the gates, in one look.
             budget: Target computation share, if the network takes one.
         """
         ...
@@ -125,4 +138,4 @@ class SessionSubject:
         session = self._session
         forced = None if force is None else session.forced(force, len(images))
         result = session.run(images, budget=budget, decisions=forced)
-        return result.logits, result.decisions
+        return Answers(result.logits, result.decisions, result.before)

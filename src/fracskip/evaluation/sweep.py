@@ -19,7 +19,7 @@ LEAST_BUDGET = 0.005  # where a gate takes any budget
 # Of an evaluation's record: what all points share, and what differs.
 SHARED = ("checkpoint", "checkpoint_digest", "data", "images", "device", "versions")
 POINT = (
-    *("budget", "accuracy", "cp", "bitops_ratio", "option_share"),
+    *("budget", "accuracy", "cp", "bitops_ratio", "second_looks", "option_share"),
     *("decision_entropy_bits", "seconds"),
 )
 

@@ -103,6 +103,7 @@ class _Writer:
                 width=spec.gate.width,
                 budget_input=spec.gate.budget_input,
                 curve=tuple((cost, lean - folded) for cost, lean in spec.curve),
+                cascade=spec.cascade,
                 output=spec.gate.output,
                 lean=spec.lean - folded,
             )

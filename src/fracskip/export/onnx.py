@@ -59,7 +59,8 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
 
     Inputs: `images`, float32 (1, C, H, W), normalised (`fracskip.preprocess`); for gates that take
     one also `budget`, float32 (1, 1). Outputs: `logits`, float32 (1, N); `decisions`, int64 (1, L),
-    indices into the metadata's `options`.
+    indices into the metadata's `options`. The model is one look: where the metadata's `cascade` is
+    not empty, whoever runs it decides whether there is a second (docs/deployment.md).
 
     Args:
         plan: The bundle's plan.
@@ -85,6 +86,7 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
             "gated_blocks": [block.name for block in plan.gated],
             "stream": plan.stream,
             "target": plan.target,
+            "cascade": [] if plan.gate is None else plan.gate.cascade,
             "data": plan.data_name,
             "source": plan.source,
         },

@@ -150,7 +150,12 @@ def _dots(
 
 
 def block_shares(
-    blocks: Sequence[Block], options: Sequence[str], *, ident: str, narrow: bool = False
+    blocks: Sequence[Block],
+    options: Sequence[str],
+    counted: str = "images",
+    *,
+    ident: str,
+    narrow: bool = False,
 ) -> str:
     """Stacked shares of the options in each gated block, and the entropy of the decisions.
 
@@ -160,6 +165,7 @@ def block_shares(
     Args:
         blocks: In order of execution; at least one.
         options: Their options, ascending.
+        counted: What the shares are shares of (see `wording.counted`).
         ident: Identifies the figure in its page.
         narrow: Draw for a phone.
     """
@@ -206,7 +212,7 @@ def block_shares(
             if axes is shares_axes:
                 (axes.set_xlim if narrow else axes.set_ylim)(0, 1)
                 percent_ticks(value_axis, (0, 0.5, 1) if narrow else (0, 0.25, 0.5, 0.75, 1))
-                name = "Share of images"
+                name = f"Share of {counted}"
             else:
                 top = _entropy_top(max(known))
                 (axes.set_xlim if narrow else axes.set_ylim)(0, top)
@@ -222,7 +228,7 @@ def block_shares(
                 _block_ticks(place_axis, blocks, narrow=narrow)
             else:
                 place_axis.set_ticks([])
-        label = f"Share of images that take each option, for {len(blocks)} gated blocks"
+        label = f"Share of {counted} that take each option, for {len(blocks)} gated blocks"
         return to_svg(figure, ident, f"{label}; the numbers follow in a table", titles)
 
 

@@ -16,7 +16,7 @@ from fracskip.report import figures, sweeps, view, wording
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
 from fracskip.report.reading import RECORD_NAME, Source, read_source
-from fracskip.report.records import png_size
+from fracskip.report.values import png_size
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -101,6 +101,7 @@ def _environment() -> Environment:
         option_words=wording.option_words,
         share_words=wording.share_words,
         path_words=wording.path_words,
+        counted=wording.counted,
         listed=wording.listed,
         class_accuracy=view.class_accuracy,
         recipe_lines=view.recipe_lines,
@@ -146,6 +147,7 @@ def _render(sources: Sequence[Source]) -> str:
                 figures.block_shares,
                 item.record.blocks,
                 item.record.checkpoint.options,
+                wording.counted(item.record.second_looks),
                 ident=f"blocks-{number}",
             ),
         )
@@ -164,6 +166,7 @@ def _render(sources: Sequence[Source]) -> str:
                     figures.block_shares,
                     point.blocks,
                     item.record.checkpoint.options,
+                    wording.counted(point.second_looks),
                     ident=f"budget-{number}-{place}",
                 )
                 if point.blocks

@@ -8,90 +8,55 @@ is checked.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from fracskip.options import Option, OptionSet
+from fracskip.options import Option
+from fracskip.report.values import (
+    ROUNDING,
+    Cost,
+    Count,
+    Decisions,
+    Digest,
+    Finite,
+    Name,
+    NonNegative,
+    OptionLabel,
+    OptionLabels,
+    Png,
+    RecordPart,
+    Share,
+    Shares,
+)
 
 EVALUATION_SCHEMA = "fracskip.evaluation/1"
 RUN_SCHEMA = "fracskip.run/1"
 SWEEP_SCHEMA = "fracskip.sweep/1"
 
-SHARE_TOLERANCE = 5e-3
-_ROUNDING = 1e-6  # sums of float32 end a little above 1
-MAX_PNG_BYTES = 1 << 20
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+def _check_options(used: Iterable[Iterable[str]], checkpoint: Checkpoint) -> None:
+    """Refuses labels of options that the checkpoint does not have."""
+    foreign = {label for labels in used for label in labels} - set(checkpoint.options)
+    if foreign:
+        raise ValueError(
+            f"option {min(foreign)!r} is not among the checkpoint's options; it has "
+            f"{', '.join(checkpoint.options)}"
+        )
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("only printable characters are allowed")
-    return text
+def _check_cost(cp: float, second_looks: float) -> None:
+    """Refuses more computation than so many second looks an image can execute."""
+    if cp > 1 + second_looks + ROUNDING:
+        raise ValueError(
+            f"cp may be at most {1 + second_looks:.4g}, with {second_looks:.4g} second looks an "
+            f"image; it is {cp:.4g}"
+        )
 
 
-def _sorted_options(labels: tuple[str, ...]) -> tuple[str, ...]:
-    return OptionSet.of(labels).labels
-
-
-def _one_option(label: str) -> str:
-    return Option.parse(label).label
-
-
-def _at_most_one(share: float) -> float:
-    if share > 1 + _ROUNDING:
-        raise ValueError("a share of at most 1 is needed")
-    return min(share, 1.0)
-
-
-def _sums_to_one(shares: dict[str, float]) -> dict[str, float]:
-    total = math.fsum(shares.values())
-    if abs(total - 1) > SHARE_TOLERANCE:
-        raise ValueError(f"shares must sum to 1, these sum to {total:.4g}")
-    return dict(sorted(shares.items(), key=lambda item: Option.parse(item[0])))
-
-
-def png_size(png: str) -> tuple[int, int]:
-    """Width and height in pixels of a base64 PNG.
-
-    Raises:
-        ValueError: if it is no base64, no PNG, or larger than 1 MiB.
-    """
-    try:
-        data = base64.b64decode(png, validate=True)
-    except binascii.Error:
-        raise ValueError("a base64 string is needed") from None
-    if len(data) > MAX_PNG_BYTES:
-        raise ValueError(f"a thumbnail may have {MAX_PNG_BYTES} bytes, this has {len(data)}")
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if not data.startswith(_PNG_SIGNATURE) or not width or not height:
-        raise ValueError("a PNG image in base64 is needed")
-    return width, height
-
-
-def _is_png(png: str) -> str:
-    png_size(png)
-    return png
-
-
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Share = Annotated[NonNegative, AfterValidator(_at_most_one)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Name = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
-Digest = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
-OptionLabel = Annotated[str, AfterValidator(_one_option)]
-Shares = Annotated[dict[OptionLabel, Share], AfterValidator(_sums_to_one)]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Checkpoint(_Record):
+class Checkpoint(RecordPart):
     """Which network was measured.
 
     Attributes:
@@ -108,26 +73,26 @@ class Checkpoint(_Record):
     name: Name
     digest: Digest = ""
     model: Name
-    options: Annotated[tuple[str, ...], AfterValidator(_sorted_options)]
+    options: OptionLabels
     quant: Name | None = None
     gate: Name | None = None
     target: Share | None = None
     macs: Count = 0
 
 
-class DataSplit(_Record):
+class DataSplit(RecordPart):
     """Which images it was measured on."""
 
     name: Name
     split: Name
 
 
-class Block(_Record):
+class Block(RecordPart):
     """The decisions of one gated block over all images.
 
     Attributes:
         name: The block's name in the network.
-        option_share: Share of images for each option.
+        option_share: Share of images for each option; of looks, where some images had two.
         entropy_bits: Entropy of these shares, in bits.
         macs: Multiply-accumulates of the block for one image.
     """
@@ -138,17 +103,17 @@ class Block(_Record):
     macs: Count | None = None
 
 
-class ClassResult(_Record):
+class ClassResult(RecordPart):
     """One class of images: how many, how well, at what cost."""
 
     name: Name
     images: Count
     accuracy: Share
-    cp: Share
+    cp: Cost
     option_share: Shares | None = None
 
 
-class StaticPoint(_Record):
+class StaticPoint(RecordPart):
     """The same network with one option in every block.
 
     Attributes:
@@ -164,39 +129,56 @@ class StaticPoint(_Record):
     bitops_ratio: NonNegative
 
 
-class Example(_Record):
+class Example(RecordPart):
     """One image and the path it took.
 
     Attributes:
         index: Its position in the split.
         label: Its true class.
         predicted: The class the network gave.
-        cp: Its computation percentage as a share.
-        path: The option taken in each gated block.
+        cp: Its computation percentage as a share, of all its looks.
+        path: The option taken in each gated block, by the look that decided.
+        first_path: The same of the look before; None if there was one look.
         png: The image, a PNG in base64.
     """
 
     index: Count
     label: Name
     predicted: Name
-    cp: Share
-    path: Annotated[tuple[OptionLabel, ...], Field(min_length=1)]
-    png: Annotated[str, AfterValidator(_is_png)]
+    cp: Cost
+    path: Decisions
+    first_path: Decisions | None = None
+    png: Png
 
     @property
     def is_right(self) -> bool:
         """Whether the prediction is the true class."""
         return self.label == self.predicted
 
+    @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of all its looks; the last decided."""
+        return (self.path,) if self.first_path is None else (self.first_path, self.path)
 
-class Examples(_Record):
+    @model_validator(mode="after")
+    def _cost_fits_the_looks(self) -> Example:
+        _check_cost(self.cp, float(self.first_path is not None))
+        return self
+
+
+class Examples(RecordPart):
     """The images that cost least and most."""
 
     easiest: tuple[Example, ...] = ()
     hardest: tuple[Example, ...] = ()
 
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        """The paths of all looks at all of them."""
+        return [path for item in (*self.easiest, *self.hardest) for path in item.paths]
 
-class EvaluationRecord(_Record):
+
+class EvaluationRecord(RecordPart):
     """What one evaluation of one checkpoint measured.
 
     Attributes:
@@ -204,6 +186,8 @@ class EvaluationRecord(_Record):
         accuracy: Share of them classified correctly.
         cp: Computation percentage as a share: mean of (bits / 32)² over images and gated blocks.
         bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
+        second_looks: Share of images that were looked at twice; costs and decisions are those of
+            all looks.
         option_share: Share of decisions for each option.
         decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
         seconds: Time the evaluation took.
@@ -218,8 +202,9 @@ class EvaluationRecord(_Record):
     data: DataSplit
     images: Annotated[int, Field(strict=True, ge=1)]
     accuracy: Share
-    cp: Share
+    cp: Cost
     bitops_ratio: NonNegative
+    second_looks: Share = 0.0
     option_share: Shares
     decision_entropy_bits: NonNegative | None = None
     seconds: NonNegative
@@ -251,23 +236,14 @@ class EvaluationRecord(_Record):
 
     @model_validator(mode="after")
     def _options_are_the_checkpoints(self) -> EvaluationRecord:
-        known = set(self.checkpoint.options)
-        examples = [*self.examples.easiest, *self.examples.hardest]
         shares = [self.option_share, *(block.option_share for block in self.blocks)]
         shares += [item.option_share for item in self.classes if item.option_share is not None]
-        used = {label for share in shares for label in share}
-        used |= {label for example in examples for label in example.path}
-        if used - known:
-            raise ValueError(
-                f"option {min(used - known)!r} is not among the checkpoint's options; it has "
-                f"{', '.join(self.checkpoint.options)}"
-            )
+        _check_options([*shares, *self.examples.paths], self.checkpoint)
         return self
 
     @model_validator(mode="after")
     def _paths_fit_the_blocks(self) -> EvaluationRecord:
-        paths = [item.path for item in (*self.examples.easiest, *self.examples.hardest)]
-        lengths = {len(path) for path in paths}
+        lengths = {len(path) for path in self.examples.paths}
         wanted = len(self.blocks) or max(lengths, default=0)
         if lengths - {wanted}:
             raise ValueError(
@@ -276,8 +252,16 @@ class EvaluationRecord(_Record):
             )
         return self
 
+    @model_validator(mode="after")
+    def _costs_fit_the_looks(self) -> EvaluationRecord:
+        _check_cost(self.cp, self.second_looks)
+        for item in self.classes:
+            # All second looks may be at images of one class.
+            _check_cost(item.cp, float(self.second_looks > 0))
+        return self
 
-class SweepPoint(_Record):
+
+class SweepPoint(RecordPart):
     """The network at one budget.
 
     Attributes:
@@ -285,6 +269,7 @@ class SweepPoint(_Record):
         accuracy: Share of images classified correctly.
         cp: The computation percentage that it came to, as a share.
         bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
+        second_looks: Share of images that were looked at twice.
         option_share: Share of decisions for each option.
         decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
         seconds: Time it took.
@@ -293,15 +278,21 @@ class SweepPoint(_Record):
 
     budget: Share
     accuracy: Share
-    cp: Share
+    cp: Cost
     bitops_ratio: NonNegative
+    second_looks: Share = 0.0
     option_share: Shares
     decision_entropy_bits: NonNegative | None = None
     seconds: NonNegative = 0.0
     blocks: tuple[Block, ...] = ()
 
+    @model_validator(mode="after")
+    def _cost_fits_the_looks(self) -> SweepPoint:
+        _check_cost(self.cp, self.second_looks)
+        return self
 
-class SweepRecord(_Record):
+
+class SweepRecord(RecordPart):
     """What one checkpoint does at several budgets.
 
     Attributes:
@@ -338,19 +329,13 @@ class SweepRecord(_Record):
         budgets = [point.budget for point in self.points]
         if sorted(set(budgets)) != budgets:
             raise ValueError("points must ascend by budget")
-        known = set(self.checkpoint.options)
         shares = [point.option_share for point in self.points]
         shares += [block.option_share for point in self.points for block in point.blocks]
-        used = {label for share in shares for label in share}
-        if used - known:
-            raise ValueError(
-                f"option {min(used - known)!r} is not among the checkpoint's options; it has "
-                f"{', '.join(self.checkpoint.options)}"
-            )
+        _check_options(shares, self.checkpoint)
         return self
 
 
-class Validation(_Record):
+class Validation(RecordPart):
     """The state of a run on its validation images."""
 
     accuracy: Share
@@ -358,7 +343,7 @@ class Validation(_Record):
     loss: Finite | None = None
 
 
-class Epoch(_Record):
+class Epoch(RecordPart):
     """One epoch of a run.
 
     Attributes:
@@ -384,7 +369,7 @@ class Epoch(_Record):
     validation: Validation | None = None
 
 
-class RunRecord(_Record):
+class RunRecord(RecordPart):
     """What a training run went through.
 
     Attributes:
@@ -397,8 +382,8 @@ class RunRecord(_Record):
 
     schema_: Literal["fracskip.run/1"] = Field(alias="schema")
     name: Name
-    recipe: dict[str, Any] = {}
-    versions: dict[Name, Name] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[Name, Name] = Field(default_factory=dict)
     device: Name | None = None
     epochs: tuple[Epoch, ...] = ()
     test: EvaluationRecord | None = None

@@ -14,6 +14,7 @@ from fracskip.report.records import EvaluationRecord, RunRecord, StaticPoint, Sw
 from fracskip.report.wording import (
     accuracy,
     cost,
+    counted,
     duration,
     listed,
     network_words,
@@ -24,7 +25,7 @@ from fracskip.report.wording import (
 STEADY_SHARE = 0.95
 Part = Literal["blocks", "classes", "static", "examples"]
 _PARTS: tuple[Part, ...] = ("blocks", "classes", "static", "examples")
-_MEASURED = {"images", "accuracy", "cp", "bitops_ratio", "option_share", "data"}
+_MEASURED = {"images", "accuracy", "cp", "bitops_ratio", "second_looks", "option_share", "data"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Measured:
             "Everything executed, gates included, comes to "
             f"{cost(record.bitops_ratio)} of the 32-bit network's BitOps."
         )
+        if record.second_looks:
+            text += f" {percent(record.second_looks)} of the images were looked at twice."
         equals = [point for point in record.static if point.accuracy >= record.accuracy]
         if equals:
             rival = min(equals, key=lambda point: point.cp)
@@ -113,6 +116,12 @@ class Measured:
         return (own, *map(_static_column, sorted(record.static, key=lambda s: s.cp)))
 
     @property
+    def has_two_paths(self) -> bool:
+        """Whether any of the examples was looked at twice."""
+        examples = self.record.examples
+        return any(item.first_path for item in (*examples.easiest, *examples.hardest))
+
+    @property
     def steadiness(self) -> str:
         """How many blocks hardly look at the image."""
         blocks = self.record.blocks
@@ -120,7 +129,7 @@ class Measured:
         noun = "block" if len(blocks) == 1 else "blocks"
         return (
             f"In {steady} of {len(blocks)} gated {noun} one option serves at least "
-            f"{percent(STEADY_SHARE, 0)} of the images."
+            f"{percent(STEADY_SHARE, 0)} of the {counted(self.record.second_looks)}."
         )
 
 
@@ -242,6 +251,11 @@ class Swept:
             f"at {cost(low.cp)} of the block computation to {accuracy(high.accuracy, images)} at "
             f"{cost(high.cp)}."
         )
+
+    @property
+    def has_second_looks(self) -> bool:
+        """Whether images were looked at twice at any budget."""
+        return any(point.second_looks for point in self.record.points)
 
     @property
     def middle(self) -> int:

@@ -98,6 +98,15 @@ def path_words(path: Sequence[str]) -> str:
     return ", ".join(f"{words} ({count})" if count > 1 else words for words, count in runs)
 
 
+def counted(second_looks: float) -> str:
+    """What shares in a block are shares of, where this share of images was looked at twice.
+
+    >>> counted(0.0), counted(0.25)
+    ('images', 'looks')
+    """
+    return "looks" if second_looks else "images"
+
+
 def shortened(text: str, limit: int) -> str:
     """A text of at most `limit` characters.
 

@@ -40,5 +40,10 @@ class Engine:
         forced: NDArray[np.uint8] | None = None,
         budgets: NDArray[np.float32] | None = None,
         leans: NDArray[np.float32] | None = None,
+        confidences: NDArray[np.float32] | None = None,
+        second_budgets: NDArray[np.float32] | None = None,
+        second_leans: NDArray[np.float32] | None = None,
+        first: NDArray[np.uint8] | None = None,
+        again: NDArray[np.uint8] | None = None,
     ) -> None:
         """Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,)."""

@@ -21,8 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from fracskip.config import Fraction, ImageConfig, check_ascending
+from fracskip.config import Fraction, ImageConfig, Probability, check_ascending, check_cascade
 from fracskip.cost.budget import BudgetCurve
+from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
 from fracskip.options import FULL_BITS, Option, OptionSet
 from fracskip.quant.affine import IntegerGrid
@@ -147,6 +148,8 @@ class GatePlan(_Plan):
     Attributes:
         curve: (cost, lean) pairs, ascending in both. With output 'logit' leans are relative to the
             one that the last bias holds already.
+        cascade: What meets a budget where images may be looked at twice: see
+            `fracskip.config.ModelSpec`.
         output: What the last layer says of an option.
         lean: Where no budget is asked for, with output 'harm'.
     """
@@ -155,6 +158,7 @@ class GatePlan(_Plan):
     width: Positive
     budget_input: bool
     curve: tuple[tuple[Fraction, float], ...] = ()
+    cascade: tuple[tuple[Fraction, Fraction, Fraction, Probability], ...] = ()
     output: Literal["logit", "harm"] = "logit"
     lean: float = 0.0
 
@@ -162,7 +166,7 @@ class GatePlan(_Plan):
     def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what older readers do not know, where it says nothing."""
         tree: dict[str, Any] = serialise(self)
-        silent = {"curve"} if not self.curve else set()
+        silent = {key for key in ("curve", "cascade") if not getattr(self, key)}
         silent |= {"output", "lean"} if self.output == "logit" else set()
         return {key: tree[key] for key in tree if key not in silent}
 
@@ -242,10 +246,17 @@ class Plan(_Plan):
         return None if self.gate is None or not self.gate.curve else BudgetCurve(self.gate.curve)
 
     @property
+    def cascade(self) -> Cascade | None:
+        """Which looks meet a budget, where images may be looked at twice."""
+        rows = () if self.gate is None else self.gate.cascade
+        return Cascade(rows) if rows else None
+
+    @property
     def budgets(self) -> tuple[float, float] | None:
         """The smallest and the largest budget that a caller may name; None if it takes none."""
-        if self.curve is not None:
-            return self.curve.range
+        reached = self.cascade or self.curve
+        if reached is not None:
+            return reached.range
         return (0.0, 1.0) if self.takes_budget else None
 
     @model_validator(mode="after")
@@ -256,6 +267,8 @@ class Plan(_Plan):
             )
         if (len(_canonical(self.options)) == 1) != (self.gate is None):
             raise ValueError("a network has a gate if and only if it has several options")
+        if self.gate is not None:
+            check_cascade(self.gate.cascade, self.gate.curve, self.target)
         blocks = self.network.blocks
         for block in blocks:
             if block.gated and block.options != self.options:

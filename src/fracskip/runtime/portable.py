@@ -268,6 +268,11 @@ class PortableEngine:
         forced: NDArray[np.uint8] | None = None,
         budgets: NDArray[np.float32] | None = None,
         leans: NDArray[np.float32] | None = None,
+        confidences: NDArray[np.float32] | None = None,
+        second_budgets: NDArray[np.float32] | None = None,
+        second_leans: NDArray[np.float32] | None = None,
+        first: NDArray[np.uint8] | None = None,
+        again: NDArray[np.uint8] | None = None,
     ) -> None:
         """Classifies a batch; the answers are written in place.
 
@@ -279,36 +284,78 @@ class PortableEngine:
             forced: Option indices (B, L) to execute instead of asking the gate.
             budgets: Computation shares (B,), for gates that take them.
             leans: Added to the gates' logits times the plan's `lean_weights` (B,).
+            confidences: There is a second look where the first choice's probability is smaller
+                (B,); without it there is one look.
+            second_budgets: As `budgets`, of the second look.
+            second_leans: As `leans`, likewise.
+            first: Decisions of the first look (B, L), written; with `confidences`.
+            again: Whether there was a second (B,), written; likewise.
         """
         if not len(images):
             return
         begin = time.perf_counter()
         with torch.inference_mode(), _settings(self.threads):
             x = self._stream(torch.tensor(images))  # a copy: theirs may be read-only
-            decide = None
-            if forced is None and self._gate is not None:
-                decide = self._gate.start(
-                    *(None if told is None else torch.tensor(told) for told in (budgets, leans))
-                )
-            gated = 0
-            for index, (block, plan) in enumerate(
-                zip(self._blocks, self._plan.network.blocks, strict=True)
-            ):
-                if not plan.gated:
-                    x = block.execute(x, 0)
-                    continue
-                if decide is not None:
-                    choice = decide(gated, self._pool(x, self._entry_stages[index]))
-                elif forced is not None:
-                    choice = torch.from_numpy(forced[:, gated].astype(np.int64))
-                else:
-                    choice = torch.zeros(len(x), dtype=torch.int64)
-                decisions[:, gated] = choice.numpy()
-                x = block.route(x, choice)
-                gated += 1
-            pooled = self._pool(x, self._plan.stages[-1])
-            logits[:] = F.linear(pooled, *self._head).numpy()
+            begun, x = self._begin(x)
+            logits[:], decisions[:] = self._look(begun, x, forced, budgets, leans)
+            if confidences is not None:
+                assert first is not None
+                assert again is not None
+                first[:] = decisions
+                powers = np.exp(logits - logits.max(1, keepdims=True))
+                again[:] = 1 / powers.sum(1) < confidences
+                rows = np.flatnonzero(again)
+                if len(rows):
+                    told = (
+                        None if each is None else each[rows]
+                        for each in (second_budgets, second_leans)
+                    )
+                    found = self._look(begun, x[torch.from_numpy(rows)], None, *told)
+                    logits[rows], decisions[rows] = found
         latency_us[:] = (time.perf_counter() - begin) * 1e6 / len(images)
+
+    def _begin(self, x: Tensor) -> tuple[int, Tensor]:
+        """The blocks before the first gated one: how many, and the stream after them."""
+        count = 0
+        for block, plan in zip(self._blocks, self._plan.network.blocks, strict=True):
+            if plan.gated:
+                break
+            x = block.execute(x, 0)
+            count += 1
+        return count, x
+
+    def _look(
+        self,
+        begun: int,
+        x: Tensor,
+        forced: NDArray[np.uint8] | None,
+        budgets: NDArray[np.float32] | None,
+        leans: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The remaining blocks and the head: logits (B, N) and decisions (B, L)."""
+        decide = None
+        if forced is None and self._gate is not None:
+            decide = self._gate.start(
+                *(None if told is None else torch.tensor(told) for told in (budgets, leans))
+            )
+        choices: list[NDArray[np.int64]] = []
+        for index in range(begun, len(self._blocks)):
+            block = self._blocks[index]
+            if not self._plan.network.blocks[index].gated:
+                x = block.execute(x, 0)
+                continue
+            gated = len(choices)
+            if decide is not None:
+                choice = decide(gated, self._pool(x, self._entry_stages[index]))
+            elif forced is not None:
+                choice = torch.from_numpy(forced[:, gated].astype(np.int64))
+            else:
+                choice = torch.zeros(len(x), dtype=torch.int64)
+            choices.append(choice.numpy())
+            x = block.route(x, choice)
+        pooled = self._pool(x, self._plan.stages[-1])
+        decisions = np.stack(choices, 1) if choices else np.empty((len(x), 0), np.int64)
+        return F.linear(pooled, *self._head).numpy(), decisions
 
     def _stream(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, C) through the stem to the stream."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import CostReport, NetworkProfile, account, checked_budgets
+from fracskip.cost import CostReport, FirstLooks, NetworkProfile, account, checked_budgets
 from fracskip.cost.budget import TAKES_NONE
 from fracskip.errors import BundleError, ConfigError, DataError, MissingExtraError
 from fracskip.options import Option, OptionSet
@@ -34,14 +34,17 @@ class RunResult:
 
     Attributes:
         logits: float32 (B, N).
-        decisions: Option indices, uint8 (B, L).
+        decisions: Option indices, uint8 (B, L); where an image was looked at twice, of the second
+            look.
         latency_us: Time of each image in microseconds, float32 (B,). The portable engine works
             on whole batches: it gives each image its share of the batch's time.
+        before: The first looks, where images may be looked at twice.
     """
 
     logits: NDArray[np.float32]
     decisions: NDArray[np.uint8]
     latency_us: NDArray[np.float32]
+    before: FirstLooks | None = None
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -75,6 +78,11 @@ class Engine(Protocol):
         forced: NDArray[np.uint8] | None,
         budgets: NDArray[np.float32] | None = None,
         leans: NDArray[np.float32] | None = None,
+        confidences: NDArray[np.float32] | None = None,
+        second_budgets: NDArray[np.float32] | None = None,
+        second_leans: NDArray[np.float32] | None = None,
+        first: NDArray[np.uint8] | None = None,
+        again: NDArray[np.uint8] | None = None,
     ) -> None:
         """Writes answers in place."""
         ...
@@ -170,9 +178,9 @@ class InferenceSession:
         """What executes each block's options: (block, option, one name a convolution)."""
         return self._engine.kernels()
 
-    def cost(self, decisions: NDArray[np.integer]) -> CostReport:
+    def cost(self, decisions: NDArray[np.integer], before: FirstLooks | None = None) -> CostReport:
         """Prices decisions (B, L): see `fracskip.cost.account`."""
-        return account(decisions, self.options, self.profile)
+        return account(decisions, self.options, self.profile, before)
 
     def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
         """Decisions (B, L) that give every block the same option.
@@ -199,7 +207,7 @@ class InferenceSession:
                 already: (pixel / 255 - mean) / std.
             budget: Target computation share in (0, 1], one for all or (B,), if the network takes
                 one (None: what it was trained for).
-            decisions: Option indices (B, L) to execute instead of asking the gate.
+            decisions: Option indices (B, L) to execute instead of asking the gate; in one look.
 
         Raises:
             DataError: if the images do not fit.
@@ -208,14 +216,17 @@ class InferenceSession:
         images = self._checked_images(images)
         count = len(images)
         forced = None if decisions is None else self._checked_decisions(decisions, count)
-        told = self._told(budget, count)
-        result = RunResult(
-            np.empty((count, self.plan.network.classes), np.float32),
-            np.empty((count, len(self.plan.gated)), np.uint8),
-            np.empty(count, np.float32),
-        )
-        self._engine.run(images, result.logits, result.decisions, result.latency_us, forced, **told)
-        return result
+        told = self._told(budget, count, looks_twice=forced is None)
+        logits = np.empty((count, self.plan.network.classes), np.float32)
+        chosen = np.empty((count, len(self.plan.gated)), np.uint8)
+        latency_us = np.empty(count, np.float32)
+        before = None
+        if "confidences" in told:
+            told["first"], told["again"] = np.empty_like(chosen), np.zeros(count, np.uint8)
+        self._engine.run(images, logits, chosen, latency_us, forced, **told)
+        if "confidences" in told:
+            before = FirstLooks(told["first"], told["again"].astype(bool))
+        return RunResult(logits, chosen, latency_us, before)
 
     def _checked_images(self, images: Any) -> Images:
         wanted = (*self.image.size, self.image.channels)
@@ -257,16 +268,30 @@ class InferenceSession:
             )
         return np.ascontiguousarray(values, dtype=np.uint8)
 
-    def _told(self, budget: ArrayLike | None, count: int) -> dict[str, NDArray[np.float32]]:
+    def _told(
+        self, budget: ArrayLike | None, count: int, looks_twice: bool
+    ) -> dict[str, NDArray[Any]]:
         """What the engine is told of a budget, (B,): the share itself, a lean, or both."""
         plan = self.plan
-        tells_gate = plan.gate is not None and plan.gate.budget_input
         if budget is not None and not plan.takes_budget:
             raise ConfigError(TAKES_NONE)
+        if plan.cascade is not None and looks_twice:
+            asked = plan.target if budget is None else budget
+            assert asked is not None  # the plan says so
+            looks = plan.cascade.looks_at(checked_budgets(asked, count))
+            told = self._told_of_one(looks.first, count)
+            again = self._told_of_one(looks.second, count)
+            told.update({f"second_{key}": value for key, value in again.items()})
+            return {**told, "confidences": looks.confidence}
+        return self._told_of_one(budget, count)
+
+    def _told_of_one(self, budget: ArrayLike | None, count: int) -> dict[str, NDArray[Any]]:
+        """What it is told of one look's budget."""
+        plan = self.plan
         told = {}
         if budget is not None and plan.curve is not None:
             told["leans"] = plan.curve.leans_at(checked_budgets(budget, count))
-        if tells_gate:
+        if plan.gate is not None and plan.gate.budget_input:
             given = plan.target if budget is None else budget
             if given is None:
                 raise ConfigError("this network needs a budget: a computation share in (0, 1]")

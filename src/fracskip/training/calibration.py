@@ -22,7 +22,8 @@ class LeanSearch:
     """What leans cost; each is measured once. Leaves the network's lean where it last looked.
 
     A gate that takes a budget is told the one that is looked for, and a curve that the network has
-    is dropped: it would put its own lean in place of the one to be measured.
+    is dropped: it would put its own lean in place of the one to be measured. So is a cascade, which
+    was measured with other leans.
 
     Args:
         net: The network.
@@ -40,7 +41,7 @@ class LeanSearch:
         net = self._net
         told = budget if net.spec.gate.budget_input else None
         dropped: dict[str, Any] = {} if told is None else {"curve": ()}
-        net.spec = net.spec.model_copy(update={"lean": lean, **dropped})
+        net.spec = net.spec.model_copy(update={"lean": lean, "cascade": (), **dropped})
         if (told, lean) not in self._cost:
             decisions = predict(net, self._pixels, budget=told).decisions
             self._cost[told, lean] = account(decisions, net.options, net.profile).cp

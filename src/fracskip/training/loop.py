@@ -239,6 +239,7 @@ class _Run:
                 "test": found,
                 "lean": net.spec.lean,
                 "curve": net.spec.curve,
+                "cascade": net.spec.cascade,
                 "seconds": position.seconds,
             }
         )

@@ -67,6 +67,7 @@ class Record:
             "epochs": [event for event in events if event["event"] == "epoch"],
             "lean": end.get("lean"),
             "curve": end.get("curve"),
+            "cascade": end.get("cascade"),
             "test": end.get("test"),
             "seconds": end.get("seconds"),
         }

@@ -17,6 +17,7 @@ from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet, create_model
 from fracskip.training.batches import Batches
 from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
+from fracskip.training.cascade import measure_cascade
 from fracskip.training.depth import elimination_order
 from fracskip.training.gates import GateTraining
 from fracskip.training.harms import HarmTraining
@@ -187,12 +188,14 @@ class StageSequence:
         return stage
 
     def close(self, net: DynamicNetwork) -> None:
-        """What follows the last stage: the target met, statistics along the paths, the curve."""
+        """What follows the last stage: the target met, BatchNorm, the curve, the cascade."""
         joint = self._recipe.joint
         if net.gate is not None:
             self._settle(net)
             if joint.aim != "budgets":
                 measure_curve(net, self._validation, joint.budgets)
+            if joint.looks == 2 and net.spec.curve:
+                measure_cascade(net, self._validation)
         elif joint.epochs:
             net.reestimate(self._norm_images())
 

@@ -96,7 +96,8 @@ def test_predict(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
     for row, probabilities, path in zip(
         found["predictions"][1:], expected.probabilities, expected.decisions, strict=True
     ):
-        assert set(row) == {"file", "class", "probability", "cp", "path"}
+        assert set(row) == {"file", "class", "probability", "cp", "path", "first_path"}
+        assert row["first_path"] is None
         assert row["class"] == net.spec.class_names[probabilities.argmax()]
         assert row["probability"] == pytest.approx(float(probabilities.max()), abs=1e-5)
         assert row["path"] == [net.options.labels[choice] for choice in path]

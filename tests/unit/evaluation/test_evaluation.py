@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fracskip.checkpoint import load
+from fracskip.cost import account
 from fracskip.data import ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import ConfigError, DataError
@@ -236,6 +237,33 @@ def test_examples_are_the_cheapest_and_the_dearest_images(
         assert item["predicted"] == data.class_names[found.predicted[index]]
         assert item["cp"] == pytest.approx(image_cp[index])
         assert item["path"] == [net.options.labels[choice] for choice in found.decisions[index]]
+
+
+def test_both_looks_of_a_cascade_are_recorded(
+    make_net: Callable[..., DynamicNetwork], data: ImageSet
+) -> None:
+    net = make_net(curve=((0.02, -3.0), (0.5, 3.0)), target=0.1)
+    sure = predict(net, data.images, budget=0.05).probabilities.max(1)
+    least = float(np.median(sure))
+    points = ((0.06, 0.05, 0.4, least), (0.3, 0.05, 0.4, least))
+    net.spec = net.spec.model_copy(update={"cascade": points})
+    record = evaluate(net, data, static=False, examples=len(data))
+    found = predict(net, data.images)
+    assert found.before is not None
+    assert record["second_looks"] == found.before.again.mean() == (sure < np.float32(least)).mean()
+    cost = account(found.decisions, net.options, net.profile, found.before)
+    assert (record["cp"], record["bitops_ratio"]) == (cost.cp, cost.bitops_ratio)
+    looks = found.before.all_with(found.decisions)
+    assert len(looks) == len(data) + found.before.again.sum()
+    skipped = float((looks == 0).mean())
+    assert record["option_share"]["skip"] == pytest.approx(skipped)
+    labels = net.options.labels
+    for item in record["examples"]["hardest"]:
+        row = item["index"]
+        assert item["path"] == [labels[choice] for choice in found.decisions[row]]
+        first = [labels[choice] for choice in found.before.decisions[row]]
+        assert item["first_path"] == (first if found.before.again[row] else None)
+        assert item["cp"] == pytest.approx(cost.image_cp[row])
 
 
 def test_more_examples_than_images_and_none(net: DynamicNetwork, data: ImageSet) -> None:

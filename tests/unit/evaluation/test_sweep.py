@@ -33,7 +33,14 @@ def test_each_point_is_an_evaluation(net: DynamicNetwork, pictures: Path) -> Non
     for point in record["points"]:
         alone = evaluate(net, data, budget=point["budget"], static=False, examples=0)
         assert alone["budget"] == point["budget"]
-        for key in ("accuracy", "cp", "bitops_ratio", "option_share", "decision_entropy_bits"):
+        for key in (
+            "accuracy",
+            "cp",
+            "bitops_ratio",
+            "second_looks",
+            "option_share",
+            "decision_entropy_bits",
+        ):
             assert point[key] == alone[key]
         blocks = [
             {key: block[key] for key in ("name", "option_share")} for block in alone["blocks"]

@@ -161,6 +161,33 @@ def test_a_budget_leans(make_net: MakeNet, budget: float, output: str, told: boo
     assert_agree(found, in_torch(net, x, budget=budget))
 
 
+def test_two_runs_are_a_cascade(make_net: MakeNet) -> None:
+    """As docs/deployment.md says it: by the metadata alone."""
+    net = make_net(curve=((0.02, -3.0), (0.5, 3.0)), target=0.1)
+    x = some_images(net)
+    sure = torch.from_numpy(in_torch(net, x, budget=0.05)[0]).softmax(1).amax(1)
+    least = float(sure.median())
+    points = ((0.06, 0.05, 0.4, least), (0.3, 0.05, 0.4, least))
+    net.spec = net.spec.model_copy(update={"cascade": points})
+    model = network_onnx(net)
+    (rows,) = (json.loads(p.value) for p in model.metadata_props if p.key == "cascade")
+    assert [tuple(row) for row in rows] == list(points)
+    _, first, second, probability = rows[0]
+    logits, decisions = run(model, x, budget=np.array([[first]], np.float32))
+    with torch.no_grad():
+        wanted = net(x, budget=0.06)
+    assert wanted.first is not None
+    assert wanted.again is not None
+    assert_agree((logits, decisions), (logits, wanted.first.numpy()))
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    again = 1 / powers.sum(1) < probability
+    assert 0 < again.sum() < len(x)
+    assert (again == wanted.again.numpy()).all()
+    more = run(model, x[torch.from_numpy(again)], budget=np.array([[second]], np.float32))
+    logits[again], decisions[again] = more
+    assert_agree((logits, decisions), (wanted.logits.numpy(), wanted.decisions.numpy()))
+
+
 def test_without_a_curve_harm_has_one_price(make_net: MakeNet) -> None:
     net = make_net(options=["skip", 2, 4, 8], gate={"width": 4, "output": "harm"}, lean=-2.0)
     assert net.gate is not None
@@ -275,6 +302,7 @@ def test_it_says_what_it_is(net: DynamicNetwork, tmp_path: Path) -> None:
     assert tuple(said["class_names"]) == spec.class_names
     assert tuple(said["options"]) == spec.options
     assert said["gated_blocks"] == [block.name for block in net.blocks]
+    assert said["cascade"] == []
     assert [item.name for item in model.graph.input] == ["images"]
     assert [item.name for item in model.graph.output] == ["logits", "decisions"]
 

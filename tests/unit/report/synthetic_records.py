@@ -153,10 +153,26 @@ def make_events(test: Tree | None = None, *, joint: int = 30, finished: bool = T
     return events
 
 
+def look_twice(evaluation: Tree, share: float = 0.234) -> Tree:
+    """The same evaluation by a network that looked at its hardest examples, and others, twice."""
+    evaluation["second_looks"] = share
+    for kind, again in (("easiest", False), ("hardest", True)):
+        for example in evaluation["examples"][kind]:
+            path = example["path"]
+            first = ["skip" if block % 2 else "8" for block in range(len(path))]
+            example["first_path"] = first if again else None
+            example["cp"] += again * sum(map(cost_of, first)) / len(path)
+    return evaluation
+
+
 def make_sweep(
-    *, options: tuple[str, ...] = ("skip", "8", "full"), blocks: int = 17, name: str = "curve"
+    *,
+    options: tuple[str, ...] = ("skip", "8", "full"),
+    blocks: int = 17,
+    name: str = "curve",
+    second_looks: tuple[float, ...] | None = None,
 ) -> Tree:
-    """A sweep record of five budgets as a dictionary."""
+    """A sweep record of five budgets as a dictionary; one of older days has no second looks."""
     points = []
     for step, budget in enumerate((0.01, 0.02, 0.03, 0.04, 0.06)):
         executed = min(budget / 0.0625, 1.0)
@@ -176,6 +192,8 @@ def make_sweep(
                 ],
             }
         )
+    for point, share in zip(points, second_looks or (), strict=second_looks is not None):
+        point["second_looks"] = share
     return {
         "schema": "fracskip.sweep/1",
         "checkpoint": {"name": name, "model": "resnet38", "options": list(options)},

@@ -80,6 +80,15 @@ def test_blocks_and_shares_are_told_in_tooltips(evaluation: Tree) -> None:
     assert texts(svg).count("1.1") == 1
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_shares_say_what_they_are_of(evaluation: Tree, narrow: bool) -> None:
+    blocks, options = record_of(evaluation).blocks, ("skip", "8", "16", "full")
+    svg = block_shares(blocks, options, "looks", ident="one", narrow=narrow)
+    assert "Share of looks" in texts(svg)
+    assert 'aria-label="Share of looks that take each option' in svg
+    assert "Share of images" in texts(block_shares(blocks, options, ident="one", narrow=narrow))
+
+
 @pytest.mark.parametrize(("count", "narrow"), [(1, False), (1, True), (35, True), (95, False)])
 def test_any_number_of_blocks(evaluation: Tree, count: int, narrow: bool) -> None:
     blocks = [record_of(evaluation).blocks[0]] * count

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_records import make_evaluation, make_events
+from synthetic_records import look_twice, make_evaluation, make_events
 
 from fracskip.errors import DataError, MissingExtraError
 from fracskip.report import write_report
 from fracskip.report.html import _environment
+from fracskip.report.wording import path_words
 
 Tree = dict[str, Any]
 Save = Callable[..., Path]
@@ -141,6 +142,39 @@ def test_is_accessible(full_page: Page) -> None:
     paths = [e for _, e in full_page.elements if e.get("class") == "path"]
     assert len(paths) == 4
     assert all(e["role"] == "img" and "Path: " in e["aria-label"] for e in paths)
+
+
+def test_two_looks_are_drawn_one_above_the_other(save: Save, tmp_path: Path) -> None:
+    tree = look_twice(small())
+    page = page_of([save(tree)], tmp_path / "page.html")
+    assert "23.4% of the images were looked at twice." in page.text
+    assert "Where there are two, the image was looked at twice" in page.text
+    assert "Share of looks by option and block" in page.text
+    (easy,), (hard,) = tree["examples"]["easiest"], tree["examples"]["hardest"]
+    paths = [e for _, e in page.elements if e.get("class", "").startswith("path")]
+    assert all(e["role"] == "img" for e in paths)
+    assert [e["aria-label"] for e in paths] == [
+        f"Path: {path_words(easy['path'])}",
+        "First look: 8 bits, skip, 8 bits",
+        f"Path: {path_words(hard['path'])}",
+    ]
+    assert [e["class"] for e in paths] == ["path", "path first", "path"]
+    cells = [e for tag, e in page.elements if tag == "i" and "--h" in e.get("style", "")]
+    assert [e["class"] for e in cells] == [
+        f"o-{label}" for path in (easy["path"], hard["first_path"], hard["path"]) for label in path
+    ]
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_one_look_is_not_spoken_of(save: Save, tmp_path: Path, older: bool) -> None:
+    tree = small() if older else small(second_looks=0.0)
+    if not older:
+        for example in (*tree["examples"]["easiest"], *tree["examples"]["hardest"]):
+            example["first_path"] = None
+    page = page_of([save(tree)], tmp_path / "page.html")
+    assert "twice" not in page.text.lower()
+    assert "First look" not in page.html
+    assert "Share of images by option and block" in page.text
 
 
 def test_identifiers_are_unique_and_references_resolve(full_page: Page) -> None:

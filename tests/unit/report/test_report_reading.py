@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_records import look_twice, make_sweep
 
 from fracskip.errors import DataError
 from fracskip.report import load_record
 from fracskip.report.reading import read_source
-from fracskip.report.records import EvaluationRecord, RunRecord
+from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
 
 Tree = dict[str, Any]
 Save = Callable[..., Path]
@@ -61,6 +62,40 @@ def test_shares_ascend_whatever_their_order(evaluation: Tree, save: Save) -> Non
     assert list(record.option_share) == ["skip", "8", "full"]
 
 
+def test_second_looks_are_read(evaluation: Tree, save: Save) -> None:
+    tree = look_twice(evaluation, 0.25)
+    record = load_record(save(tree))
+    assert isinstance(record, EvaluationRecord)
+    assert record.second_looks == 0.25
+    hardest = record.examples.hardest[0]
+    assert hardest.first_path == tuple(tree["examples"]["hardest"][0]["first_path"])
+    assert hardest.first_path != hardest.path
+    assert hardest.paths == (hardest.first_path, hardest.path)
+    easiest = record.examples.easiest[0]
+    assert (easiest.first_path, easiest.paths) == (None, (easiest.path,))
+
+
+def test_older_records_know_one_look(evaluation: Tree, save: Save) -> None:
+    assert "second_looks" not in evaluation
+    assert "first_path" not in evaluation["examples"]["hardest"][0]
+    record = load_record(save(evaluation))
+    assert isinstance(record, EvaluationRecord)
+    assert record.second_looks == 0.0
+    assert record.examples.hardest[0].first_path is None
+    sweep = load_record(save(make_sweep(), "sweep.json"))
+    assert isinstance(sweep, SweepRecord)
+    assert [point.second_looks for point in sweep.points] == [0.0] * 5
+
+
+def test_two_looks_may_cost_more_than_the_whole_network(evaluation: Tree, save: Save) -> None:
+    tree = look_twice(evaluation, 0.25)
+    tree["examples"]["hardest"][0] |= {"cp": 1.5, "first_path": ["full"] * 17}
+    tree["classes"][0]["cp"] = 1.3
+    record = load_record(save(change(tree, "cp", 1.2)))
+    assert isinstance(record, EvaluationRecord)
+    assert (record.cp, record.classes[0].cp, record.examples.hardest[0].cp) == (1.2, 1.3, 1.5)
+
+
 def test_rounding_above_one_is_one(evaluation: Tree, save: Save) -> None:
     record = load_record(save(change(evaluation, "accuracy", 1.0000001)))
     assert isinstance(record, EvaluationRecord)
@@ -95,6 +130,37 @@ BAD = [
     ("versions", {"torch": 2}, "versions.torch"),
     ("blocks", 17, "blocks"),
 ]
+
+
+BAD_LOOKS = [
+    ("second_looks", 1.5, "second_looks: a share of at most 1"),
+    ("second_looks", None, "second_looks: Input should be a valid number"),
+    ("examples.hardest.0.first_path", ["8"] * 16, "every path needs one option per gated block"),
+    ("examples.hardest.0.first_path", [], "examples.hardest.0.first_path"),
+    ("examples.hardest.0.first_path", ["4"] * 17, "'4' is not among"),
+    ("examples.hardest.0.first_path", ["9bit"] * 17, "option '9bit' is unknown"),
+    ("examples.hardest.0.cp", 2.5, "examples.hardest.0.cp: a share of at most 2"),
+    ("examples.easiest.0.cp", 1.5, "examples.easiest.0: cp may be at most 1, with 0 second looks"),
+    ("cp", 1.3, "cp may be at most 1.25, with 0.25 second looks an image; it is 1.3"),
+    ("classes.0.cp", 2.1, "classes.0.cp: a share of at most 2"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "message"), BAD_LOOKS)
+def test_malformed_second_looks(
+    evaluation: Tree, save: Save, where: str, value: Any, message: str
+) -> None:
+    path = save(change(look_twice(evaluation, 0.25), where, value))
+    with pytest.raises(DataError) as caught:
+        load_record(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["cp", "classes.0.cp", "examples.hardest.0.cp"])
+def test_one_look_costs_the_whole_network_at_most(evaluation: Tree, save: Save, where: str) -> None:
+    with pytest.raises(DataError, match="cp may be at most 1, with 0 second looks"):
+        load_record(save(change(evaluation, where, 1.01)))
+    load_record(save(change(evaluation, where, 1.0000001)))
 
 
 @pytest.mark.parametrize(("where", "value", "message"), BAD)

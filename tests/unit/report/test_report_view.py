@@ -45,6 +45,17 @@ def test_no_static_network_on_record() -> None:
     assert only(evaluation_source(static=[])).comparison.endswith("of the 32-bit network's BitOps.")
 
 
+def test_images_looked_at_twice_are_told_with_the_cost() -> None:
+    item = only(evaluation_source(second_looks=0.234))
+    assert (
+        "of the 32-bit network's BitOps. 23.4% of the images were looked at twice. The cheapest"
+    ) in item.comparison
+    assert item.steadiness.endswith("at least 95% of the looks.")
+    for once in (only(evaluation_source()), only(evaluation_source(second_looks=0.0))):
+        assert "twice" not in once.comparison
+        assert once.steadiness.endswith("at least 95% of the images.")
+
+
 def test_columns_ascend_in_cost() -> None:
     item = only(evaluation_source())
     assert [column.title for column in item.columns] == [
@@ -71,7 +82,9 @@ def test_a_run_and_its_evaluation_hold_one_result() -> None:
     assert item.record.examples.easiest
 
 
-@pytest.mark.parametrize("change", [{"accuracy": 0.5}, {"checkpoint_digest": ""}])
+@pytest.mark.parametrize(
+    "change", [{"accuracy": 0.5}, {"second_looks": 0.5}, {"checkpoint_digest": ""}]
+)
 def test_results_that_differ_are_two(change: Tree) -> None:
     tree = make_evaluation(blocks=2, classes=("cat",), examples=1)
     tree["checkpoint"]["digest"] = ""

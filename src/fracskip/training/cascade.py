@@ -1,0 +1,120 @@
+"""Which looks meet which budget, where images may be looked at twice: a choice by validation.
+
+What a prediction says of its own certainty tells hard images from easy ones better than anything
+that is known before it is there. So a cascade spends less than its budget on a first look, and the
+rest on a second look at the images that the first leaves least certain.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracskip.cost import BudgetCurve, account
+from fracskip.cost.cascade import CascadePoint
+from fracskip.data import ImageSet
+from fracskip.dynamic import DynamicNetwork
+from fracskip.evaluation import predict
+
+STEP = 1.25  # from the budget of a look to that of the next dearer one
+FURTHEST = 5  # so many steps the first look's budget may lie under the cascade's, the second's over
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at N validation images gives.
+
+    Attributes:
+        budget: Asked for.
+        cost: Computation share of each image, (N,).
+        confidence: Probability of each image's first choice, (N,).
+        right: Whether that is its class, (N,).
+    """
+
+    budget: float
+    cost: NDArray[np.float64]
+    confidence: NDArray[np.float32]
+    right: NDArray[np.bool_]
+
+
+def measure_cascade(net: DynamicNetwork, data: ImageSet) -> float:
+    """Lets the network look twice, if validation images gain by it.
+
+    The first look's budget is the same share of the asked one at every budget, and the second's the
+    same multiple, but for the ends of the curve: two numbers, so that they can be chosen by
+    accuracy without fitting the images that they are chosen on. Thresholds need no labels.
+
+    Args:
+        net: A network with a curve; its `spec.cascade` is set.
+        data: Validation images, which the weights must not have learned: confidence in known
+            images says nothing of others.
+
+    Returns:
+        Accuracy gained on these images, a mean over budgets; 0 if there is no cascade.
+    """
+    net.spec = net.spec.model_copy(update={"cascade": ()})
+    low, high = BudgetCurve(net.spec.curve).range
+    steps = max(1, round(math.log(high / low) / math.log(STEP)))
+    budgets = np.geomspace(low, high, steps + 1).clip(low, high).tolist()
+    looks = [look_at(net, data, budget) for budget in budgets]
+    once = float(np.mean([look.right.mean() for look in looks]))
+    found = [
+        combined(looks, under, over)
+        for under, over in itertools.product(range(1, FURTHEST + 1), repeat=2)
+    ]
+    accuracy, points = max(found, key=lambda each: each[0])
+    if accuracy <= once:
+        return 0.0
+    net.spec = net.spec.model_copy(update={"cascade": points})
+    return accuracy - once
+
+
+def look_at(net: DynamicNetwork, data: ImageSet, budget: float) -> Look:
+    """One look at all images."""
+    found = predict(net, data.images, budget=budget)
+    cost = account(found.decisions, net.options, net.profile)
+    return Look(budget, cost.image_cp, found.probabilities.max(1), found.predicted == data.labels)
+
+
+def combined(
+    looks: Sequence[Look], under: int, over: int
+) -> tuple[float, tuple[CascadePoint, ...]]:
+    """Cascades for all the looks' budgets.
+
+    Args:
+        looks: Ascending in budget.
+        under: So many looks before a budget's own comes its first look.
+        over: So many after it the second.
+
+    Returns:
+        Accuracy, a mean over the budgets, and the cascade's points.
+    """
+    accuracies, points = [], []
+    for index, own in enumerate(looks):
+        first = looks[max(index - under, 0)]
+        second = looks[min(index + over, len(looks) - 1)]
+        confidence = threshold(first, second, own.budget)
+        again = first.confidence < confidence
+        accuracies.append(np.where(again, second.right, first.right).mean())
+        points.append((own.budget, first.budget, second.budget, confidence))
+    return float(np.mean(accuracies)), tuple(points)
+
+
+def threshold(first: Look, second: Look, budget: float) -> float:
+    """The confidence under which a second look spends what the first leaves of a budget.
+
+    Halfway between the last image that the budget pays for and the next.
+    """
+    order = np.argsort(first.confidence, kind="stable")
+    spent = first.cost.mean() + np.cumsum(second.cost[order]) / len(order)
+    count = int(np.searchsorted(spent, budget, side="right"))
+    if count == 0:
+        return 0.0
+    if count == len(order):
+        return 1.0
+    return float(first.confidence[order[count - 1 : count + 1]].mean())

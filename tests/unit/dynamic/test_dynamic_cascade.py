@@ -1,0 +1,115 @@
+"""A network that looks twice where its first look leaves it uncertain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fracskip.cost import FirstLooks, account
+from fracskip.dynamic import DynamicNetwork, Output
+
+CURVE = ((0.02, -3.0), (0.1, 0.0), (0.5, 3.0))
+LOW, HIGH = 0.05, 0.4  # budgets of the two looks, whatever is asked for
+
+
+def cascade(confidence: float) -> tuple[tuple[float, float, float, float], ...]:
+    return ((0.06, LOW, HIGH, confidence), (0.3, LOW, HIGH, confidence))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def twice(make_net: Callable[..., DynamicNetwork], points: Any) -> DynamicNetwork:
+    """The network of `single`, looking twice."""
+    net = make_net(curve=CURVE, target=0.1)
+    net.spec = net.spec.model_copy(update={"cascade": points})
+    return net
+
+
+@pytest.fixture
+def make(make_net: Callable[..., DynamicNetwork]) -> Callable[[float], DynamicNetwork]:
+    return lambda confidence: twice(make_net, cascade(confidence))
+
+
+def single(make_net: Callable[..., DynamicNetwork], images: torch.Tensor, budget: float) -> Output:
+    with torch.no_grad():
+        out: Output = make_net(curve=CURVE, target=0.1)(images, budget=budget)
+    return out
+
+
+def test_never_sure_enough_is_the_second_look_and_both_are_paid_for(
+    make: Callable[[float], DynamicNetwork], make_net: Any, images: torch.Tensor
+) -> None:
+    cheap, dear = (single(make_net, images, budget) for budget in (LOW, HIGH))
+    out = make(1.0)(images, budget=0.2)
+    assert out.again.all()
+    assert torch.equal(out.first, cheap.decisions)
+    assert torch.equal(out.decisions, dear.decisions)
+    torch.testing.assert_close(out.logits, dear.logits)
+    torch.testing.assert_close(out.cost, cheap.cost + dear.cost)
+    assert (cheap.decisions != dear.decisions).any()
+
+
+def test_always_sure_is_the_first_look(
+    make: Callable[[float], DynamicNetwork], make_net: Any, images: torch.Tensor
+) -> None:
+    cheap = single(make_net, images, LOW)
+    out = make(0.0)(images, budget=0.2)
+    assert not out.again.any()
+    assert torch.equal(out.logits, cheap.logits)
+    assert torch.equal(out.cost, cheap.cost)
+
+
+def test_only_uncertain_images_are_looked_at_again(
+    make: Callable[[float], DynamicNetwork], make_net: Any, images: torch.Tensor
+) -> None:
+    cheap, dear = (single(make_net, images, budget) for budget in (LOW, HIGH))
+    sure = cheap.logits.softmax(1).amax(1)
+    least = float(sure.median())
+    net = make(least)
+    out = net(images, budget=0.2)
+    assert torch.equal(out.again, sure < np.float32(least))
+    assert 0 < out.again.sum() < len(images)
+    wanted = torch.where(out.again[:, None], dear.logits, cheap.logits)
+    torch.testing.assert_close(out.logits, wanted)
+    before = FirstLooks(out.first.numpy(), out.again.numpy())
+    report = account(out.decisions.numpy(), net.options, net.profile, before)
+    np.testing.assert_allclose(report.image_cp, out.cost.numpy(), rtol=1e-5)
+
+
+def test_without_a_budget_it_meets_its_target(
+    make_net: Callable[..., DynamicNetwork], images: torch.Tensor
+) -> None:
+    points = ((0.06, 0.02, 0.1, 0.4), (0.3, 0.1, 0.5, 0.8))
+    net = twice(make_net, points)
+    assert torch.equal(net(images).logits, net(images, budget=0.1).logits)
+    assert not torch.equal(net(images).logits, net(images, budget=0.3).logits)
+
+
+def test_each_image_may_have_a_budget_of_its_own(
+    make_net: Callable[..., DynamicNetwork], images: torch.Tensor
+) -> None:
+    points = ((0.06, 0.02, 0.1, 0.4), (0.3, 0.1, 0.5, 0.8))
+    net = twice(make_net, points)
+    budgets = torch.linspace(0.06, 0.3, len(images))
+    together = net(images, budget=budgets)
+    for row in (0, 20, 47):
+        alone = net(images[row : row + 1], budget=float(budgets[row]))
+        assert torch.equal(alone.again, together.again[row : row + 1])
+        assert torch.equal(alone.decisions, together.decisions[row : row + 1])
+
+
+def test_forced_decisions_are_one_look(
+    make: Callable[[float], DynamicNetwork], images: torch.Tensor
+) -> None:
+    net = make(1.0)
+    out = net(images, decisions=net.forced("full", len(images)))
+    assert out.first is None
+    assert out.again is None
+    assert torch.equal(out.cost, torch.ones(len(images)))

@@ -1,0 +1,103 @@
+"""Which looks meet which budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fracskip.cost import account
+from fracskip.data import ImageSet
+from fracskip.dynamic import DynamicNetwork
+from fracskip.evaluation import predict
+from fracskip.training import cascade
+from fracskip.training.cascade import Look, combined, measure_cascade, threshold
+
+COUNT = 400
+
+
+def looks() -> list[Look]:
+    """Dearer looks are right more often, and confident where they are right."""
+    draw = np.random.default_rng(0)
+    hardness = draw.random(COUNT)
+    found = []
+    for budget in np.geomspace(0.01, 0.08, 7):
+        skill = 0.5 + 2.5 * (budget - 0.01)
+        right = hardness < 0.4 + skill / 2
+        confidence = np.clip(1.1 - hardness / (1 + skill), 0, 1) * draw.uniform(0.9, 1, COUNT)
+        cost = budget * draw.uniform(0.8, 1.2, COUNT)
+        found.append(Look(float(budget), cost, confidence.astype(np.float32), right))
+    return found
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.03, 0.05])
+def test_the_threshold_spends_the_budget(budget: float) -> None:
+    first, *_, second = looks()
+    again = first.confidence < threshold(first, second, budget)
+    spent = first.cost.mean() + (again * second.cost).mean()
+    assert spent <= budget
+    assert spent + second.cost.max() / COUNT > budget
+
+
+def test_thresholds_at_the_ends() -> None:
+    first, *_, second = looks()
+    assert threshold(first, second, first.budget * 0.9) == 0.0
+    assert threshold(first, second, 1.0) == 1.0
+
+
+def test_a_cascade_has_a_point_for_every_look() -> None:
+    every = looks()
+    accuracy, points = combined(every, 2, 1)
+    assert [point[0] for point in points] == [look.budget for look in every]
+    assert points[3][1:3] == (every[1].budget, every[4].budget)
+    assert points[0][1:3] == (every[0].budget, every[1].budget)
+    assert points[-1][1:3] == (every[4].budget, every[6].budget)
+    parts = []
+    for own, (_, first, second, least) in zip(every, points, strict=True):
+        one = next(look for look in every if look.budget == first)
+        two = next(look for look in every if look.budget == second)
+        again = one.confidence < least
+        parts.append(np.where(again, two.right, one.right).mean())
+        assert one.cost.mean() + (again * two.cost).mean() <= max(own.budget, one.cost.mean())
+    assert accuracy == pytest.approx(np.mean(parts))
+
+
+def noise(net: DynamicNetwork) -> ImageSet:
+    draw = np.random.default_rng(1)
+    size = net.spec.image
+    pixels = draw.integers(0, 256, (96, *size.size, size.channels), dtype=np.uint8)
+    labels = predict(net, pixels, budget=0.5).predicted  # what the dearest look says
+    return ImageSet(pixels, labels, net.spec.class_names, "noise", "test", "numpy")
+
+
+CURVE = ((0.02, -3.0), (0.1, 0.0), (0.5, 3.0))
+
+
+def test_a_network_gets_the_best_of_them(make_net: Callable[..., DynamicNetwork]) -> None:
+    net = make_net(curve=CURVE, target=0.1)
+    data = noise(net)
+    gained = measure_cascade(net, data)
+    assert gained > 0
+    points = net.spec.cascade
+    assert points[0][0] == CURVE[0][0]
+    assert points[-1][0] == CURVE[-1][0]
+    again = [
+        (
+            found.before.again.mean(),
+            account(found.decisions, net.options, net.profile, found.before),
+        )
+        for found in (predict(net, data.images, budget=point[0]) for point in points)
+    ]
+    assert max(share for share, _ in again) > 0.05
+    assert [cost.cp for _, cost in again] == sorted(cost.cp for _, cost in again)
+
+
+def test_it_stays_with_one_look_where_a_second_gains_nothing(
+    make_net: Callable[..., DynamicNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = make_net(curve=CURVE, target=0.1, cascade=((0.02, 0.02, 0.1, 0.0), (0.5, 0.1, 0.5, 1.0)))
+    same = looks()[0]
+    monkeypatch.setattr(cascade, "look_at", lambda net, data, budget: same)
+    assert measure_cascade(net, noise(net)) == 0.0
+    assert net.spec.cascade == ()
