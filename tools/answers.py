@@ -55,12 +55,15 @@ class Answers:
 
 @torch.inference_mode()
 def in_torch(
-    net: DynamicNetwork, pixels: NDArray[np.uint8], layout: Callable[[torch.Tensor], torch.Tensor]
+    net: DynamicNetwork,
+    pixels: NDArray[np.uint8],
+    layout: Callable[[torch.Tensor], torch.Tensor],
+    budget: float | None = None,
 ) -> Answers:
     """The network itself, with images in the given memory layout."""
     logits, decisions = [], []
     for start in range(0, len(pixels), 250):
-        out = net(layout(preprocess(pixels[start : start + 250], net.spec.image)))
+        out = net(layout(preprocess(pixels[start : start + 250], net.spec.image)), budget=budget)
         logits.append(out.logits.numpy())
         decisions.append(out.decisions.numpy())
     return Answers(np.concatenate(logits), np.concatenate(decisions))

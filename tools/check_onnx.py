@@ -31,17 +31,18 @@ LEVELS = {
 
 
 def in_onnxruntime(
-    model: bytes, net: DynamicNetwork, pixels: NDArray[np.uint8], level: str
+    model: bytes, net: DynamicNetwork, pixels: NDArray[np.uint8], level: str, budget: float | None
 ) -> Answers:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = LEVELS[level]
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    told = {} if budget is None else {"budget": np.array([[budget]], np.float32)}
     logits, decisions, times_ns = [], [], []
     for image in pixels:
         x = preprocess(image[None], net.spec.image).contiguous().numpy()
         begin = np.array([time.perf_counter_ns(), time.thread_time_ns()])
-        answer, path = session.run(["logits", "decisions"], {"images": x})
+        answer, path = session.run(["logits", "decisions"], {"images": x, **told})
         times_ns.append(np.array([time.perf_counter_ns(), time.thread_time_ns()]) - begin)
         logits.append(answer)
         decisions.append(path)
@@ -57,13 +58,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     net = load(arguments.checkpoint)
+    # A model is one look, at a budget that it is given.
+    net.spec = net.spec.model_copy(update={"cascade": ()})
+    budget = net.spec.target if net.spec.takes_budget else None
     data = load_split(arguments.data, "test", net.spec.image)
     pixels, labels = data.images[: arguments.images], data.labels[: arguments.images]
     model = network_onnx(net).SerializeToString()
-    reference = in_torch(net, pixels, torch.Tensor.contiguous)
-    other = in_torch(net, pixels, lambda x: x.contiguous(memory_format=torch.channels_last))
+    reference = in_torch(net, pixels, torch.Tensor.contiguous, budget)
+    other = in_torch(net, pixels, lambda x: x.contiguous(memory_format=torch.channels_last), budget)
     runs = {
-        level: in_onnxruntime(model, net, pixels, level).against(reference, labels)
+        level: in_onnxruntime(model, net, pixels, level, budget).against(reference, labels)
         for level in LEVELS
     }
     record = {
@@ -71,6 +75,7 @@ def main() -> None:
         "checkpoint": {"name": arguments.checkpoint, "digest": net.digest},
         "data": {"name": data.name, "split": data.split},
         "images": len(pixels),
+        "budget": budget,
         "batch": 1,
         "threads": 1,
         "model_bytes": len(model),

@@ -2,8 +2,9 @@
 
 At each budget, beside the decisions of the gates: the same decisions dealt to other images; for
 each block, a share of the images drawn by lot that is as large as the gates'; and every block
-frozen at the option that most images take (that costs something else: its own cost is given).
-Nothing is trained again.
+frozen at the option that most images take (that costs something else: its own cost is given); and,
+where images may be looked at twice, the same network with one look. Dealt and drawn decisions are
+those of the looks that decided. Nothing is trained again.
 
 Run from the repository's root:
 
@@ -46,8 +47,17 @@ def point(
     pixels: NDArray[np.uint8],
     labels: NDArray[Any],
     budget: float | None,
+    once: InferenceSession | None,
 ) -> dict[str, Any]:
-    """A budget's cost and accuracy, and the controls'; None is what the network was trained for."""
+    """A budget's cost and accuracy, and the controls'; None is what the network was trained for.
+
+    Args:
+        session: The network.
+        pixels: Images.
+        labels: Theirs.
+        budget: Asked for.
+        once: The same network with one look, if it has two.
+    """
     draw = np.random.default_rng(0)
     result = session.run(pixels, budget=budget)
     before = result.before
@@ -73,7 +83,19 @@ def point(
             "accuracy": accuracy(session, pixels, labels, frozen),
             "cp": session.cost(frozen).cp,
         },
+        "in_one_look": None if once is None else one_look(once, pixels, labels, budget),
     }
+
+
+def one_look(
+    session: InferenceSession,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[Any],
+    budget: float | None,
+) -> dict[str, float]:
+    result = session.run(pixels, budget=budget)
+    right = result.logits.argmax(1) == labels
+    return {"accuracy": float(right.mean()), "cp": session.cost(result.decisions).cp}
 
 
 def main() -> None:
@@ -89,7 +111,11 @@ def main() -> None:
     session = session_of(net, THREADS)
     reach = session.plan.budgets
     budgets = default_budgets(reach) if reach else ()
-    points = [point(session, pixels, labels, budget) for budget in (None, *budgets)]
+    once = None
+    if net.spec.cascade:
+        net.spec = net.spec.model_copy(update={"cascade": ()})
+        once = session_of(net, THREADS)
+    points = [point(session, pixels, labels, budget, once) for budget in (None, *budgets)]
     static = {
         option.label: accuracy(session, pixels, labels, session.forced(option, len(pixels)))
         for option in session.options

@@ -59,6 +59,9 @@ def measure_cascade(net: DynamicNetwork, data: ImageSet) -> float:
     """
     net.spec = net.spec.model_copy(update={"cascade": ()})
     low, high = BudgetCurve(net.spec.curve).range
+    target = net.spec.target
+    if target is None or not low <= target <= high:
+        return 0.0  # who names no budget asks for the target
     steps = max(1, round(math.log(high / low) / math.log(STEP)))
     budgets = np.geomspace(low, high, steps + 1).clip(low, high).tolist()
     looks = [look_at(net, data, budget) for budget in budgets]

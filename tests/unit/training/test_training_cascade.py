@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fracskip.checkpoint import load
+from fracskip.config import Recipe
 from fracskip.cost import account
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
+from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
-from fracskip.training import cascade
+from fracskip.training import cascade, train
 from fracskip.training.cascade import Look, combined, measure_cascade, threshold
 
 COUNT = 400
@@ -101,3 +106,39 @@ def test_it_stays_with_one_look_where_a_second_gains_nothing(
     monkeypatch.setattr(cascade, "look_at", lambda net, data, budget: same)
     assert measure_cascade(net, noise(net)) == 0.0
     assert net.spec.cascade == ()
+
+
+def test_a_target_out_of_reach_keeps_one_look(make_net: Callable[..., DynamicNetwork]) -> None:
+    net = make_net(curve=CURVE, target=0.01)
+    assert measure_cascade(net, noise(net)) == 0.0
+    assert net.spec.cascade == ()
+
+
+@pytest.mark.parametrize("gained", [True, False])
+def test_a_run_ends_with_what_validation_chose(
+    tiny_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gained: bool,
+) -> None:
+    if not gained:
+        same = looks()[0]
+        monkeypatch.setattr(cascade, "look_at", lambda net, data, budget: same)
+    else:
+        # However the tiny network fares: the first cascade is taken to be the better one.
+        found = cascade.combined
+        monkeypatch.setattr(cascade, "combined", lambda *given: (2.0, found(*given)[1]))
+    joint = {"epochs": 1, "target": 0.45, "budgets": [0.05, 0.1, 0.2, 0.4, 0.6], "looks": 2}
+    train(tiny_recipe(joint=joint, gates={"epochs": 1}, backbone={"epochs": 1}), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "run.json").read_text())
+    spec = load(tmp_path / "run" / "model.safetensors").spec
+    assert spec.curve
+    assert bool(spec.cascade) == gained
+    assert [tuple(row) for row in summary["cascade"]] == list(spec.cascade)
+    if gained:
+        assert spec.budgets == (spec.curve[0][0], spec.curve[-1][0])
+
+
+def test_two_looks_need_budgets(tiny_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(ConfigError, match="looks = 2 needs two budgets"):
+        tiny_recipe(joint={"looks": 2, "budgets": [0.1]})

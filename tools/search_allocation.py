@@ -1,0 +1,131 @@
+"""Static mixed precision by search, a dynamic network's control: one width a block for all images.
+
+On the network's own weights, so nothing is trained: what each option in each block does to the
+cross-entropy on validation images is measured around the allocation found so far, and at a budget
+the next allocation is the one of least sum of harm + price x cost. After a few such rounds the best
+that was measured within the budget is kept (HAQ's kind of search, with a measured table in place of
+a learned agent). Test images are only classified with what was found.
+
+Run from the repository's root:
+
+    python tools/search_allocation.py dfs-resnet38-cifar10 --json results/allocation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from answers import publish, session_of
+from numpy.typing import NDArray
+
+from fracskip.checkpoint import load
+from fracskip.data import ImageSet, load_split, split_validation
+from fracskip.evaluation.sweep import default_budgets
+from fracskip.machine import describe_processor
+from fracskip.runtime import InferenceSession
+
+THREADS = 2
+ROUNDS = 4
+HALVINGS = 60  # of the interval of prices
+MOST_PRICE = 1e3  # nats a block's whole cost
+
+Allocation = NDArray[np.uint8]
+Numbers = NDArray[np.float64]
+
+
+def loss(session: InferenceSession, data: ImageSet, path: Allocation) -> float:
+    """Mean cross-entropy where all images take one path."""
+    logits = session.run(data.images, decisions=np.tile(path, (len(data), 1))).logits
+    logits = logits.astype(np.float64)
+    shifted = logits - logits.max(1, keepdims=True)
+    of_label = shifted[np.arange(len(data)), data.labels]
+    return float((np.log(np.exp(shifted).sum(1)) - of_label).mean())
+
+
+def harms_around(
+    session: InferenceSession, data: ImageSet, path: Allocation, known: dict[bytes, float]
+) -> Numbers:
+    """Loss with each option in each block of a path, (L, K)."""
+    found = np.empty((len(path), len(session.options)))
+    for block, option in np.ndindex(found.shape):
+        other = path.copy()
+        other[block] = option
+        key = other.tobytes()
+        if key not in known:
+            known[key] = loss(session, data, other)
+        found[block, option] = known[key]
+    return found
+
+
+def allocate(harms: Numbers, costs: Numbers, budget: float) -> Allocation:
+    """The least sum of harm + price x cost at the smallest price that meets the budget."""
+    low, high = 0.0, MOST_PRICE
+    for _ in range(HALVINGS):
+        price = (low + high) / 2
+        path = (harms + price * costs).argmin(1)
+        low, high = (low, price) if costs[path].mean() <= budget else (price, high)
+    return (harms + high * costs).argmin(1).astype(np.uint8)
+
+
+def search(session: InferenceSession, data: ImageSet, budget: float) -> Allocation:
+    """The best allocation found within a budget."""
+    costs = np.array(session.options.costs)
+    path = np.full(len(session.plan.gated), len(costs) - 1, dtype=np.uint8)
+    known: dict[bytes, float] = {}
+    within: dict[bytes, float] = {}
+    for _ in range(ROUNDS):
+        path = allocate(harms_around(session, data, path, known), costs, budget)
+        within[path.tobytes()] = loss(session, data, path)
+    for key, value in known.items():
+        if costs[np.frombuffer(key, np.uint8)].mean() <= budget:
+            within[key] = value
+    return np.frombuffer(min(within, key=lambda key: within[key]), np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--validation", type=int, default=5000, help="as in its recipe")
+    parser.add_argument("--seed", type=int, default=0, help="likewise")
+    parser.add_argument("--images", type=int, default=2000, help="of the validation images")
+    parser.add_argument("--json", metavar="FILE")
+    given = parser.parse_args()
+    net = load(given.checkpoint)
+    session = session_of(net, THREADS)
+    reach = session.plan.budgets
+    if reach is None:
+        parser.error(f"{given.checkpoint} takes no budget: there is nothing to search for")
+    train = load_split(given.data, "train", net.spec.image)
+    _, validation = split_validation(train, given.validation, given.seed)
+    few = validation.subset(range(min(given.images, len(validation))))
+    test = load_split(given.data, "test", net.spec.image)
+    points: list[dict[str, Any]] = []
+    for budget in default_budgets(reach):
+        path = search(session, few, budget)
+        decisions = np.tile(path, (len(test), 1))
+        logits = session.run(test.images, decisions=decisions).logits
+        points.append(
+            {
+                "budget": budget,
+                "cp": session.cost(decisions).cp,
+                "accuracy": float((logits.argmax(1) == test.labels).mean()),
+                "path": [session.options.labels[option] for option in path],
+            }
+        )
+    record = {
+        "schema": "fracskip.allocation/1",
+        "checkpoint": {"name": Path(given.checkpoint).name, "digest": net.digest},
+        "data": {"name": test.name, "split": test.split},
+        "images": len(test),
+        "searched_on": len(few),
+        "points": points,
+    }
+    publish(record, describe_processor(THREADS), given.json)
+
+
+if __name__ == "__main__":
+    main()
