@@ -1,10 +1,11 @@
-"""Whether a network's decisions are worth more than their costs say: controls at equal cost.
+"""Whether a network's decisions are worth more than their costs say: controls beside them.
 
 At each budget, beside the decisions of the gates: the same decisions dealt to other images; for
 each block, a share of the images drawn by lot that is as large as the gates'; and every block
 frozen at the option that most images take (that costs something else: its own cost is given); and,
-where images may be looked at twice, the same network with one look. Dealt and drawn decisions are
-those of the looks that decided. Nothing is trained again.
+where images may be looked at twice, the same network with one look, and with as many second looks
+at images drawn by lot. Dealt, drawn and frozen decisions are those of the looks that decided: they
+cost less than both looks do. Nothing is trained again.
 
 Run from the repository's root:
 
@@ -22,7 +23,7 @@ from answers import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
-from fracskip.cost import decision_entropy_bits, option_shares
+from fracskip.cost import FirstLooks, decision_entropy_bits, option_shares
 from fracskip.data import load_split
 from fracskip.evaluation.sweep import default_budgets
 from fracskip.machine import describe_processor
@@ -61,8 +62,7 @@ def point(
     draw = np.random.default_rng(0)
     result = session.run(pixels, budget=budget)
     before = result.before
-    looks = result.decisions if before is None else before.all_with(result.decisions)
-    shares = option_shares(looks, session.options)
+    shares = option_shares(result.decisions, session.options)
     dealt, drawn = [], []
     for _ in range(DEALS):
         rows = draw.permutation(len(pixels))
@@ -77,14 +77,46 @@ def point(
         "second_looks": 0.0 if before is None else float(before.again.mean()),
         "option_share": dict(zip(session.options.labels, shares.mean(0).tolist(), strict=True)),
         "decision_entropy_bits": float(decision_entropy_bits(shares).mean()),
+        "cp_of_the_look_that_decides": session.cost(result.decisions).cp,
         "dealt_to_other_images": float(np.mean(dealt)),
         "drawn_by_each_blocks_shares": float(np.mean(drawn)),
         "frozen_at_each_blocks_majority": {
             "accuracy": accuracy(session, pixels, labels, frozen),
             "cp": session.cost(frozen).cp,
         },
+        "second_looks_by_lot": None
+        if once is None
+        else by_lot(session, once, pixels, labels, budget),
         "in_one_look": None if once is None else one_look(once, pixels, labels, budget),
     }
+
+
+def by_lot(
+    session: InferenceSession,
+    once: InferenceSession,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[Any],
+    budget: float | None,
+) -> dict[str, float]:
+    """As many second looks, at images drawn by lot: the same looks, the same cost."""
+    cascade = session.plan.cascade
+    assert cascade is not None
+    asked = session.plan.target if budget is None else budget
+    looks = cascade.looks_at(np.array([asked], np.float32))
+    first, second = (
+        once.run(pixels, budget=float(each[0])) for each in (looks.first, looks.second)
+    )
+    right = [result.logits.argmax(1) == labels for result in (first, second)]
+    again = session.run(pixels, budget=budget).before.again
+    draw = np.random.default_rng(0)
+    accuracies, costs = [], []
+    for _ in range(DEALS):
+        lot = draw.permutation(again)
+        accuracies.append(np.where(lot, right[1], right[0]).mean())
+        before = FirstLooks(first.decisions, lot)
+        decisions = np.where(lot[:, None], second.decisions, first.decisions)
+        costs.append(session.cost(decisions, before).cp)
+    return {"accuracy": float(np.mean(accuracies)), "cp": float(np.mean(costs))}
 
 
 def one_look(

@@ -70,18 +70,32 @@ def allocate(harms: Numbers, costs: Numbers, budget: float) -> Allocation:
     return (harms + high * costs).argmin(1).astype(np.uint8)
 
 
-def search(session: InferenceSession, data: ImageSet, budget: float) -> Allocation:
-    """The best allocation found within a budget."""
+def search(
+    session: InferenceSession, data: ImageSet, budget: float, known: dict[bytes, float]
+) -> Allocation:
+    """The best allocation found within a budget.
+
+    Args:
+        session: The network.
+        data: Images to measure on.
+        budget: Computation share.
+        known: Losses of allocations that were measured before on these images; more are added.
+
+    Raises:
+        ValueError: if the budget is under the cheapest allocation's.
+    """
     costs = np.array(session.options.costs)
     path = np.full(len(session.plan.gated), len(costs) - 1, dtype=np.uint8)
-    known: dict[bytes, float] = {}
-    within: dict[bytes, float] = {}
     for _ in range(ROUNDS):
         path = allocate(harms_around(session, data, path, known), costs, budget)
-        within[path.tobytes()] = loss(session, data, path)
-    for key, value in known.items():
-        if costs[np.frombuffer(key, np.uint8)].mean() <= budget:
-            within[key] = value
+        known[path.tobytes()] = loss(session, data, path)
+    within = {
+        key: value
+        for key, value in known.items()
+        if costs[np.frombuffer(key, np.uint8)].mean() <= budget
+    }
+    if not within:
+        raise ValueError(f"no allocation costs {budget} or less")
     return np.frombuffer(min(within, key=lambda key: within[key]), np.uint8)
 
 
@@ -103,9 +117,10 @@ def main() -> None:
     _, validation = split_validation(train, given.validation, given.seed)
     few = validation.subset(range(min(given.images, len(validation))))
     test = load_split(given.data, "test", net.spec.image)
+    known: dict[bytes, float] = {}
     points: list[dict[str, Any]] = []
     for budget in default_budgets(reach):
-        path = search(session, few, budget)
+        path = search(session, few, budget, known)
         decisions = np.tile(path, (len(test), 1))
         logits = session.run(test.images, decisions=decisions).logits
         points.append(

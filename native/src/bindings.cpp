@@ -159,10 +159,14 @@ class PyEngine {
     }
     if (budgets) request.budgets = checked<float>("budgets", *budgets, {count});
     if (leans) request.leans = checked<float>("leans", *leans, {count});
-    if (confidences.has_value() != (first.has_value() && again.has_value())) {
+    const bool twice = confidences.has_value();
+    if (twice != first.has_value() || twice != again.has_value()) {
       throw std::invalid_argument("confidences need first and again, and these need confidences");
     }
-    if (confidences) {
+    if (!twice && (second_budgets || second_leans)) {
+      throw std::invalid_argument("second looks need confidences");
+    }
+    if (twice) {
       if (forced) throw std::invalid_argument("forced decisions are executed in one look");
       if (second_budgets.has_value() != takes_budget_) {
         throw std::invalid_argument("second_budgets are for networks that take budgets, which need them");

@@ -242,6 +242,7 @@ void read_gate(const Field& field, BundlePlan& plan) {
   gate.width = field["width"].integer(1, kMaxExtent);
   plan.budget_input = field["budget_input"].flag();
   // What leans cost is for those who turn budgets into leans; here it only has to be sound.
+  double cheapest = 1.0, dearest = 0.0;  // of the curve
   if (field.has("curve")) {
     double cost = 0.0, lean = -std::numeric_limits<double>::infinity();
     const std::vector<Field> points = field["curve"].items();
@@ -252,24 +253,27 @@ void read_gate(const Field& field, BundlePlan& plan) {
       if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() > lean)) point.fail("must ascend");
       cost = both[0].number();
       lean = both[1].number();
+      cheapest = std::min(cheapest, cost);
+      dearest = cost;
     }
   }
   // Likewise which looks meet which budget.
   if (field.has("cascade")) {
     double budget = 0.0;
     const std::vector<Field> points = field["cascade"].items();
-    if (points.size() == 1 || (!points.empty() && !field.has("curve"))) {
+    if (points.size() == 1 || (!points.empty() && dearest == 0.0)) {
       field["cascade"].fail("must have two points at least and a curve, or none");
     }
     for (const Field& point : points) {
       const std::vector<Field> row = point.items();
       if (row.size() != 4) point.fail("must be a budget, those of two looks and a probability");
       if (!(row[0].number() > budget && row[0].number() <= 1.0)) point.fail("must ascend");
-      if (!(row[1].number() > 0.0 && row[1].number() <= row[2].number() && row[2].number() <= 1.0)) {
-        point.fail("must look at shares in (0, 1], the dearer one second");
+      if (!(row[1].number() >= cheapest && row[1].number() <= row[2].number() && row[2].number() <= dearest)) {
+        point.fail("must look at costs on the curve, the dearer one second");
       }
       if (!(row[3].number() >= 0.0 && row[3].number() <= 1.0)) point.fail("must have a probability in [0, 1]");
-      budget = row[0].number();
+      if (budget == 0.0) plan.smallest_budget = row[0].number();
+      plan.largest_budget = budget = row[0].number();
     }
   }
   if (field.has("output")) {
@@ -286,7 +290,8 @@ void read_gate(const Field& field, BundlePlan& plan) {
   }
 }
 
-void read_texts(const Field& root, const Network& network) {
+void read_texts(const Field& root, const BundlePlan& plan) {
+  const Network& network = plan.network;
   if (root["name"].text().empty()) root["name"].fail("must not be empty");
   root["source"].text();
   root["data_name"].text();
@@ -298,6 +303,10 @@ void read_texts(const Field& root, const Network& network) {
   if (!root["target"].is_null()) {
     const double target = root["target"].number();
     if (!(target > 0.0 && target <= 1.0)) root["target"].fail("must be in (0, 1]");
+  }
+  if (plan.largest_budget > 0.0) {
+    const double target = root["target"].is_null() ? 0.0 : root["target"].number();
+    if (target < plan.smallest_budget || target > plan.largest_budget) root["target"].fail("must be among the cascade's budgets");
   }
   // What decisions cost is for those who price them; here it only has to be there.
   root["cost"].members({"stem_macs", "blocks", "head_macs"});
@@ -340,7 +349,7 @@ BundlePlan read_plan(std::string_view text) {
   }
   read_blocks(shapes["blocks"], plan);
   read_gate(root["gate"], plan);
-  read_texts(root, network);
+  read_texts(root, plan);
   check_shapes(network);
   return plan;
 }

@@ -11,6 +11,7 @@ struct BundlePlan {
   Network network;  // complete but for what tensors hold
   int stages = 1;
   bool budget_input = false;
+  double smallest_budget = 0.0, largest_budget = 0.0;  // of a cascade; 0: there is none
 };
 
 // Checks everything that needs no tensor, shapes included. Throws BundleError.

@@ -69,7 +69,7 @@ class Runner {
     if (!plan_.stem.back().is_conv) sum_up(plan_.stem.back().pool.out);
     for (std::size_t b = 0; b < plan_.first_gated; ++b) execute(plan_.blocks[b].options[0]);
     const bool may_repeat = request.confidences && arena_.kept.size();
-    if (may_repeat) keep(arena_.kept, arena_.kept_sums);
+    if (may_repeat) keep();
     look(request, index, request.budgets, request.leans);
     if (may_repeat) {
       const std::size_t gates = plan_.gates.size();
@@ -77,7 +77,7 @@ class Runner {
       const bool again = confidence(request.logits + index * static_cast<std::size_t>(plan_.head.out)) < request.confidences[index];
       request.again[index] = again;
       if (again) {
-        bring_back(arena_.kept, arena_.kept_sums);
+        bring_back();
         look(request, index, request.second_budgets, request.second_leans);
       }
     }
@@ -105,13 +105,13 @@ class Runner {
 
   // The stream where a second look goes on, and its channel sums, borders and all.
   Buffer& begun() { return arena_.activations[static_cast<std::size_t>(plan_.blocks[plan_.first_gated].in)]; }
-  void keep(Buffer& stream, Buffer& sums) {
-    std::memcpy(stream.as<void>(), begun().as<void>(), stream.size());
-    std::memcpy(sums.as<void>(), arena_.sums.as<void>(), sums.size());
+  void keep() {
+    std::memcpy(arena_.kept.as<void>(), begun().as<void>(), arena_.kept.size());
+    std::memcpy(arena_.kept_sums.as<void>(), arena_.sums.as<void>(), arena_.sums.size());
   }
-  void bring_back(const Buffer& stream, const Buffer& sums) {
-    std::memcpy(begun().as<void>(), stream.as<void>(), stream.size());
-    std::memcpy(arena_.sums.as<void>(), sums.as<void>(), sums.size());
+  void bring_back() {
+    std::memcpy(begun().as<void>(), arena_.kept.as<void>(), arena_.kept.size());
+    std::memcpy(arena_.sums.as<void>(), arena_.kept_sums.as<void>(), arena_.sums.size());
   }
 
   // The first choice's probability.

@@ -24,11 +24,11 @@ struct RunRequest {
   const float* leans = nullptr;          // (count), or null
   // Of a second look, for images whose first choice is less probable than its confidence; without
   // confidences there is one look. A second look goes on from what the first gated block saw.
-  const float* confidences = nullptr;     // (count), or null
-  const float* second_budgets = nullptr;  // (count), or null
-  const float* second_leans = nullptr;    // (count), or null
-  std::uint8_t* first = nullptr;          // (count, gated blocks): the first look's decisions; with confidences
-  std::uint8_t* again = nullptr;          // (count): whether there was a second; likewise
+  const float* confidences = nullptr;    // (count), or null
+  const float* second_budgets = nullptr; // (count), or null
+  const float* second_leans = nullptr;   // (count), or null
+  std::uint8_t* first = nullptr;         // (count, gated blocks): the first look's decisions; with confidences
+  std::uint8_t* again = nullptr;         // (count): whether there was a second; likewise
   float* logits = nullptr;               // (count, classes)
   std::uint8_t* decisions = nullptr;     // (count, gated blocks)
   float* latency_us = nullptr;           // (count)

@@ -164,6 +164,7 @@ def test_events_of_a_run(folder: Path) -> None:
         "lean": float,
         "curve": list,
         "cascade": list,
+        "cascade_gain": type(None),
         "seconds": float,
     }
     assert types(end["test"]) == EVALUATION
@@ -181,6 +182,7 @@ def test_a_runs_summary(folder: Path) -> None:
         "lean": float,
         "curve": list,
         "cascade": list,
+        "cascade_gain": type(None),
         "test": dict,
         "seconds": float,
     }

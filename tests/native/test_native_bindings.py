@@ -131,8 +131,18 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "need first and again",
     ),
+    "second leans alone": (
+        lambda e: e.run(IMAGES, *outputs(), second_leans=np.zeros(B, np.float32)),
+        ValueError,
+        "second looks need confidences",
+    ),
+    "again alone": (
+        lambda e: e.run(IMAGES, *outputs(), again=np.zeros(B, np.uint8)),
+        ValueError,
+        "these need confidences",
+    ),
     "first alone": (
-        lambda e: e.run(IMAGES, *outputs(), first=outputs()[1], again=np.zeros(B, np.uint8)),
+        lambda e: e.run(IMAGES, *outputs(), first=outputs()[1]),
         ValueError,
         "these need confidences",
     ),

@@ -106,6 +106,16 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "a cascade without a curve": (looks(LOW, HIGH, curve=False), "and a curve"),
     "a cascade that descends": (looks(HIGH, LOW), "ascend"),
     "a cascade of pairs": (looks(LOW[:2], HIGH[:2]), "a probability"),
+    "a look off the curve": (looks(LOW, [0.3, 0.1, 0.6, 0.9]), "on the curve"),
+    "an empty curve": (
+        lambda p: p.plan["gate"].update(curve=[], cascade=[LOW, HIGH]),
+        "and a curve",
+    ),
+    "a target out of reach": (looks([0.15, 0.02, 0.1, 0.5], HIGH), "among the cascade's budgets"),
+    "no target": (
+        lambda p: (looks(LOW, HIGH)(p), p.plan.update(target=None)),
+        "among the cascade's budgets",
+    ),
     "the dearer look first": (looks([0.05, 0.2, 0.1, 0.5], HIGH), "the dearer one second"),
     "no probability": (looks([0.05, 0.02, 0.1, 1.5], HIGH), r"\[0, 1\]"),
     "target": (lambda p: p.plan.update(target=1.5), r"\(0, 1\]"),

@@ -56,6 +56,38 @@ def test_native_gives_the_portable_answers(
     assert np.abs(native.logits - portable.logits).max() <= 0.02 * scale
 
 
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("stream", ["int8", "float"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_second_look_is_the_network_asked_again(
+    shape: str, stream: str, engine: Any, tmp_path: Path
+) -> None:
+    """Whatever lies between: stems that pool, projections, bottlenecks, many channels."""
+    path, images = write(tmp_path, 11, stream=stream, **SHAPES[shape])
+    session, count = InferenceSession(path, engine=engine, threads=2), len(images)
+
+    def run(**told: Any) -> list[NDArray[Any]]:
+        logits = np.empty((count, 5), np.float32)
+        decisions = np.empty((count, len(session.plan.gated)), np.uint8)
+        flags: dict[str, NDArray[Any]] = {}
+        if "confidences" in told:
+            flags = {"first": np.empty_like(decisions), "again": np.zeros(count, np.uint8)}
+        latency = np.empty(count, np.float32)
+        session._engine.run(images, logits, decisions, latency, None, **told, **flags)
+        return [logits, decisions, *flags.values()]
+
+    low, high = (np.full(count, lean, np.float32) for lean in (-30, 30))
+    cheap, dear = run(leans=low), run(leans=high)
+    assert (cheap[1] != dear[1]).any()
+    for confidence, answer in ((2.0, dear), (0.0, cheap)):
+        least = np.full(count, confidence, np.float32)
+        found = run(leans=low, second_leans=high, confidences=least)
+        assert (found[0] == answer[0]).all()
+        assert (found[1] == answer[1]).all()
+        assert (found[2] == cheap[1]).all()
+        assert (found[3] == (confidence > 0)).all()
+
+
 def test_instruction_sets_give_the_same_bits_from_the_same_levels(tmp_path: Path) -> None:
     # With one pixel value everywhere the float stem has nothing to round differently.
     keywords = {"options": ("skip", 4, 8), "first": 8, "image": (12, 12), "widths": (16, 24)}

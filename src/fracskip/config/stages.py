@@ -226,8 +226,13 @@ class JointStage(Frozen):
             raise ValueError("paths 'shared' teach the gates nothing: set gate_lr to 0")
         if self.aim == "budgets" and (self.paths != "shared" or len(self.budgets) < 2):
             raise ValueError("aim 'budgets' needs paths 'shared' and two budgets at least")
-        if self.looks == 2 and len(self.budgets) < 2:
-            raise ValueError("looks = 2 needs two budgets at least: a look's budget is one of them")
+        if self.looks == 2 and not (
+            len(self.budgets) > 1 and min(self.budgets) <= self.target <= max(self.budgets)
+        ):
+            raise ValueError(
+                "looks = 2 needs budgets around the target, two at least: looks lie between the "
+                "smallest and the largest of them"
+            )
         if self.decisions == "alike" and (self.gate_lr or self.budgets):
             raise ValueError(
                 "decisions 'alike' leave the gates nothing to learn and no budget to follow: set "

@@ -72,6 +72,11 @@ def account(
     fixed = profile.fixed_macs
     if before is not None:
         first = _checked(before.decisions, options, len(gated))
+        if not len(first) == len(before.again) == len(decisions):
+            raise ConfigError(
+                f"first looks at {len(first)} images, with {len(before.again)} words on a second, "
+                f"do not fit decisions for {len(decisions)}"
+            )
         cost = cost + costs[first] * before.again[:, None]
         fixed += profile.second_look_macs * before.again.mean()
     branch = np.array([block.branch_macs for block in gated], dtype=np.float64)

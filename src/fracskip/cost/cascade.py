@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,20 @@ class Cascade:
             ConfigError: if a budget is none that this network reaches.
         """
         checked_range(budgets, self.range)
-        costs, first, second, confidence = np.array(self.points).T
-        at, known = np.log(budgets), np.log(costs)
+        known, first, second, confidence = self._columns
+        at = np.log(budgets)
         return Looks(
-            np.exp(np.interp(at, known, np.log(first))).astype(np.float32),
-            np.exp(np.interp(at, known, np.log(second))).astype(np.float32),
+            np.exp(np.interp(at, known, first)).astype(np.float32),
+            np.exp(np.interp(at, known, second)).astype(np.float32),
             np.interp(at, known, confidence).astype(np.float32),
         )
+
+    @cached_property
+    def _columns(self) -> NDArray[np.float64]:
+        """The points' columns, budgets as logarithms."""
+        columns = np.array(self.points).T
+        columns[:3] = np.log(columns[:3])
+        return columns
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def evaluate(
     before = predictions.before
     cost = account(decisions, options, card.profile, before)
     shares = option_shares(_looks(decisions, before), options)
-    entropy = decision_entropy_bits(shares)
+    # Of the looks that decided: what differs between two looks says nothing of images.
+    entropy = decision_entropy_bits(option_shares(decisions, options))
     forced = []
     if static and not card.is_static:
         forced = [

@@ -240,12 +240,12 @@ class Plan(_Plan):
         """Whether a caller may name the cost."""
         return self.gate is not None and (self.gate.budget_input or bool(self.gate.curve))
 
-    @property
+    @cached_property
     def curve(self) -> BudgetCurve | None:
         """What leans cost, where budgets become leans."""
         return None if self.gate is None or not self.gate.curve else BudgetCurve(self.gate.curve)
 
-    @property
+    @cached_property
     def cascade(self) -> Cascade | None:
         """Which looks meet a budget, where images may be looked at twice."""
         rows = () if self.gate is None else self.gate.cascade

@@ -298,7 +298,7 @@ class PortableEngine:
             x = self._stream(torch.tensor(images))  # a copy: theirs may be read-only
             begun, x = self._begin(x)
             logits[:], decisions[:] = self._look(begun, x, forced, budgets, leans)
-            if confidences is not None:
+            if confidences is not None and begun < len(self._blocks):
                 assert first is not None
                 assert again is not None
                 first[:] = decisions

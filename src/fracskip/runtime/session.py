@@ -179,7 +179,12 @@ class InferenceSession:
         return self._engine.kernels()
 
     def cost(self, decisions: NDArray[np.integer], before: FirstLooks | None = None) -> CostReport:
-        """Prices decisions (B, L): see `fracskip.cost.account`."""
+        """Prices decisions (B, L): see `fracskip.cost.account`.
+
+        Args:
+            decisions: Of a result.
+            before: Its first looks (`result.before`): without them only the deciding looks count.
+        """
         return account(decisions, self.options, self.profile, before)
 
     def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:

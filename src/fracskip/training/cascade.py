@@ -49,13 +49,15 @@ def measure_cascade(net: DynamicNetwork, data: ImageSet) -> float:
     same multiple, but for the ends of the curve: two numbers, so that they can be chosen by
     accuracy without fitting the images that they are chosen on. Thresholds need no labels.
 
+    A gain that is not above its own standard error is none.
+
     Args:
-        net: A network with a curve; its `spec.cascade` is set.
+        net: A network with a curve that reaches its target; its `spec.cascade` is set.
         data: Validation images, which the weights must not have learned: confidence in known
             images says nothing of others.
 
     Returns:
-        Accuracy gained on these images, a mean over budgets; 0 if there is no cascade.
+        Accuracy gained on these images, a mean over budgets; 0 where the network keeps one look.
     """
     net.spec = net.spec.model_copy(update={"cascade": ()})
     low, high = BudgetCurve(net.spec.curve).range
@@ -65,16 +67,17 @@ def measure_cascade(net: DynamicNetwork, data: ImageSet) -> float:
     steps = max(1, round(math.log(high / low) / math.log(STEP)))
     budgets = np.geomspace(low, high, steps + 1).clip(low, high).tolist()
     looks = [look_at(net, data, budget) for budget in budgets]
-    once = float(np.mean([look.right.mean() for look in looks]))
+    once = np.mean([look.right for look in looks], axis=0)
     found = [
         combined(looks, under, over)
         for under, over in itertools.product(range(1, FURTHEST + 1), repeat=2)
     ]
-    accuracy, points = max(found, key=lambda each: each[0])
-    if accuracy <= once:
+    right, points = max(found, key=lambda each: float(each[0].mean()))
+    gained = right - once
+    if gained.mean() <= gained.std() / math.sqrt(len(gained)):
         return 0.0
     net.spec = net.spec.model_copy(update={"cascade": points})
-    return accuracy - once
+    return float(gained.mean())
 
 
 def look_at(net: DynamicNetwork, data: ImageSet, budget: float) -> Look:
@@ -86,7 +89,7 @@ def look_at(net: DynamicNetwork, data: ImageSet, budget: float) -> Look:
 
 def combined(
     looks: Sequence[Look], under: int, over: int
-) -> tuple[float, tuple[CascadePoint, ...]]:
+) -> tuple[NDArray[np.float64], tuple[CascadePoint, ...]]:
     """Cascades for all the looks' budgets.
 
     Args:
@@ -95,29 +98,30 @@ def combined(
         over: So many after it the second.
 
     Returns:
-        Accuracy, a mean over the budgets, and the cascade's points.
+        How often each image is right, a mean over the budgets (N,), and the cascade's points.
     """
-    accuracies, points = [], []
+    right, points = [], []
     for index, own in enumerate(looks):
         first = looks[max(index - under, 0)]
         second = looks[min(index + over, len(looks) - 1)]
         confidence = threshold(first, second, own.budget)
         again = first.confidence < confidence
-        accuracies.append(np.where(again, second.right, first.right).mean())
+        right.append(np.where(again, second.right, first.right))
         points.append((own.budget, first.budget, second.budget, confidence))
-    return float(np.mean(accuracies)), tuple(points)
+    return np.mean(right, axis=0), tuple(points)
 
 
 def threshold(first: Look, second: Look, budget: float) -> float:
     """The confidence under which a second look spends what the first leaves of a budget.
 
-    Halfway between the last image that the budget pays for and the next.
+    Halfway between the last image that the budget pays for and the next; where it pays for none,
+    just none is under it.
     """
     order = np.argsort(first.confidence, kind="stable")
     spent = first.cost.mean() + np.cumsum(second.cost[order]) / len(order)
     count = int(np.searchsorted(spent, budget, side="right"))
     if count == 0:
-        return 0.0
+        return float(first.confidence.min())
     if count == len(order):
         return 1.0
     return float(first.confidence[order[count - 1 : count + 1]].mean())

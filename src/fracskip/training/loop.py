@@ -227,7 +227,7 @@ class _Run:
         """Saves the network, reads the test set - once - and closes the record."""
         net = stage.net
         assert isinstance(net, DynamicNetwork)
-        self.sequence.close(net)
+        closing = self.sequence.close(net)
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
@@ -237,9 +237,7 @@ class _Run:
             {
                 "event": "end",
                 "test": found,
-                "lean": net.spec.lean,
-                "curve": net.spec.curve,
-                "cascade": net.spec.cascade,
+                **closing,
                 "seconds": position.seconds,
             }
         )

@@ -65,9 +65,7 @@ class Record:
             "schema": SCHEMA,
             **{key: start[key] for key in ("name", "recipe", "versions", "device")},
             "epochs": [event for event in events if event["event"] == "epoch"],
-            "lean": end.get("lean"),
-            "curve": end.get("curve"),
-            "cascade": end.get("cascade"),
+            **{key: end.get(key) for key in ("lean", "curve", "cascade", "cascade_gain")},
             "test": end.get("test"),
             "seconds": end.get("seconds"),
         }

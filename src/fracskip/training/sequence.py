@@ -187,17 +187,28 @@ class StageSequence:
         stage.load_state(position.stage_state)
         return stage
 
-    def close(self, net: DynamicNetwork) -> None:
-        """What follows the last stage: the target met, BatchNorm, the curve, the cascade."""
+    def close(self, net: DynamicNetwork) -> dict[str, Any]:
+        """What follows the last stage: the target met, BatchNorm, the curve, the cascade.
+
+        Returns:
+            What was found, for the record.
+        """
+        gain: float | None = None
         joint = self._recipe.joint
         if net.gate is not None:
             self._settle(net)
             if joint.aim != "budgets":
                 measure_curve(net, self._validation, joint.budgets)
             if joint.looks == 2 and net.spec.curve:
-                measure_cascade(net, self._validation)
+                gain = measure_cascade(net, self._validation)
         elif joint.epochs:
             net.reestimate(self._norm_images())
+        return {
+            "lean": net.spec.lean,
+            "curve": net.spec.curve,
+            "cascade": net.spec.cascade,
+            "cascade_gain": gain,
+        }
 
     def _settle(self, net: DynamicNetwork) -> None:
         """Brings costs to what is asked for, and BatchNorm statistics to the paths taken."""

@@ -65,6 +65,13 @@ def test_nothing_is_paid_for_looks_that_there_were_not() -> None:
     )
 
 
+@pytest.mark.parametrize(("rows", "flags"), [(1, 1), (3, 3), (2, 1), (1, 2)])
+def test_first_looks_of_other_images_are_refused(rows: int, flags: int) -> None:
+    before = FirstLooks(np.ones((rows, 2), int), np.ones(flags, bool))
+    with pytest.raises(ConfigError, match="do not fit decisions for 2"):
+        account(np.array([[1, 1], [3, 2]]), OPTIONS, NETWORK, before)
+
+
 def test_first_looks_are_joined_taken_and_listed() -> None:
     one = FirstLooks(np.array([[1, 2]]), np.array([True]))
     two = FirstLooks(np.array([[3, 0], [2, 2]]), np.array([False, True]))

@@ -65,8 +65,9 @@ def test_the_search_measures_what_it_adds_up(tool: dict[str, Any]) -> None:
     wanted = HARMS[np.arange(4), path].sum() + 0.05
     assert tool["loss"](session, data, path) == pytest.approx(wanted)
     costs = np.array(session.options.costs)
+    known: dict[bytes, float] = {}
     for budget in (0.03, 0.1, 0.3):
-        found = tool["search"](session, data, budget)
+        found = tool["search"](session, data, budget, known)
         cost = costs[found].mean()
         assert cost <= budget
         least = min(
@@ -75,3 +76,5 @@ def test_the_search_measures_what_it_adds_up(tool: dict[str, Any]) -> None:
             if costs[list(other)].mean() <= cost
         )
         assert HARMS[np.arange(4), found].sum() == pytest.approx(least)
+    with pytest.raises(ValueError, match="no allocation costs"):
+        tool["search"](session, data, 0.001, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from fracskip.checkpoint import load
 from fracskip.config import Recipe
-from fracskip.cost import account
+from fracskip.cost import Cascade, account
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
@@ -47,13 +48,15 @@ def test_the_threshold_spends_the_budget(budget: float) -> None:
 
 def test_thresholds_at_the_ends() -> None:
     first, *_, second = looks()
-    assert threshold(first, second, first.budget * 0.9) == 0.0
+    none = threshold(first, second, first.budget * 0.9)
+    assert none == first.confidence.min()
+    assert not (first.confidence < none).any()
     assert threshold(first, second, 1.0) == 1.0
 
 
 def test_a_cascade_has_a_point_for_every_look() -> None:
     every = looks()
-    accuracy, points = combined(every, 2, 1)
+    right, points = combined(every, 2, 1)
     assert [point[0] for point in points] == [look.budget for look in every]
     assert points[3][1:3] == (every[1].budget, every[4].budget)
     assert points[0][1:3] == (every[0].budget, every[1].budget)
@@ -63,9 +66,9 @@ def test_a_cascade_has_a_point_for_every_look() -> None:
         one = next(look for look in every if look.budget == first)
         two = next(look for look in every if look.budget == second)
         again = one.confidence < least
-        parts.append(np.where(again, two.right, one.right).mean())
+        parts.append(np.where(again, two.right, one.right))
         assert one.cost.mean() + (again * two.cost).mean() <= max(own.budget, one.cost.mean())
-    assert accuracy == pytest.approx(np.mean(parts))
+    np.testing.assert_allclose(right, np.mean(parts, axis=0))
 
 
 def noise(net: DynamicNetwork) -> ImageSet:
@@ -127,7 +130,7 @@ def test_a_run_ends_with_what_validation_chose(
     else:
         # However the tiny network fares: the first cascade is taken to be the better one.
         found = cascade.combined
-        monkeypatch.setattr(cascade, "combined", lambda *given: (2.0, found(*given)[1]))
+        monkeypatch.setattr(cascade, "combined", lambda *given: (np.full(9, 2.0), found(*given)[1]))
     joint = {"epochs": 1, "target": 0.45, "budgets": [0.05, 0.1, 0.2, 0.4, 0.6], "looks": 2}
     train(tiny_recipe(joint=joint, gates={"epochs": 1}, backbone={"epochs": 1}), tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -135,10 +138,67 @@ def test_a_run_ends_with_what_validation_chose(
     assert spec.curve
     assert bool(spec.cascade) == gained
     assert [tuple(row) for row in summary["cascade"]] == list(spec.cascade)
+    assert (summary["cascade_gain"] > 0) == gained
     if gained:
         assert spec.budgets == (spec.curve[0][0], spec.curve[-1][0])
 
 
-def test_two_looks_need_budgets(tiny_recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(ConfigError, match="looks = 2 needs two budgets"):
-        tiny_recipe(joint={"looks": 2, "budgets": [0.1]})
+@pytest.mark.parametrize("budgets", [[], [0.1], [0.2, 0.4], [0.01, 0.05]])
+def test_two_looks_need_budgets_around_the_target(
+    tiny_recipe: Callable[..., Recipe], budgets: list[float]
+) -> None:
+    tiny_recipe(joint={"looks": 2, "target": 0.1, "budgets": [0.05, 0.2]})
+    with pytest.raises(ConfigError, match="looks = 2 needs budgets"):
+        tiny_recipe(joint={"looks": 2, "target": 0.1, "budgets": budgets})
+
+
+def noisy(share: float) -> list[Look]:
+    """Looks of equal skill, whose second choices are right or wrong by lot."""
+    draw = np.random.default_rng(0)
+    every = looks()
+    lot = [draw.random(COUNT) < share for _ in every]
+    return [
+        Look(look.budget, look.cost, look.confidence, right)
+        for look, right in zip(every, lot, strict=True)
+    ]
+
+
+def test_a_gain_within_its_error_is_none(
+    make_net: Callable[..., DynamicNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = make_net(curve=CURVE, target=0.1)
+    given = iter(noisy(0.9) * 3)
+    monkeypatch.setattr(cascade, "look_at", lambda net, data, budget: next(given))
+    right = np.full(COUNT, 0.9)
+    right[:2] += 1e-3
+    monkeypatch.setattr(cascade, "combined", lambda every, under, over: (right, ()))
+    assert measure_cascade(net, noise(net)) == 0.0
+    assert net.spec.cascade == ()
+
+
+@pytest.mark.parametrize("between", [0.25, 0.5, 0.75])
+def test_between_rows_the_cost_is_near_what_is_asked(between: float) -> None:
+    every = looks()
+    _, points = combined(every, 1, 2)
+    rows = Cascade(points)
+    for low, high in itertools.pairwise(every):
+        budget = low.budget ** (1 - between) * high.budget**between
+        asked = rows.looks_at(np.array([budget], np.float32))
+        # Costs and confidences between two looks, as the synthetic ones lie.
+        first, second = (
+            _interpolated(every, float(each[0])) for each in (asked.first, asked.second)
+        )
+        spent = first.cost.mean() + ((first.confidence < asked.confidence) * second.cost).mean()
+        assert spent == pytest.approx(budget, rel=0.15)
+
+
+def _interpolated(every: list[Look], budget: float) -> Look:
+    budgets = np.log([look.budget for look in every])
+    place = np.interp(np.log(budget), budgets, np.arange(len(every)))
+    low, high = every[int(np.floor(place))], every[int(np.ceil(place))]
+    share = place % 1
+    cost, confidence = (
+        (1 - share) * getattr(low, key) + share * getattr(high, key)
+        for key in ("cost", "confidence")
+    )
+    return Look(budget, cost, confidence, low.right)

@@ -50,7 +50,14 @@ def test_a_line_cut_short_by_a_crash_is_left_out(record: Record) -> None:
 
 
 def test_the_summary_is_the_whole_run(record: Record, tmp_path: Path) -> None:
-    end = {"lean": -1.5, "curve": [], "cascade": [], "test": {"accuracy": 1}, "seconds": 2.5}
+    end = {
+        "lean": -1.5,
+        "curve": [],
+        "cascade": [],
+        "cascade_gain": None,
+        "test": {"accuracy": 1},
+        "seconds": 2.5,
+    }
     record.append({"event": "end", **end})
     record.write_summary(tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text()) == {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fracskip.checkpoint import load
+from fracskip.checkpoint import load, save
 from fracskip.config import Recipe, recipe_from_dict
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.models import create_model
@@ -35,6 +35,22 @@ def test_with_no_epochs_the_network_stays_as_it_is(
     assert done.events[0]["start_digest"] == load(trained).digest
     assert done.events[0]["backbone_digest"] == ""
     assert done.stages == []
+
+
+def test_a_cascade_is_not_taken_over(
+    tiny_recipe: Make, run: Go, trained: Path, tmp_path: Path
+) -> None:
+    """It was measured with other weights."""
+    net = load(trained)
+    points = ((0.05, 0.05, 0.2, 0.5), (0.3, 0.1, 0.4, 0.9))
+    changes = {"curve": ((0.05, -1.0), (0.4, 1.0)), "cascade": points}
+    net.spec = net.spec.model_copy(update=changes)
+    save(net, tmp_path / "twice.safetensors")
+    assert load(tmp_path / "twice.safetensors").spec.cascade == points
+    joint = {"epochs": 0, "norm_images": 0}
+    start = str(tmp_path / "twice.safetensors")
+    done = run(tiny_recipe(**IDLE, start=start, joint=joint), "again")
+    assert load(done.folder / "model.safetensors").spec.cascade == ()
 
 
 def test_weights_go_on_from_where_they_were(tiny_recipe: Make, run: Go, trained: Path) -> None:
