@@ -1,5 +1,8 @@
 """A checkpoint as it is published: weights that only ever execute as integers held as those.
 
+A network that learned the validation images is too sure of them, so no cascade can be measured on
+it. One that was trained alike and has not (`--cascade-of`) lends its own.
+
 Run from the repository's root:
 
     python tools/pack.py runs/NAME/model.safetensors --to models/NAME.safetensors
@@ -13,6 +16,7 @@ from pathlib import Path
 import torch
 
 from fracskip import checkpoint
+from fracskip.config import ModelSpec
 from fracskip.data import load_sample
 from fracskip.dynamic import preprocess
 
@@ -22,9 +26,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--to", metavar="FILE", type=Path, required=True)
+    parser.add_argument("--cascade-of", metavar="CKPT", type=Path)
     given = parser.parse_args()
     net = checkpoint.load(given.checkpoint)
-    digest = checkpoint.save(net, given.to, {**net.notes, "packed_from": net.digest}, packed=True)
+    notes = {**net.notes, "packed_from": net.digest}
+    if given.cascade_of:
+        sibling = checkpoint.load(given.cascade_of)
+        spec = {**net.spec.model_dump(), "cascade": sibling.spec.cascade}
+        net.spec = ModelSpec.model_validate(spec)  # its looks must lie on this network's curve
+        notes["cascade_of"] = sibling.digest
+    digest = checkpoint.save(net, given.to, notes, packed=True)
     images = preprocess(load_sample().images[:100], net.spec.image)
     same = torch.equal(net(images).logits, checkpoint.load(given.to)(images).logits)
     if not same:

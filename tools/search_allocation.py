@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--validation", type=int, default=5000, help="as in its recipe")
     parser.add_argument("--seed", type=int, default=0, help="likewise")
-    parser.add_argument("--images", type=int, default=2000, help="of the validation images")
+    parser.add_argument("--images", type=int, default=1000, help="of the validation images")
     parser.add_argument("--json", metavar="FILE")
     given = parser.parse_args()
     net = load(given.checkpoint)

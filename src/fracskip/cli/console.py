@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fracskip.training.state import Totals
 
 _SHORT = {"skip": "·", "full": "F"}
+MANY = 4  # options whose shares still have a decimal
 
 
 class _Console(Console):
@@ -79,7 +81,15 @@ def _table_of(record: dict[str, Any]) -> Table:
         title=f"{checkpoint['model']} ({checkpoint['name']}) on {record['images']:,} "
         f"{data['name']} {data['split']} images",
         title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),  # narrow: six options fit 80 columns
     )
+
+
+def _shares(shares: Iterable[float]) -> list[str]:
+    """Percentages, whole ones where there are many."""
+    values = list(shares)
+    return [percent(share, 1 if len(values) <= MANY else 0) for share in values]
 
 
 def show_evaluation(record: dict[str, Any]) -> None:
@@ -96,7 +106,7 @@ def show_evaluation(record: dict[str, Any]) -> None:
         percent(record["accuracy"]),
         percent(record["cp"]),
         percent(record["bitops_ratio"]),
-        *(percent(share, 1) for share in dynamic.values()),
+        *_shares(dynamic.values()),
         style="bold",
     )
     for point in reversed(record["static"]):
@@ -130,8 +140,8 @@ def show_sweep(record: dict[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for point in points:
         costs = (percent(point[key]) for key in ("budget", "cp", "bitops_ratio", "accuracy"))
-        shares = [*(point.get("second_looks", 0.0) for _ in looks), *point["option_share"].values()]
-        table.add_row(*costs, *(percent(share, 1) for share in shares))
+        twice = (percent(point.get("second_looks", 0.0), 1) for _ in looks)
+        table.add_row(*costs, *twice, *_shares(point["option_share"].values()))
     _out().print(table)
 
 

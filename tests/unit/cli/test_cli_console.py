@@ -61,6 +61,11 @@ def table_of(text: str) -> list[list[str]]:
     return [cells(line) for line in text.splitlines() if line.startswith(("│", "┃"))]
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The same of a table without lines, under its title."""
+    return [line.split() for line in text.splitlines()[1:] if line.strip(" ─")]
+
+
 def test_an_evaluation_says_how_many_images_were_looked_at_twice(capsys: Capture) -> None:
     console.show_evaluation(evaluation(second_looks=0.234))
     assert capsys.readouterr().out.endswith("2.0 s on cpu. 23.4% of images were looked at twice.\n")
@@ -71,7 +76,7 @@ def test_an_evaluation_says_how_many_images_were_looked_at_twice(capsys: Capture
 
 def test_a_sweep_has_a_column_for_second_looks(capsys: Capture) -> None:
     console.show_sweep(sweep(0.0, 0.234))
-    heading, *rows = table_of(capsys.readouterr().out)
+    heading, *rows = rows_of(capsys.readouterr().out)
     assert heading == ["budget", "cp", "BitOps", "accuracy", "twice", *OPTIONS]
     assert [row[4] for row in rows] == ["0.0%", "23.4%"]
     assert all(row[5:] == ["25.0%", "50.0%", "25.0%"] for row in rows)
@@ -80,9 +85,35 @@ def test_a_sweep_has_a_column_for_second_looks(capsys: Capture) -> None:
 @pytest.mark.parametrize("share", [None, 0.0])
 def test_a_sweep_of_single_looks_has_none(capsys: Capture, share: float | None) -> None:
     console.show_sweep(sweep(share, share))
-    heading, *rows = table_of(capsys.readouterr().out)
+    heading, *rows = rows_of(capsys.readouterr().out)
     assert heading == ["budget", "cp", "BitOps", "accuracy", *OPTIONS]
     assert [row[4:] for row in rows] == [["25.0%", "50.0%", "25.0%"]] * 2
+
+
+@pytest.mark.parametrize("options", [OPTIONS, ("skip", "2", "3", "4", "6", "8")])
+def test_tables_fit_a_terminal(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shares = dict.fromkeys(options, 1 / len(options))
+    static = [
+        {"option": label, "accuracy": 0.9, "cp": 0.0625, "bitops_ratio": 0.1234}
+        for label in options[1:]
+    ]
+    console.show_evaluation(evaluation(option_share=shares, static=static))
+    found = rows_of(capsys.readouterr().out)
+    assert found[0] == ["blocks", "run", "accuracy", "cp", "BitOps", *options]
+    assert found[1][:6] == ["by", "the", "gates", "92.50%", "5.00%", "12.00%"]
+    assert found[2][:4] == ["all", "at", *(["32", "bits"] if "full" in options else ["8", "bits"])]
+    record = sweep(0.2, 0.3)
+    record["checkpoint"]["options"] = list(options)
+    for point in record["points"]:
+        point["option_share"] = shares
+    console.show_sweep(record)
+    heading, *rows = rows_of(capsys.readouterr().out)
+    assert heading == ["budget", "cp", "BitOps", "accuracy", "twice", *options]
+    assert {len(row) for row in rows} == {len(heading)}
+    assert not any("…" in cell for row in rows for cell in row)
 
 
 def test_predictions_show_both_paths(capsys: Capture) -> None:

@@ -8,6 +8,7 @@ from tiny_networks import DEFAULT_OPTIONS, every_option, make_images, make_netwo
 from torch import Tensor
 
 from fracskip import checkpoint
+from fracskip.config import ModelSpec
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.folding import folded_branch, folded_shortcut, output_stages, stream_steps
 from fracskip.options import Option
@@ -148,14 +149,22 @@ def test_a_float_stream_adds_nothing_to_the_state() -> None:
     assert not [name for name in names if "downsample" in name and "quantiser" in name]
 
 
-def test_old_checkpoints_load_as_they_were() -> None:
-    net = checkpoint.load("bundled")
+def test_what_old_checkpoints_do_not_say_means_what_it_did() -> None:
+    tree = make_spec().model_dump()
+    for key in ("lean", "curve", "cascade"):
+        del tree[key]
+    for part, keys in {"quant": ("stream", "weights"), "gate": ("block_bias", "output")}.items():
+        for key in keys:
+            del tree[part][key]
+    net = make_network(ModelSpec.model_validate(tree))
+    assert net.spec == make_spec()
     assert net.spec.quant.stream == "float"
     assert net.stream is None
     assert not net.spec.gate.block_bias
+    assert not net.spec.cascade
     assert stream_steps(net) is None
-    # 3 stages of 6 blocks: 17 gated ones of 2 convolutions, stem, first block, 2 projections.
-    assert sum("quantiser.weight_step" in name for name in net.state_dict()) == 34
+    # 3 stages of 2 blocks: 5 gated ones of 2 convolutions.
+    assert sum("quantiser.weight_step" in name for name in net.state_dict()) == 10
 
 
 def test_the_price_of_an_int8_stream_by_hand() -> None:
