@@ -13,7 +13,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
-.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 budgets-low figures \
+.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 budgets-bundled figures \
   fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -71,15 +71,16 @@ budgets-r74: $(VENV)/train.stamp
 	$(BIN)/fracskip sweep $(CPU_NET74) --data cifar10 --json results/cpu_resnet74_sweep.json
 	$(BIN)/python tools/controls.py $(CPU_NET74) --json results/cpu_resnet74_controls.json
 
-# The same for the network of low widths, and which images are expensive.
-LOW := low-resnet38-cifar10
-budgets-low: $(VENV)/train.stamp
+# The same for the bundled network; the best static allocation of the same weights; and which images
+# are expensive.
+budgets-bundled: $(VENV)/train.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/fracskip sweep $(LOW) --data cifar10 --json results/low_resnet38_sweep.json
-	$(BIN)/python tools/controls.py $(LOW) --json results/low_resnet38_controls.json
-	$(BIN)/python tools/study_images.py $(LOW) --backbone models/resnet38_cifar10.safetensors \
+	$(BIN)/fracskip sweep bundled --data cifar10 --json results/dfs_resnet38_sweep.json
+	$(BIN)/python tools/controls.py bundled --json results/dfs_resnet38_controls.json
+	$(BIN)/python tools/search_allocation.py bundled --json results/dfs_resnet38_allocation.json
+	$(BIN)/python tools/study_images.py bundled --backbone models/resnet38_cifar10.safetensors \
 	  --static $(wildcard runs/static_resnet38_*bit/model.safetensors) \
-	  --json results/low_resnet38_study.json
+	  --json results/dfs_resnet38_study.json
 
 # Every figure of the documents, from the records under results/ alone.
 figures: $(VENV)/demo.stamp

@@ -25,8 +25,9 @@ from fracskip.report.curves import (
     trained_alone,
 )
 from fracskip.report.latency import accuracy_latency, skipped_latency
+from fracskip.report.pictures import cheapest_and_dearest
 from fracskip.report.reading import load_record
-from fracskip.report.records import RunRecord, SweepRecord
+from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
 from fracskip.report.svg import standalone
 from fracskip.report.sweeps import shares_by_block
 
@@ -54,38 +55,52 @@ def plain(name: str) -> dict[str, Any]:
     return tree
 
 
-def cascades(name: str) -> Curve:
-    """What the same network reaches when images that it is not sure of are run again."""
-    found = [(point["cp"], point["cascade"]["own_widths"]) for point in plain(name)["points"]]
-    spots = (Spot(cp, best["accuracy"]) for cp, best in found if best is not None)
-    return Curve("cascade by confidence", tuple(spots))
+def in_one_look(name: str) -> Curve:
+    """The same network with one look at each image."""
+    found = [point["in_one_look"] for point in plain(name)["points"]]
+    return Curve("one look", tuple(Spot(one["cp"], one["accuracy"]) for one in found))
 
 
-def low_widths(absolute: bool) -> str:
+def allocated(name: str) -> Curve:
+    """The best static allocations of the same weights."""
+    points = plain(name)["points"]
+    return Curve("best static allocation", tuple(Spot(p["cp"], p["accuracy"]) for p in points))
+
+
+def bundled_curve(absolute: bool) -> str:
     """One network at every budget among static ones, in cp or in BitOps of any depth."""
-    curve = sweep("low_resnet38_sweep")
+    curve = sweep("dfs_resnet38_sweep")
     deep = runs(*(f"static_resnet38_{bits}bit" for bits in WIDTHS))
+    same = runs(*(f"static_resnet38_clean_{bits}bit" for bits in WIDTHS))
     shallow = runs(*(f"static_resnet20_{bits}bit" for bits in WIDTHS))
-    frozen = runs("frozen_resnet38_cp08", "frozen_resnet38_cp15")
-    axis = CostAxis(known_macs([curve, *deep, *shallow]) if absolute else None)
+    axis = CostAxis(known_macs([curve, *deep, *same, *shallow]) if absolute else None)
     curves = [
         swept(curve, "one ResNet-38, every budget", axis),
         trained_alone(deep, "static ResNet-38", axis),
     ]
+    if same:
+        curves.append(trained_alone(same, "static, from the same backbone", axis))
     if absolute and shallow:
         curves.append(trained_alone(shallow, "static ResNet-20", axis))
-    if not absolute and frozen:
-        curves.append(trained_alone(frozen, "frozen at the majority", axis))
     if not absolute:
-        curves.append(cascades("low_resnet38_study"))
-    ident = "low-bitops" if absolute else "low-cp"
+        curves.append(in_one_look("dfs_resnet38_controls"))
+        curves.append(allocated("dfs_resnet38_allocation"))
+    ident = "dfs-bitops" if absolute else "dfs-cp"
     return accuracy_curves(curves, axis, curve.images, ident=ident)
 
 
+def examples(name: str) -> str:
+    """The images that cost least and most."""
+    record = load_record(RESULTS / f"{name}.json")
+    assert isinstance(record, EvaluationRecord), name
+    return cheapest_and_dearest(record)
+
+
 FIGURES: dict[str, Callable[[], str]] = {
-    "low_resnet38_curve": lambda: low_widths(absolute=False),
-    "low_resnet38_bitops": lambda: low_widths(absolute=True),
-    "low_resnet38_blocks": lambda: shares_by_block(sweep("low_resnet38_sweep"), ident="low-blocks"),
+    "dfs_resnet38_curve": lambda: bundled_curve(absolute=False),
+    "dfs_resnet38_bitops": lambda: bundled_curve(absolute=True),
+    "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
+    "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }
 for machine in ("", "_avx2"):
     for bench in ("bench_r38", "bench_r74"):

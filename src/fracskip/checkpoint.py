@@ -35,7 +35,6 @@ BUNDLED = {
     "bundled": "dfs_resnet38_cifar10.safetensors",
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.safetensors",
     "cpu-resnet74-cifar10": "cpu_resnet74_cifar10.safetensors",
-    "low-resnet38-cifar10": "low_resnet38_cifar10.safetensors",
 }
 
 

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 MEBIBYTE = 2**20
 
 PUBLISHED_ACCURACY = 0.9294  # what the method's authors report for ResNet-38 on CIFAR-10
-MOST_COMPUTATION = 0.06
+MOST_COMPUTATION = 0.016
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def measured(bundled: DynamicNetwork, sample: ImageSet) -> dict[str, Any]:
 def test_it_loads_and_its_digest_is_that_of_the_run(
     bundled: DynamicNetwork, run: dict[str, Any]
 ) -> None:
-    assert bundled.digest == run["test"]["checkpoint_digest"]
+    assert bundled.notes["packed_from"] == run["test"]["checkpoint_digest"]
     assert not bundled.training
 
 
@@ -71,12 +71,13 @@ def test_it_is_the_network_that_it_should_be(
     assert spec.image.channels == 3
     assert spec.class_names == sample.class_names
     assert bundled.gate is not None
-    assert bundled.options.can_skip
-    assert bundled.options[bundled.options.top].is_full
-    assert any(option.is_quantised for option in bundled.options)
+    assert spec.options == ("skip", "2", "3", "4", "6", "8")
+    assert spec.quant.stream == "int8"
     assert spec.target is not None
     assert spec.target <= MOST_COMPUTATION
-    assert list(spec.options) == run["recipe"]["options"] == run["test"]["checkpoint"]["options"]
+    assert spec.budgets == (0.004, 0.06)
+    assert spec.cascade
+    assert list(spec.options) == run["test"]["checkpoint"]["options"]
     assert bundled.notes["recipe"] == run["name"]
 
 
@@ -112,7 +113,13 @@ def test_engines_decide_and_classify_as_the_network_does(
 ) -> None:
     few = sample.images[:300]
     wanted, found = predict(bundled, few), predict(InferenceSession("bundled", engine=engine), few)
-    assert (wanted.decisions == found.decisions).mean() > 0.998
+    assert wanted.before is not None
+    assert found.before is not None
+    # So may an image whose first look is just certain enough.
+    same = wanted.before.again == found.before.again
+    assert same.mean() >= 0.98
+    assert (wanted.before.decisions == found.before.decisions).mean() > 0.998
+    assert (wanted.decisions == found.decisions)[same].mean() > 0.998
     # Where a value lies on the edge of a level, engines may round it either way.
     assert (wanted.predicted == found.predicted).mean() >= 0.98
 
@@ -131,9 +138,13 @@ def test_the_published_result_is_of_this_network(
     assert record.data.split == "test"
     assert record.accuracy == pytest.approx(PUBLISHED_ACCURACY, abs=0.005)
     assert record.cp <= MOST_COMPUTATION
-    # Another machine's rounding may move a few images.
-    assert record.accuracy == pytest.approx(run["test"]["accuracy"], abs=0.002)
-    assert record.cp == pytest.approx(run["test"]["cp"], abs=0.002)
+    # The run had one look. Its weights are the same; another machine's rounding moves a few images.
+    trained = {point["option"]: point["accuracy"] for point in run["test"]["static"]}
+    assert {point.option for point in record.static} == trained.keys()
+    for point in record.static:
+        assert point.accuracy == pytest.approx(trained[point.option], abs=0.002)
+    assert record.second_looks > 0.05
+    assert record.accuracy > run["test"]["accuracy"]
 
 
 # -- by name --------------------------------------------------------------------------------------
@@ -142,9 +153,8 @@ def test_the_published_result_is_of_this_network(
 @pytest.mark.parametrize(
     ("name", "record"),
     [
-        ("dfs-resnet38-cifar10", "eval_bundled_cifar10.json"),
+        ("dfs-resnet38-cifar10", "dfs_resnet38_sweep.json"),
         ("cpu-resnet74-cifar10", "cpu_resnet74_sweep.json"),
-        ("low-resnet38-cifar10", "low_resnet38_sweep.json"),
     ],
 )
 def test_a_published_network_is_the_one_of_its_record(name: str, record: str) -> None:
@@ -159,7 +169,7 @@ def test_a_published_network_is_the_one_of_its_record(name: str, record: str) ->
     ("name", "record"),
     [
         ("cpu-resnet74-cifar10", "sample_cpu_resnet74.json"),
-        ("low-resnet38-cifar10", "sample_low_resnet38.json"),
+        ("dfs-resnet38-cifar10", "sample_dfs_resnet38.json"),
     ],
 )
 def test_a_published_point_computed_again(name: str, record: str, sample: ImageSet) -> None:

@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = command(
         "train",
         "Run a recipe: backbone, gates, joint training. The run's folder is runs/NAME.",
-        "train recipes/dfs_resnet38_cifar10.toml --set joint.target=0.05",
+        "train recipes/low_resnet38_clean.toml --set joint.target=0.02",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a .toml file")
     train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
@@ -180,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = command(
         "report",
         "Draw records of evaluations and runs as one self-contained HTML file.",
-        "report runs/dfs_resnet38_cifar10 record.json --out report.html",
+        "report runs/low_resnet38_clean record.json --out report.html",
     )
     report.add_argument(
         "records", metavar="RUN_OR_RECORD", nargs="+", help="a run's folder or a JSON record"
