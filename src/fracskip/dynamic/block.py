@@ -135,6 +135,25 @@ class FractionalBlock:
             self._projection = _convert(block, projection, STREAM_OPTIONS, quant, True)
         self.in_channels = self._units[0][0].in_channels
 
+    @property
+    def units(self) -> tuple[_Unit, ...]:
+        """The branch's convolutions, each with its norm."""
+        return tuple(self._units)
+
+    @property
+    def projection(self) -> tuple[nn.Module, nn.Module] | None:
+        """The shortcut's convolution and norm; None where it is the identity."""
+        paths = self._block.projection
+        if paths is None:
+            return None
+        conv, norm = (self._module.get_submodule(path) for path in paths)
+        return conv, norm
+
+    @property
+    def stage(self) -> int:
+        """The stage of the block's output."""
+        return self._stage
+
     def _shortcut(self, x: Tensor) -> Tensor:
         if self._projection is None:
             return self._block.shortcut(x)

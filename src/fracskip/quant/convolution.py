@@ -198,6 +198,11 @@ class FractionalConv2d(nn.Conv2d):
         new._levels_in = levels_in
         return new
 
+    @property
+    def owns_weights(self) -> bool:
+        """Whether each executed option has weights of its own."""
+        return len(self._own) > 0
+
     def weight_of(self, option: Option) -> Tensor:
         """The weights that an option's integers are made of, (O, I, kh, kw)."""
         own = self._own.get(option)

@@ -19,12 +19,13 @@ from fracskip.training.objective import (
     spread,
     target_at,
 )
+from fracskip.training.paths import PathTraining
 from fracskip.training.randomness import generator_at
-from fracskip.training.schedule import lr_factor, weight_optimiser
-from fracskip.training.stages import Place, StageBase, StepResult, count_correct
+from fracskip.training.schedule import lr_factor
+from fracskip.training.stages import Place, StepResult, count_correct
 
 
-class JointTraining(StageBase):
+class JointTraining(PathTraining):
     """Stage 4: weights and gates together, towards the target cost.
 
     Args:
@@ -49,22 +50,15 @@ class JointTraining(StageBase):
         bf16: bool,
         teacher: CifarResNet | None = None,
     ) -> None:
-        super().__init__(recipe, device, bf16, teacher)
-        self.net = net
-        self.epochs = recipe.joint.epochs
+        super().__init__(net, recipe, recipe.joint, device, bf16, teacher)
         self._config = recipe.joint
         rate = recipe.joint.price_rate
         self._price = CostPrice(rate)
         self._balance: CostBalance | None = None
         if recipe.joint.objective == "balance":
             self._balance = CostBalance(rate, recipe.joint.lean_rate)
-        self.optimisers = [weight_optimiser(net.named_weights(), self._config.optim)]
         if net.gate is not None:
             self.optimisers.append(torch.optim.Adam(net.gate.parameters(), lr=self._config.gate_lr))
-
-    def lr(self, progress: float) -> float:
-        """See `Stage`."""
-        return self._config.optim.lr * lr_factor(self._config.optim, progress)
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
@@ -112,6 +106,8 @@ class JointTraining(StageBase):
         config = self._config
         if config.paths == "shared":
             return self._shared_step(images, labels, place)
+        if self.net.gate is None:
+            return self.train_path(images, labels, [0] * len(self.net.blocks), place)
         lean = None
         if self._balance is not None:
             lean = torch.tensor(self._balance.lean, device=images.device, requires_grad=True)
@@ -157,15 +153,13 @@ class JointTraining(StageBase):
         """The path of the batch's first image, which was drawn by lot, for all of its images."""
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchored, share = torch.rand(2, generator=draw).tolist()
-        with self.autocast():
-            if anchored < self._config.anchor_rate:
-                path = torch.full((1, len(self.net.blocks)), self._anchor(draw))
-            else:
-                with torch.no_grad():
-                    path = self.net(images[:1], budget=self._budget(share)).decisions
-            out = self.net(images, decisions=path.expand(len(images), -1))
-        rates = [self.lr(place.progress), 0.0][: len(self.optimisers)]
-        return self.learn(out.logits, images, labels, self._config, rates, out.cost)
+        if anchored < self._config.anchor_rate:
+            path = [self._anchor(draw)] * len(self.net.blocks)
+        else:
+            with torch.no_grad(), self.autocast():
+                found = self.net(images[:1], budget=self._budget(share)).decisions
+            path = found[0].tolist()
+        return self.train_path(images, labels, path, place)
 
     def _anchor(self, draw: torch.Generator) -> int:
         """An executed option, drawn by lot."""

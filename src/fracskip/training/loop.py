@@ -102,6 +102,11 @@ class _Run:
             recipe, self.spec, self.batches, self.validation, self.device, self.bf16
         )
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps are recorded; they then have compiled passes of their own."""
+        return self.recipe.runtime.capture and self.device.type == "cuda"
+
     # -- saving ---------------------------------------------------------------------------------
 
     def save(self, position: Position, stage: Stage) -> None:
@@ -312,7 +317,7 @@ def train(
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     run = _Run(recipe, folder, watcher or _Silent())
-    with _stops_on_interrupt(run), fusing(recipe.runtime.compile):
+    with _stops_on_interrupt(run), fusing(recipe.runtime.compile and not run.captures):
         position, stage = run.resume() if resume else run.start()
         last = run.execute(position, stage)
     return run.finish(position, last)

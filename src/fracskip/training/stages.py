@@ -15,11 +15,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import BackboneStage, JointStage, Recipe, SupernetStage
+from fracskip.dynamic.path import Piece
 from fracskip.models import CifarResNet, fused
+from fracskip.training.captured import CapturedStep
 from fracskip.training.depth import draw_by_depth, draw_by_harm
 from fracskip.training.objective import distillation
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
+
+
+def capture_backbone(
+    net: CifarResNet, stage: StageBase, optimiser: torch.optim.Optimizer
+) -> CapturedStep:
+    """A plain network's steps, with BatchNorm in training mode.
+
+    Args:
+        net: The network.
+        stage: Whose loss and precision.
+        optimiser: Of all its parameters.
+    """
+    named = dict(net.named_parameters())
+
+    def forward(values: Sequence[Tensor], images: Tensor, path: Tensor) -> Tensor:
+        shaped = {
+            name: value.view(p.shape)
+            for (name, p), value in zip(named.items(), values, strict=True)
+        }
+        with stage.autocast():
+            logits: Tensor = torch.func.functional_call(net, shaped, (images,))
+        return logits
+
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return stage.learning_loss(logits, images, labels, stage.recipe.backbone)
+
+    return CapturedStep(
+        [Piece((value,)) for value in named.values()],
+        forward,
+        loss,
+        optimiser,
+        options=1,
+        blocks=0,
+        can_skip=False,
+        clip_norm=stage.recipe.backbone.optim.clip_norm,
+        buffers=list(net.buffers()),
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +130,9 @@ class StageBase:
         device: Where it trains.
         bf16: Whether in bfloat16.
         teacher: A trained network to distil from, if there is one.
+
+    Attributes:
+        captures: Whether steps are recorded.
     """
 
     optimisers: list[torch.optim.Optimizer]
@@ -104,10 +146,13 @@ class StageBase:
     ) -> None:
         self.recipe = recipe
         self._teacher = fused(teacher) if teacher is not None else None
+        self.captures = recipe.runtime.capture and device.type == "cuda"
         self._autocast = {
             "device_type": device.type,
             "dtype": torch.bfloat16,
             "enabled": bf16,
+            # A recorded step must not find a weight cast by the one before it.
+            "cache_enabled": not self.captures,
         }
 
     def autocast(self) -> torch.autocast:
@@ -224,7 +269,9 @@ class BackboneTraining(StageBase):
         self._config = recipe.backbone.optim
         self._order = list(order)
         self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]
-        self._run = torch.compile(net) if recipe.runtime.compile else net
+        runtime = recipe.runtime
+        self._run = torch.compile(net) if runtime.compile and not runtime.capture else net
+        self._captured: CapturedStep | None = None
 
     def lr(self, progress: float) -> float:
         """See `Stage`."""
@@ -238,6 +285,11 @@ class BackboneTraining(StageBase):
         """See `Stage`."""
         self._order = list(state.get("skip_order", ()))
 
+    @property
+    def _capturable(self) -> bool:
+        backbone = self.recipe.backbone
+        return self.captures and not backbone.stochastic_depth
+
     def _skipped(self, place: Place) -> frozenset[int]:
         """The blocks that this step leaves out."""
         rate = self.recipe.backbone.stochastic_depth
@@ -250,6 +302,11 @@ class BackboneTraining(StageBase):
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
+        if self._capturable and self._captured is None:
+            self._captured = capture_backbone(self.net, self, self.optimisers[0])
+        if self._captured is not None:
+            loss, right = self._captured(images, labels, [], self.lr(place.progress))
+            return StepResult(loss * len(labels), right, len(labels), None)
         with self.autocast():
             logits = self._run(images, self._skipped(place))
         rates = [self.lr(place.progress)]

@@ -14,9 +14,9 @@ from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
 from fracskip.models import CifarResNet
 from fracskip.training.depth import skippable
+from fracskip.training.paths import PathTraining
 from fracskip.training.randomness import generator_at
-from fracskip.training.schedule import lr_factor, weight_optimiser
-from fracskip.training.stages import Place, StageBase, StepResult
+from fracskip.training.stages import Place, StepResult
 
 SPREAD = 0.7  # deviation of a block's option around the path's level, in ranks
 
@@ -57,7 +57,7 @@ def draw_path(
     return taken
 
 
-class SupernetTraining(StageBase):
+class SupernetTraining(PathTraining):
     """Stage 2: all options' weights, all images of a step on one path drawn by lot.
 
     Args:
@@ -78,22 +78,13 @@ class SupernetTraining(StageBase):
         bf16: bool,
         teacher: CifarResNet | None = None,
     ) -> None:
-        super().__init__(recipe, device, bf16, teacher)
-        self.net = net
-        self.epochs = recipe.supernet.epochs
+        super().__init__(net, recipe, recipe.supernet, device, bf16, teacher)
         self._config = recipe.supernet
-        self.optimisers = [weight_optimiser(net.named_weights(), self._config.optim)]
-
-    def lr(self, progress: float) -> float:
-        """See `Stage`."""
-        return self._config.optim.lr * lr_factor(self._config.optim, progress)
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
         draw = generator_at(self.recipe.seed, "supernet", place.epoch, place.step)
         share = float(torch.rand((), generator=draw))
-        path = torch.tensor(draw_path(self.net, share, self._config, draw))
-        with self.autocast():
-            out = self.net(images, decisions=path.expand(len(images), -1))
-        rates = [self.lr(place.progress)]
-        return self.learn(out.logits, images, labels, self._config, rates, out.cost)
+        return self.train_path(
+            images, labels, draw_path(self.net, share, self._config, draw), place
+        )

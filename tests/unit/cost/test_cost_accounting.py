@@ -8,27 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fracskip.cost import (
-    BlockProfile,
-    NetworkProfile,
     account,
     decision_entropy_bits,
     option_shares,
 )
 from fracskip.errors import ConfigError
 from fracskip.options import OptionSet
+from support.profiles import BACKBONE, NETWORK
 
 # skip, 8, 16, full: costs 0, 1/16, 1/4, 1.
 OPTIONS = OptionSet.of("paper")
-NETWORK = NetworkProfile(
-    1000,
-    (
-        BlockProfile("first", 100, gated=False),
-        BlockProfile("plain", 1600, gate_macs=7),
-        BlockProfile("strided", 3200, shortcut_macs=20, gate_macs=9),
-    ),
-    50,
-)
-BACKBONE = 1000 + 100 + 1600 + 3200 + 20 + 50
 ALWAYS = 1000 + 100 + 20 + 50 + 7 + 9
 
 

@@ -7,23 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fracskip.cost import BlockProfile, Cascade, FirstLooks, NetworkProfile, account
+from fracskip.cost import Cascade, FirstLooks, account
 from fracskip.errors import ConfigError
 from fracskip.options import OptionSet
+from support.profiles import BACKBONE, NETWORK
 
 POINTS = ((0.01, 0.01, 0.02, 0.0), (0.04, 0.02, 0.08, 0.9))
 CURVE = [[0.01, -3.0], [0.08, 1.0]]
 OPTIONS = OptionSet.of("paper")  # skip, 8, 16, full: costs 0, 1/16, 1/4, 1
-NETWORK = NetworkProfile(
-    1000,
-    (
-        BlockProfile("first", 100, gated=False),
-        BlockProfile("plain", 1600, gate_macs=7),
-        BlockProfile("strided", 3200, shortcut_macs=20, gate_macs=9),
-    ),
-    50,
-)
-BACKBONE = 1000 + 100 + 1600 + 3200 + 20 + 50
 
 
 def asked(*budgets: float) -> np.ndarray:
