@@ -34,6 +34,7 @@ from fracskip.report.sweeps import shares_by_block
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 WIDTHS = (2, 3, 4, 6, 8)
+FROZEN = ("06", "10", "15", "30")  # at which budgets, in tenths of a per cent
 
 
 def sweep(name: str) -> SweepRecord:
@@ -71,22 +72,34 @@ def bundled_curve(absolute: bool) -> str:
     """One network at every budget among static ones, in cp or in BitOps of any depth."""
     curve = sweep("dfs_resnet38_sweep")
     deep = runs(*(f"static_resnet38_{bits}bit" for bits in WIDTHS))
-    same = runs(*(f"static_resnet38_clean_{bits}bit" for bits in WIDTHS))
     shallow = runs(*(f"static_resnet20_{bits}bit" for bits in WIDTHS))
-    axis = CostAxis(known_macs([curve, *deep, *same, *shallow]) if absolute else None)
+    deepest = runs(*(f"static_resnet74_45k_{bits}bit" for bits in WIDTHS))
+    axis = CostAxis(known_macs([curve, *deep, *shallow, *deepest]) if absolute else None)
     curves = [
         swept(curve, "one ResNet-38, every budget", axis),
         trained_alone(deep, "static ResNet-38", axis),
     ]
-    if same:
-        curves.append(trained_alone(same, "static, from the same backbone", axis))
-    if absolute and shallow:
+    if absolute:
         curves.append(trained_alone(shallow, "static ResNet-20", axis))
+        curves.append(trained_alone(deepest, "static ResNet-74", axis))
     if not absolute:
         curves.append(in_one_look("dfs_resnet38_controls"))
         curves.append(allocated("dfs_resnet38_allocation"))
     ident = "dfs-bitops" if absolute else "dfs-cp"
     return accuracy_curves(curves, axis, curve.images, ident=ident)
+
+
+def contenders() -> str:
+    """What was trained from one backbone, for one training's length."""
+    curve = sweep("low_resnet38_45k_sweep")
+    axis = CostAxis()
+    curves = [
+        swept(curve, "one ResNet-38, every budget", axis),
+        in_one_look("low_resnet38_45k_controls"),
+        trained_alone(runs(*(f"static_resnet38_45k_{b}bit" for b in WIDTHS)), "static", axis),
+        trained_alone(runs(*(f"frozen_resnet38_45k_cp{cp}" for cp in FROZEN)), "frozen", axis),
+    ]
+    return accuracy_curves(curves, axis, curve.images, ident="contenders")
 
 
 def examples(name: str) -> str:
@@ -100,6 +113,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_curve": lambda: bundled_curve(absolute=False),
     "dfs_resnet38_bitops": lambda: bundled_curve(absolute=True),
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
+    "resnet38_45k_contenders": contenders,
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }
 for machine in ("", "_avx2"):
