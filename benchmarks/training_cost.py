@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fracskip.config import JointStage, ModelSpec, Recipe
+from fracskip.config import JointStage, Recipe
 from fracskip.devices import describe, pick_device
 from fracskip.dynamic import DynamicNetwork
 from fracskip.machine import versions
@@ -32,15 +32,7 @@ OPTION_SETS = {
 
 
 def joint(recipe: Recipe, device: torch.device, images: torch.Tensor) -> JointTraining:
-    spec = ModelSpec(
-        model=recipe.model,
-        options=recipe.options,
-        quant=recipe.quant,
-        gate=recipe.gate,
-        image=recipe.data.image,
-        class_names=tuple("abcdefghij"),
-        data_name="random",
-    )
+    spec = recipe.model_spec("abcdefghij", "random")
     net = DynamicNetwork(create_model(recipe.model.name), spec).to(device)
     net = net.to(memory_format=torch.channels_last)
     net.calibrate([images])

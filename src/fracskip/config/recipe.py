@@ -25,6 +25,7 @@ from fracskip.config.network import (
     GateConfig,
     ImageConfig,
     ModelConfig,
+    ModelSpec,
     OptionLabels,
     QuantConfig,
 )
@@ -81,6 +82,10 @@ class RuntimeConfig(Frozen):
     capture: bool = False
     threads: Count = 0
     checkpoint_steps: Count = 0
+
+    def records_on(self, device: str) -> bool:
+        """Whether steps are recorded on a device: 'cpu' or 'cuda'."""
+        return self.capture and device == "cuda"
 
     @model_validator(mode="after")
     def _records_compiled_passes(self) -> RuntimeConfig:
@@ -186,6 +191,27 @@ class Recipe(Frozen):
     def teacher_path(self) -> Path | None:
         """The teacher's weights, likewise."""
         return self._folder / self.teacher.load if self.teacher.load else None
+
+    def model_spec(
+        self, class_names: Sequence[str], data_name: str, target: float | None = None
+    ) -> ModelSpec:
+        """What the run's network is.
+
+        Args:
+            class_names: What labels stand for.
+            data_name: Of the training images.
+            target: The computation share that it is trained for, if any.
+        """
+        return ModelSpec(
+            model=self.model,
+            options=self.options,
+            quant=self.quant,
+            gate=self.gate,
+            image=self.data.image,
+            class_names=tuple(class_names),
+            data_name=data_name,
+            target=target,
+        )
 
     @property
     def option_set(self) -> OptionSet:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fracskip.dynamic.path import ALWAYS, Piece
+from fracskip.dynamic.selection import ALWAYS, Piece
 
 WARM_UP = 3  # steps before a recording, undone afterwards
 

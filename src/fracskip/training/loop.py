@@ -88,24 +88,11 @@ class _Run:
         self.batches = Batches(train, recipe.data, recipe.batch_size, recipe.seed, self.device)
         self.stop = False
         has_gate = len(recipe.option_set) > 1
-        self.spec = ModelSpec(
-            model=recipe.model,
-            options=recipe.options,
-            quant=recipe.quant,
-            gate=recipe.gate,
-            image=recipe.data.image,
-            class_names=train.class_names,
-            data_name=train.name,
-            target=recipe.joint.target if has_gate else None,
-        )
+        target = recipe.joint.target if has_gate else None
+        self.spec = recipe.model_spec(train.class_names, train.name, target)
         self.sequence = StageSequence(
             recipe, self.spec, self.batches, self.validation, self.device, self.bf16
         )
-
-    @property
-    def captures(self) -> bool:
-        """Whether steps are recorded; they then have compiled passes of their own."""
-        return self.recipe.runtime.capture and self.device.type == "cuda"
 
     # -- saving ---------------------------------------------------------------------------------
 
@@ -317,7 +304,9 @@ def train(
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     run = _Run(recipe, folder, watcher or _Silent())
-    with _stops_on_interrupt(run), fusing(recipe.runtime.compile and not run.captures):
+    # Recorded steps have compiled passes of their own.
+    fuses = recipe.runtime.compile and not recipe.runtime.records_on(run.device.type)
+    with _stops_on_interrupt(run), fusing(fuses):
         position, stage = run.resume() if resume else run.start()
         last = run.execute(position, stage)
     return run.finish(position, last)

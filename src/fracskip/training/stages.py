@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import BackboneStage, JointStage, Recipe, SupernetStage
-from fracskip.dynamic.path import Piece
+from fracskip.dynamic.selection import Piece
 from fracskip.models import CifarResNet, fused
 from fracskip.training.captured import CapturedStep
 from fracskip.training.depth import draw_by_depth, draw_by_harm
@@ -146,7 +146,7 @@ class StageBase:
     ) -> None:
         self.recipe = recipe
         self._teacher = fused(teacher) if teacher is not None else None
-        self.captures = recipe.runtime.capture and device.type == "cuda"
+        self.captures = recipe.runtime.records_on(device.type)
         self._autocast = {
             "device_type": device.type,
             "dtype": torch.bfloat16,
@@ -269,8 +269,8 @@ class BackboneTraining(StageBase):
         self._config = recipe.backbone.optim
         self._order = list(order)
         self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]
-        runtime = recipe.runtime
-        self._run = torch.compile(net) if runtime.compile and not runtime.capture else net
+        compiles = recipe.runtime.compile and not self._capturable
+        self._run = torch.compile(net) if compiles else net
         self._captured: CapturedStep | None = None
 
     def lr(self, progress: float) -> float:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fracskip.config import recipe_from_dict
-from fracskip.config.network import ModelSpec
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.path import PathForward
 from fracskip.errors import ConfigError
@@ -50,16 +49,8 @@ def _recipe(options, quant, **more):
 
 def _network(recipe):
     torch.manual_seed(3)
-    spec = ModelSpec(
-        model=recipe.model,
-        options=recipe.options,
-        quant=recipe.quant,
-        gate=recipe.gate,
-        image=recipe.data.image,
-        class_names=tuple(map(str, range(10))),
-        data_name="cifar10",
-        target=0.1 if len(recipe.options) > 1 else None,
-    )
+    target = 0.1 if len(recipe.options) > 1 else None
+    spec = recipe.model_spec("abcdefghij", "cifar10", target)
     net = DynamicNetwork(create_model("resnet14"), spec)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

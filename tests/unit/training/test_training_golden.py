@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fracskip.config import ModelSpec, Recipe, recipe_from_dict
+from fracskip.config import Recipe, recipe_from_dict
 from fracskip.dynamic import build_network
 from fracskip.training.joint import JointTraining
 from fracskip.training.stages import Place
@@ -66,16 +66,7 @@ def make_recipe(case: str) -> Recipe:
 
 def trace(case: str) -> list[tuple[float, float, float]]:
     recipe = make_recipe(case)
-    spec = ModelSpec(
-        model=recipe.model,
-        options=recipe.options,
-        quant=recipe.quant,
-        gate=recipe.gate,
-        image=recipe.data.image,
-        class_names=("a", "b", "c"),
-        data_name="golden",
-        target=recipe.joint.target,
-    )
+    spec = recipe.model_spec("abc", "golden", recipe.joint.target)
     draw = np.random.RandomState(2)
 
     def normal(*shape: int) -> torch.Tensor:
