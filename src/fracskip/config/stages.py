@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fracskip.config.network import Count, Fraction, Frozen, NonNegative, Positive
+from fracskip.config.network import Count, Fraction, Frozen, NonNegative, Positive, Probability
 
 
 class OptimConfig(Frozen):
@@ -127,6 +127,9 @@ class GateStage(Frozen):
             it cannot be sure of, as it will.
         trusts: Shares of what gates say of an image beyond what they say of most, from which
             validation images choose once gates are trained; () keeps all of it.
+        block_trusts: Likewise, of what they say of a block beyond what they say of blocks on
+            average: harm that is measured in one block overrates what sets blocks apart once many
+            of them execute less.
         lr: Of Adam.
     """
 
@@ -136,7 +139,8 @@ class GateStage(Frozen):
     path: Literal["option", "own"] = "option"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     erase: Count = 0
-    trusts: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    trusts: tuple[Probability, ...] = ()
+    block_trusts: tuple[Probability, ...] = ()
     lr: Positive = 3e-3
 
 

@@ -146,12 +146,12 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
-    def trust(self, share: float, centre: Tensor) -> None:
-        """Pulls what the last layer says towards what it says of most images.
+    def trust(self, share: float, rest: Tensor) -> None:
+        """Keeps a share of what the last layer says, and says something else in place of the rest.
 
         Args:
-            share: How much of the difference is kept, in [0, 1].
-            centre: What is said of most images, (L, K); see `judge`.
+            share: How much is kept, in [0, 1].
+            rest: What is added to it, for all images alike, (L, K); see `judge`.
 
         Raises:
             ConfigError: if the gate has no bias of each block's own.
@@ -255,16 +255,16 @@ class RecurrentGate(Gate):
         self.block_bias.copy_(self._certain(path, self.out.out_features))
 
     @torch.no_grad()
-    def trust(self, share: float, centre: Tensor) -> None:
+    def trust(self, share: float, rest: Tensor) -> None:
         """See `Gate.trust`."""
         if self.block_bias is None:
             raise ConfigError(
                 "a recurrent gate is trusted less only with a bias of each block's own: set "
-                "gate.block_bias to true, or gates.trusts to []"
+                "gate.block_bias to true, or gates.trusts and gates.block_trusts to []"
             )
         self.out.weight.mul_(share)
         self.out.bias.mul_(share)
-        self.block_bias.mul_(share).add_((1 - share) * centre)
+        self.block_bias.mul_(share).add_(rest)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         self.out.weight.mul_(factor)
@@ -311,12 +311,12 @@ class FeedForwardGate(Gate):
             layer.bias.copy_(logits)
 
     @torch.no_grad()
-    def trust(self, share: float, centre: Tensor) -> None:
+    def trust(self, share: float, rest: Tensor) -> None:
         """See `Gate.trust`."""
-        for layer, middle in zip(self.out, centre, strict=True):
+        for layer, said in zip(self.out, rest, strict=True):
             assert isinstance(layer, nn.Linear)
             layer.weight.mul_(share)
-            layer.bias.mul_(share).add_((1 - share) * middle)
+            layer.bias.mul_(share).add_(said)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         for layer, middle in zip(self.out, centre, strict=True):

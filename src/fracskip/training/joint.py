@@ -23,6 +23,7 @@ from fracskip.training.paths import PathTraining
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor
 from fracskip.training.stages import Place, StepResult, count_correct
+from fracskip.training.trust import Trust
 
 
 class JointTraining(PathTraining):
@@ -36,11 +37,11 @@ class JointTraining(PathTraining):
         teacher: The network to distil from, if the recipe says so.
 
     Attributes:
-        trust: The share of what gates say of an image that was kept, if one was chosen.
+        trust: How much of what gates say was kept, if that was chosen.
     """
 
     name = "joint"
-    trust: float | None = None
+    trust: Trust | None = None
 
     def __init__(
         self,
@@ -63,7 +64,8 @@ class JointTraining(PathTraining):
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
         if self._config.paths == "shared":
-            trust = {} if self.trust is None else {"trust": self.trust}
+            kept = self.trust
+            trust = {} if kept is None else {"trust": kept.images, "block_trust": kept.blocks}
             return {"lean": self.net.spec.lean, "curve": self.net.spec.curve, **trust}
         if self._balance is not None:
             return {"price": self._balance.price, "lean": self._balance.lean}
@@ -71,7 +73,8 @@ class JointTraining(PathTraining):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        self.trust = state.get("trust")
+        if "trust" in state:
+            self.trust = Trust(state["trust"], state["block_trust"])
         if self._config.paths == "shared":
             # Through JSON: pairs have become lists.
             curve = tuple((cost, lean) for cost, lean in state["curve"])

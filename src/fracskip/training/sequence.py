@@ -146,11 +146,11 @@ class StageSequence:
         return self._stage("gates", net)
 
     def _begin_joint(self, net: DynamicNetwork) -> Stage:
-        joint, trusts, trust = self._recipe.joint, self._recipe.gates.trusts, None
-        if trusts and net.gate is not None:
+        joint, gates, trust = self._recipe.joint, self._recipe.gates, None
+        if (gates.trusts or gates.block_trusts) and net.gate is not None:
             budgets = sorted(joint.budgets) or [joint.target]
             few = budgets[:: max(1, len(budgets) // TRUST_BUDGETS)]
-            trust = choose_trust(net, self._validation, few, trusts)
+            trust = choose_trust(net, self._validation, few, gates.trusts, gates.block_trusts)
         if joint.decisions == "alike" and net.gate is not None:
             freeze_decisions(net, self._validation, joint.target)
         if joint.epochs and joint.paths == "shared":

@@ -1,13 +1,18 @@
-"""How much of what gates say of an image is to be believed: a choice by validation images.
+"""How much of what gates say is to be believed: a choice by validation images.
 
 Gates learn on images that the weights have learned too, and what they then tell of unseen images is
 in part noise. An option that they underrate by mistake is chosen for it, so noise does not average
 out: pulled towards what they say of most images, the same gates decide better.
+
+What they say of a block was measured in that block alone. Harm does not quite add up: where many
+blocks execute less, a path that tells blocks apart by single harms can do worse than one width in
+all of them. So what sets blocks apart may be pulled towards what is said of blocks on average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,50 +26,100 @@ BATCH = 250
 APPROACHES = 2  # to the path that the gates choose for the mean image
 
 
+@dataclass(frozen=True)
+class Trust:
+    """Shares of what gates say that are kept, in [0, 1].
+
+    Attributes:
+        images: Of what sets an image apart from most.
+        blocks: Of what sets a block apart from the mean of all.
+    """
+
+    images: float = 1.0
+    blocks: float = 1.0
+
+    def rest(self, centre: Tensor) -> Tensor:
+        """What is said for all images alike beside `images` times what was said.
+
+        Args:
+            centre: What is said of most images, (L, K).
+        """
+        levelled = (1 - self.blocks) * (centre.mean(0) - centre)
+        return (1 - self.images) * centre + levelled
+
+
 @torch.no_grad()
 def choose_trust(
     net: DynamicNetwork,
     data: ImageSet,
     budgets: Sequence[float],
     trusts: Sequence[float],
+    block_trusts: Sequence[float] = (),
     images: int = 2000,
-) -> float:
-    """Keeps that share of the gates' differences between images at which the loss is least.
+) -> Trust:
+    """Keeps those shares of the gates' differences at which the loss is least.
+
+    The share for blocks is chosen first, with as little trust in what sets images apart as there is
+    to choose; then the share for images.
 
     Args:
         net: The network; its gates are changed.
         data: Validation images and labels.
         budgets: At which the cross-entropy is measured, ascending.
-        trusts: Shares to choose from, in [0, 1].
+        trusts: Shares to choose from for differences between images; () keeps all.
+        block_trusts: Likewise between blocks.
         images: How many to use.
-
-    Returns:
-        The share.
     """
     assert net.gate is not None
-    device = next(net.parameters()).device
-    pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
-    batches, labels = _batches(pixels), torch.from_numpy(data.labels[:images]).to(device)
-    costs, weights = torch.tensor(net.options.costs, device=device), net.lean_weights
     was_training = net.training
     net.eval()
-    said = [_said(net, batches, budget) for budget in budgets]
-    centre = said[len(said) // 2].mean(0)
-    losses = dict.fromkeys(trusts, 0.0)
-    for trust in trusts:
-        for budget, each in zip(budgets, said, strict=True):
-            logits = net.gate.logits_of(centre + trust * (each - centre))
-            lean = lean_to(logits, costs, weights, budget)
+    trial = _Trial(net, data, budgets, images)
+    best = Trust()
+    if block_trusts:
+        least = min(trusts, default=1.0)
+        found = min((Trust(least, share) for share in block_trusts), key=trial.loss)
+        best = Trust(1.0, found.blocks)
+    if trusts:
+        best = min((Trust(share, best.blocks) for share in trusts), key=trial.loss)
+    net.gate.trust(best.images, best.rest(trial.centre))
+    net.train(was_training)
+    return best
+
+
+class _Trial:
+    """What the gates say of validation images, and what becomes of it with less trust.
+
+    Attributes:
+        centre: What they say of most images, (L, K).
+    """
+
+    def __init__(
+        self, net: DynamicNetwork, data: ImageSet, budgets: Sequence[float], images: int
+    ) -> None:
+        device = next(net.parameters()).device
+        pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
+        self._net, self._budgets = net, budgets
+        self._batches = _batches(pixels)
+        self._labels = torch.from_numpy(data.labels[:images]).to(device)
+        self._costs = torch.tensor(net.options.costs, device=device)
+        self._said = [_said(net, self._batches, budget) for budget in budgets]
+        self.centre = self._said[len(budgets) // 2].mean(0)
+
+    def loss(self, trust: Trust) -> float:
+        """The cross-entropy, a sum over the budgets; each is met by a lean of its own."""
+        net, weights, total = self._net, self._net.lean_weights, 0.0
+        assert net.gate is not None
+        rest = trust.rest(self.centre)
+        for budget, said in zip(self._budgets, self._said, strict=True):
+            logits = net.gate.logits_of(trust.images * said + rest)
+            lean = lean_to(logits, self._costs, weights, budget)
             decisions = _batches((logits + lean * weights).argmax(-1))
             answers = [
                 net(batch, decisions=taken).logits
-                for batch, taken in zip(batches, decisions, strict=True)
+                for batch, taken in zip(self._batches, decisions, strict=True)
             ]
-            losses[trust] += float(F.cross_entropy(torch.cat(answers).float(), labels))
-    best = min(losses, key=lambda trust: losses[trust])
-    net.gate.trust(best, centre)
-    net.train(was_training)
-    return best
+            total += float(F.cross_entropy(torch.cat(answers).float(), self._labels))
+        return total
 
 
 def _batches(values: Tensor) -> list[Tensor]:

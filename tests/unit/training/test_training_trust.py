@@ -32,7 +32,7 @@ def network(make_net: Make, gate: dict[str, Any]) -> DynamicNetwork:
         # Far from harms of more than a nat, which are all the same.
         torch.nn.init.zeros_(net.gate.out.bias)
         usual = torch.tensor([-2.0, -3, -4, -6]).expand(len(net.blocks), -1)
-        net.gate.trust(0.3, usual)
+        net.gate.trust(0.3, 0.7 * usual)
     return net
 
 
@@ -59,7 +59,7 @@ def test_gates_say_less_of_what_sets_an_image_apart(
     told = 0.02 if gate.get("budget_input") else None
     before = said(net, images, told)
     centre = before.mean(0)
-    net.gate.trust(share, centre)
+    net.gate.trust(share, (1 - share) * centre)
     torch.testing.assert_close(
         said(net, images, told), centre + share * (before - centre), atol=1e-4, rtol=1e-4
     )
@@ -68,7 +68,9 @@ def test_gates_say_less_of_what_sets_an_image_apart(
 def test_a_recurrent_gate_needs_a_bias_for_each_block(make_net: Make) -> None:
     net = make_net(options=OPTIONS)
     assert net.gate is not None
-    with pytest.raises(ConfigError, match=r"set gate.block_bias to true, or gates.trusts to \[\]"):
+    with pytest.raises(
+        ConfigError, match=r"gates.trusts and gates.block_trusts to \[\]"
+    ):
         net.gate.trust(0.5, torch.zeros(len(net.blocks), len(OPTIONS)))
 
 
@@ -91,7 +93,8 @@ def test_the_share_of_the_least_loss_is_kept(
 
     monkeypatch.setattr(trust.F, "cross_entropy", loss)
     before, training = copy.deepcopy(net.state_dict()), net.training
-    assert trust.choose_trust(net, pictures(net), (0.01, 0.02), trusts) == trusts[best]
+    found = trust.choose_trust(net, pictures(net), (0.01, 0.02), trusts)
+    assert found == trust.Trust(trusts[best])
     assert net.training == training
     assert not torch.equal(answers[0], answers[4])  # other decisions, other answers
     images = torch.randn(16, 3, 8, 8)
@@ -104,16 +107,52 @@ def test_the_share_of_the_least_loss_is_kept(
     assert same == (best == 2)
 
 
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_gates_say_less_of_what_sets_a_block_apart(
+    make_net: Make, gate: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What sets images apart stays, and so does what is said of blocks on average."""
+    net = network(make_net, gate)
+    images, told = torch.randn(16, 3, 8, 8), 0.02 if gate.get("budget_input") else None
+    before = said(net, images, told)
+    centre = trust._Trial(net, pictures(net), (0.02,), 60).centre
+    found = trust.choose_trust(net, pictures(net), (0.02,), (), (share,))
+    assert found == trust.Trust(1.0, share)
+    level = centre.mean(0)
+    wanted = before - centre + level + share * (centre - level)
+    torch.testing.assert_close(said(net, images, told), wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("losses", "best"), [((2.0, 1.0, 5.0, 4.0), 1), ((1.0, 2.0, 5.0, 4.0), 0)])
+def test_blocks_are_chosen_first_and_without_images(
+    make_net: Make, losses: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, told, asked = network(make_net, GATES[0]), iter(losses), []
+
+    def loss(trial: trust._Trial, kept: trust.Trust) -> float:
+        asked.append(kept)
+        return next(told)
+
+    monkeypatch.setattr(trust._Trial, "loss", loss)
+    found = trust.choose_trust(net, pictures(net), (0.02,), (0.1, 1.0), (0.25, 1.0))
+    blocks = (0.25, 1.0)[best]
+    assert asked[:2] == [trust.Trust(0.1, 0.25), trust.Trust(0.1, 1.0)]
+    assert asked[2:] == [trust.Trust(0.1, blocks), trust.Trust(1.0, blocks)]
+    assert found == trust.Trust(1.0, blocks)
+
+
 def test_a_run_chooses_once_its_gates_are_trained(
     tiny_recipe: Callable[..., Recipe], run: Any
 ) -> None:
     tree: dict[str, Any] = {
         "options": OPTIONS,
         "gate": {"width": 6, "block_bias": True},
-        "gates": {"epochs": 1, "trusts": [0.0, 0.5]},
+        "gates": {"epochs": 1, "trusts": [0.0, 0.5], "block_trusts": [0.25, 0.75]},
         "joint": {"epochs": 1, "paths": "shared", "gate_lr": 0, "target": 0.02, "norm_images": 24},
     }
     done = run(tiny_recipe(**tree), "trusted")
     assert done.epochs[-1]["trust"] in (0.0, 0.5)
-    tree["gates"]["trusts"] = []
+    assert done.epochs[-1]["block_trust"] in (0.25, 0.75)
+    tree["gates"].update(trusts=[], block_trusts=[])
     assert "trust" not in run(tiny_recipe(**tree), "plain").epochs[-1]
