@@ -1,5 +1,6 @@
 # make demo   set everything up and run the main job
 # make test   set up what the tests need; lint, types, import rules, tests
+# make zoo    the same for networks of torchvision and timm
 # The rest    slow proofs, whose outcomes are kept under results/
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
-.PHONY: demo test lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 budgets-bundled figures \
+.PHONY: demo test zoo lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 budgets-bundled figures \
   fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -25,6 +26,10 @@ ENGINES := tests/unit/bench tests/unit/export tests/contract/test_bench_contract
 test: lint
 	$(BIN)/python -m pytest $(ENGINES)
 	$(BIN)/python -m pytest $(ENGINES:%=--ignore=%)
+
+# Networks of torchvision and timm; they import with a build of torch of several GB alone.
+zoo: $(VENV)-zoo/zoo.stamp
+	PYTHONPATH=src $(VENV)-zoo/bin/python -m pytest -p no:cacheprovider tests/zoo
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -154,5 +159,12 @@ $(VENV)/bench.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 	$(PIP) 'fracskip[train,report,bench]'
 	touch $@
 
+# The package's sources as they are, without its engine.
+$(VENV)-zoo/zoo.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-zoo
+	$(VENV)-zoo/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' torchvision timm \
+	  lightning-fabric numpy pydantic pillow rich safetensors pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist fracskip-demo.html fracskip-demo.json
+	rm -rf $(VENV) $(VENV)-zoo build dist fracskip-demo.html fracskip-demo.json

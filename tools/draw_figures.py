@@ -89,17 +89,19 @@ def bundled_curve(absolute: bool) -> str:
     return accuracy_curves(curves, axis, curve.images, ident=ident)
 
 
-def contenders() -> str:
+def contenders(depth: int) -> str:
     """What was trained from one backbone, for one training's length."""
-    curve = sweep("low_resnet38_45k_sweep")
+    curve = sweep(f"low_resnet{depth}_45k_sweep")
     axis = CostAxis()
+    static = runs(*(f"static_resnet{depth}_45k_{bits}bit" for bits in WIDTHS))
+    frozen = runs(*(f"frozen_resnet{depth}_45k_cp{cp}" for cp in FROZEN))
     curves = [
-        swept(curve, "one ResNet-38, every budget", axis),
-        in_one_look("low_resnet38_45k_controls"),
-        trained_alone(runs(*(f"static_resnet38_45k_{b}bit" for b in WIDTHS)), "static", axis),
-        trained_alone(runs(*(f"frozen_resnet38_45k_cp{cp}" for cp in FROZEN)), "frozen", axis),
+        swept(curve, f"one ResNet-{depth}, every budget", axis),
+        in_one_look(f"low_resnet{depth}_45k_controls"),
+        trained_alone(static, "static", axis),
+        *([trained_alone(frozen, "frozen", axis)] if frozen else []),
     ]
-    return accuracy_curves(curves, axis, curve.images, ident="contenders")
+    return accuracy_curves(curves, axis, curve.images, ident=f"contenders-{depth}")
 
 
 def examples(name: str) -> str:
@@ -113,7 +115,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_curve": lambda: bundled_curve(absolute=False),
     "dfs_resnet38_bitops": lambda: bundled_curve(absolute=True),
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
-    "resnet38_45k_contenders": contenders,
+    "resnet38_45k_contenders": lambda: contenders(38),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }
 for machine in ("", "_avx2"):

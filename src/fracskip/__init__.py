@@ -23,24 +23,34 @@ from fracskip.version import __version__
 
 if TYPE_CHECKING:
     from fracskip.checkpoint import load, save
+    from fracskip.config import GateConfig, ImageConfig, QuantConfig
     from fracskip.data import load_sample
-    from fracskip.dynamic import DynamicNetwork, Output, build_network, preprocess
-    from fracskip.evaluation import evaluate
+    from fracskip.dynamic import DynamicNetwork, Output, build_network, convert, preprocess
+    from fracskip.evaluation import evaluate, sweep
     from fracskip.export.bundle import export_bundle
+    from fracskip.models import register_adapter
     from fracskip.runtime import InferenceSession, RunResult
+    from fracskip.training import fit
 
 _LAZY = {
     "DynamicNetwork": "fracskip.dynamic",
+    "GateConfig": "fracskip.config",
+    "ImageConfig": "fracskip.config",
     "InferenceSession": "fracskip.runtime",
     "Output": "fracskip.dynamic",
+    "QuantConfig": "fracskip.config",
     "RunResult": "fracskip.runtime",
     "build_network": "fracskip.dynamic",
+    "convert": "fracskip.dynamic",
     "evaluate": "fracskip.evaluation",
     "export_bundle": "fracskip.export.bundle",
+    "fit": "fracskip.training",
     "load": "fracskip.checkpoint",
     "load_sample": "fracskip.data",
     "preprocess": "fracskip.dynamic",
+    "register_adapter": "fracskip.models",
     "save": "fracskip.checkpoint",
+    "sweep": "fracskip.evaluation",
 }
 
 __all__ = [
@@ -50,20 +60,27 @@ __all__ = [
     "DataError",
     "DynamicNetwork",
     "FracskipError",
+    "GateConfig",
+    "ImageConfig",
     "InferenceSession",
     "MissingExtraError",
     "Option",
     "OptionSet",
     "Output",
+    "QuantConfig",
     "RunResult",
     "__version__",
     "build_network",
+    "convert",
     "evaluate",
     "export_bundle",
+    "fit",
     "load",
     "load_sample",
     "preprocess",
+    "register_adapter",
     "save",
+    "sweep",
 ]
 
 

@@ -254,12 +254,14 @@ def resolve(name: str | Path) -> Path:
     return Path(name)
 
 
-def load(name: str | Path) -> DynamicNetwork:
+def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     """Loads a network, ready to classify, on the CPU.
 
     Args:
         name: A published network's name, such as 'bundled' or 'cpu-resnet74-cifar10', or a file's
             path.
+        model: The plain network that it was converted from, if that is neither ours nor
+            torchvision's nor timm's: weights are the file's, this says what they are for.
 
     Returns:
         The network in evaluation mode; `net.digest` and `net.notes` say where it comes from.
@@ -270,7 +272,7 @@ def load(name: str | Path) -> DynamicNetwork:
     path = resolve(name)
     package = read_package(path, SCHEMA)
     try:
-        net = build_network(ModelSpec.model_validate(package.meta.get("spec", {})))
+        net = build_network(ModelSpec.model_validate(package.meta.get("spec", {})), model)
         notes = dict(package.meta.get("notes", {}))
     except (ValueError, TypeError) as error:
         reason = explain(error) if isinstance(error, ValidationError) else error

@@ -234,7 +234,7 @@ def test_levels_of_an_int8_stream(tmp_path: Path) -> None:
     pixels = torch.from_numpy(images_for(net, 16))
     with torch.inference_mode():
         levels = engine._stream(pixels)
-        values = net.stem(fracskip.preprocess(pixels, net.spec.image))
+        values = net.cifar.stem(fracskip.preprocess(pixels, net.spec.image))
         assert _share_off(values / steps[0], levels) < 1e-3
         for index, block in enumerate(net.blocks, start=1):
             entry, leaving = engine._entry_stages[index], engine._plan.stages[index]

@@ -51,9 +51,15 @@ class ImageConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """The backbone: `resnetD` with D = 6n + 2 (see `fracskip.models`)."""
+    """The backbone.
+
+    Attributes:
+        name: See `fracskip.models.create_backbone`; of a converted module, its class.
+        blocks: Paths of the modules that gates decide for; () finds them by structure.
+    """
 
     name: str = "resnet38"
+    blocks: tuple[str, ...] = ()
 
 
 class QuantConfig(Frozen):

@@ -15,7 +15,7 @@ class OptimConfig(Frozen):
     Attributes:
         lr: The highest learning rate.
         momentum: Of the weights' update.
-        weight_decay: For convolutions and the classifier; norms, steps and gates are exempt.
+        weight_decay: For convolutions and linear layers; norms, steps and gates are exempt.
         schedule: 'cosine' to zero, 'onecycle' (linear up, then linear down to zero), or 'step'
             (a tenth at 1/2 and again at 3/4: the paper's).
         warmup: Share of the stage spent rising linearly to `lr`.

@@ -1,8 +1,7 @@
-"""One residual block, every option.
+"""A residual block of convolutions, norms and ReLUs, on a float stream or one of 8-bit integers.
 
 A `FractionalBlock` converts a residual block's branch in place (parameter names survive) and
-executes it at any option, for all images alike or for each by its own decision. What is not
-chosen is not computed.
+executes it at any option.
 
 Skipping is executing with a residual of zero: the block's output is its shortcut after the
 block's last ReLU. Identity shortcuts carry a ReLU's output, so for them this is the input itself.
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -25,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import QuantConfig
-from fracskip.dynamic.gradient import pass_gate_gradient
-from fracskip.dynamic.layout import reorder
+from fracskip.dynamic.routing import RoutedBlock
 from fracskip.options import Option, OptionSet
-from fracskip.quant.convolution import STREAM_BITS, FractionalConv2d
-from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.convolution import FractionalConv2d
+from fracskip.quant.normalisation import FractionalBatchNorm2d, take_statistics
+from fracskip.quant.quantisers import STREAM_BITS
 from fracskip.quant.stream import StreamQuantiser
 
 STREAM_OPTION = Option(STREAM_BITS)
@@ -60,21 +58,6 @@ def stages_of(blocks: Sequence[nn.Module]) -> tuple[int, ...]:
     return tuple(itertools.accumulate(map(int, starts)))
 
 
-@dataclass(frozen=True)
-class Trial:
-    """An option tried on a few images beside their own, for the gates' gradient.
-
-    Attributes:
-        rows: Which images, (T,).
-        option: Index of what they try.
-        weight: One over the probability that an image tries a given option.
-    """
-
-    rows: Tensor
-    option: int
-    weight: float
-
-
 _Unit = tuple[FractionalConv2d, FractionalBatchNorm2d]
 
 
@@ -97,7 +80,7 @@ def _convert(
     return unit
 
 
-class FractionalBlock:
+class FractionalBlock(RoutedBlock):
     """Executes one residual block at any option of a set.
 
     The module itself stays where it is in the backbone; this object only steers it.
@@ -124,6 +107,7 @@ class FractionalBlock:
         self.name = name
         self.options = options
         self._module, self._block = block, cast(ResidualBlock, block)
+        self.hands_on = self._block.projection is None
         self._stream, self._stage = stream, stage
         self._units: list[_Unit] = []
         for position, names in enumerate(self._block.branch):
@@ -176,76 +160,14 @@ class FractionalBlock:
         shortcut = self._shortcut(x)
         return x if shortcut is x else self._emit(shortcut)
 
-    def execute(self, x: Tensor, option: Option) -> Tensor:
-        """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
+    def _execute(self, x: Tensor, option: Option) -> Tensor:
         if option.is_skip:
             return self._skip(x)
         return self._emit(self._residual(x, option), self._shortcut(x))
 
-    def route(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Executes each image's own option: images are grouped, each group runs once.
-
-        Args:
-            x: (B, C, H, W).
-            choice: Option indices (B,).
-
-        Returns:
-            (B, C', H', W'), in the order of the images.
-        """
-        counts = torch.bincount(choice, minlength=len(self.options)).tolist()
-        present = [index for index, count in enumerate(counts) if count]
-        if len(present) == 1:
-            return self.execute(x, self.options[present[0]])
-        order = torch.argsort(choice, stable=True)
-        inverse = torch.argsort(order)
-        sizes = [counts[index] for index in present]
-        groups = torch.split(reorder(x, order, inverse), sizes)
-        outputs = [
-            self.execute(group, self.options[index])
-            for group, index in zip(groups, present, strict=True)
-        ]
-        return reorder(torch.cat(outputs), inverse, order)
-
-    def mix(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Executes every option for every image and mixes them: the paper's training.
-
-        Costs K times as much as `route`; `route_with_gradient` estimates the same gradient.
-
-        Args:
-            x: (B, C, H, W).
-            weights: Straight-through one-hots (B, K).
-        """
-        parts = [
-            self.execute(x, option) * weights[:, index, None, None, None]
-            for index, option in enumerate(self.options)
-        ]
-        return torch.stack(parts).sum(0)
-
-    def route_with_gradient(
-        self, x: Tensor, weights: Tensor, choice: Tensor, trial: Trial
-    ) -> Tensor:
-        """Routes, and gives the gates an unbiased estimate of the gradient of `mix`.
-
-        Args:
-            x: (B, C, H, W).
-            weights: Straight-through one-hots (B, K).
-            choice: The options they choose (B,).
-            trial: What to try on a few images; those that chose it cost nothing.
-        """
-        y = self.route(x, choice)
-        with torch.no_grad():
-            rows = trial.rows[choice[trial.rows] != trial.option]
-            skipped = self._skip(x) if self.options.can_skip else None
-            tried = self.execute(x[rows], self.options[trial.option]) if len(rows) else y[:0]
-        return pass_gate_gradient(y, weights, skipped, tried, rows, trial.option, trial.weight)
-
     @torch.no_grad()
     def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:
-        """Gathers an option's ranges (if `observe`) and BatchNorm statistics on one batch.
-
-        Returns:
-            The block's output, normalised by the batch's own statistics.
-        """
+        """See `RoutedBlock.calibrate`."""
         if observe and self._projection is not None:
             self._projection[0].observe(x, STREAM_OPTION)
         shortcut = self._shortcut(x)
@@ -260,18 +182,13 @@ class FractionalBlock:
         return self._emit(x, shortcut)
 
     def finish_calibration(self, option: Option) -> None:
-        """Stores the statistics gathered by `calibrate`."""
+        """See `RoutedBlock.finish_calibration`."""
         for _, norm in self._units:
             norm.finish_estimate(option)
 
     @torch.no_grad()
     def reestimate(self, groups: Sequence[Tensor], option: Option) -> None:
-        """Estimates an option's BatchNorm statistics anew, each norm after the ones before it.
-
-        Args:
-            groups: What the images that execute it bring, (B, C, H, W) each; some may be empty.
-            option: The option.
-        """
+        """See `RoutedBlock.reestimate`."""
         current = [group for group in groups if len(group)]
         for position, (conv, norm) in enumerate(self._units):
             if position:
@@ -283,7 +200,7 @@ class FractionalBlock:
 
     @torch.no_grad()
     def reestimate_shortcut(self, batches: Sequence[Tensor]) -> None:
-        """Estimates the statistics of a projection's norm anew, on all images (B, C, H, W)."""
+        """See `RoutedBlock.reestimate_shortcut`."""
         if self._projection is not None:
             conv, norm = self._projection
             for x in batches:
@@ -294,7 +211,4 @@ class FractionalBlock:
             projection = cast(nn.Conv2d, self._module.get_submodule(path))
             plain = cast(nn.BatchNorm2d, self._module.get_submodule(norm_path))
             z = torch.cat([projection(x) for x in batches])
-            assert plain.running_mean is not None
-            assert plain.running_var is not None
-            plain.running_mean.copy_(z.mean((0, 2, 3)))
-            plain.running_var.copy_(z.var((0, 2, 3)))
+            take_statistics(plain, z)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fracskip.dynamic.block import STREAM_OPTION
 from fracskip.gating import choose
-from fracskip.quant.convolution import thinned
 
 if TYPE_CHECKING:
     from fracskip.dynamic.network import DynamicNetwork
@@ -35,11 +33,7 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     """
     was_training = net.training
     net.eval()
-    if net.stream is not None and net.first_block is not None:
-        net.stream.observe(_flowing(net, batches[0]))
-        for position, images in enumerate(batches):
-            net.first_block.calibrate(net.stem(images), STREAM_OPTION, observe=position == 0)
-        net.first_block.finish_calibration(STREAM_OPTION)
+    net.trunk.calibrate(batches)
     for option in net.options:
         if not option.is_quantised:
             continue
@@ -114,8 +108,7 @@ def _asked(net: DynamicNetwork, streams: Sequence[Tensor]) -> Chooser:
 
     def ask(index: int, seen: Sequence[Tensor]) -> list[Tensor]:
         logits = [
-            gate(index, x.mean((2, 3)), state).float()
-            for x, state in zip(seen, states, strict=True)
+            net.judged(index, x, state).float() for x, state in zip(seen, states, strict=True)
         ]
         return [choose(net.leaned(each, net.spec.lean)) for each in logits]
 
@@ -129,14 +122,3 @@ def _pooled(net: DynamicNetwork, batches: Sequence[Tensor]) -> list[Tensor]:
         for x, pooled in zip(net.walk(images)[0], seen, strict=True):
             pooled.append(x.mean((2, 3)))
     return [torch.cat(pooled) for pooled in seen]
-
-
-def _flowing(net: DynamicNetwork, images: Tensor) -> list[list[Tensor]]:
-    """What the plain backbone's stream holds, stage by stage: a sample of each output."""
-    x = net.backbone.stem(images)
-    seen: list[list[Tensor]] = [[] for _ in range(net.stream_stages[-1] + 1)]
-    seen[0].append(thinned(x))
-    for (_, block), stage in zip(net.backbone.named_blocks(), net.stream_stages, strict=True):
-        x = block(x)
-        seen[stage].append(thinned(x))
-    return seen

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fracskip.dynamic.block import ResidualBlock, stages_of
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.options import Option
-from fracskip.quant.convolution import STREAM_BITS, FractionalConv2d, ModernQuantiser
+from fracskip.quant.convolution import FractionalConv2d
 from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.quantisers import STREAM_BITS, ModernQuantiser
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, option: Option) -> FoldedConvolu
 
 
 def _module(net: DynamicNetwork, block: int) -> nn.Module:
-    return net.backbone.named_blocks()[block][1]
+    return net.cifar.backbone.named_blocks()[block][1]
 
 
 def folded_stem(net: DynamicNetwork) -> FoldedConvolution:
     """The stem's convolution, always in float."""
-    return fold(net.backbone.conv1, net.backbone.bn1, Option(32))
+    return fold(net.cifar.backbone.conv1, net.cifar.backbone.bn1, Option(32))
 
 
 def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[FoldedConvolution, ...]:
@@ -113,7 +114,7 @@ def folded_shortcut(net: DynamicNetwork, block: int) -> FoldedConvolution | None
 
 def output_stages(net: DynamicNetwork) -> tuple[int, ...]:
     """The stage of each block's output; the stem's is 0."""
-    return stages_of([block for _, block in net.backbone.named_blocks()])
+    return stages_of([block for _, block in net.cifar.backbone.named_blocks()])
 
 
 @torch.no_grad()

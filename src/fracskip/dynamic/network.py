@@ -5,9 +5,10 @@ Shapes: B images, L gated blocks, K options, N classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +18,15 @@ from fracskip.cost.budget import TAKES_NONE, BudgetCurve, checked_budgets
 from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic import estimation
-from fracskip.dynamic.block import (
-    STREAM_OPTION,
-    STREAM_OPTIONS,
-    FractionalBlock,
-    Trial,
-    stages_of,
-)
+from fracskip.dynamic.routing import RoutedBlock, Trial
+from fracskip.dynamic.trunk import CifarTrunk, create_trunk
 from fracskip.errors import ConfigError
-from fracskip.gating import choose, create_gate, gumbel_like, straight_through
-from fracskip.models import CifarResNet, create_model
-from fracskip.models.profile import profile_backbone
+from fracskip.gating import GateState, choose, create_gate, gumbel_like, straight_through
+from fracskip.models import create_backbone
 from fracskip.options import Option
-from fracskip.quant.stream import StreamQuantiser
+from fracskip.quant.convolution import FractionalLayer
+
+BARRED = -1e9  # added to the logit of what a block can't do; finite, so that nothing becomes NaN
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,8 @@ class Mixing:
     lean: float | Tensor = 0.0
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a network says of a batch.
+class Output(NamedTuple):
+    """What a network says of a batch; a tuple, as what wraps modules expects.
 
     Attributes:
         logits: (B, N).
@@ -85,33 +81,22 @@ class DynamicNetwork(nn.Module):
     """A backbone whose blocks are steered by a gate.
 
     The first block is always executed: in full, like the stem and the classifier, or at 8 bits
-    where the stream is int8. Build one with `build_network`, or from a trained backbone.
+    where the stream is int8. Build one with `convert`, or with `build_network`.
 
     Args:
         backbone: A plain network; its gated blocks are converted in place.
         spec: Options, quantisation, gate, image and classes.
     """
 
-    def __init__(self, backbone: CifarResNet, spec: ModelSpec) -> None:
+    def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
-        plain_profile = profile_backbone(backbone, spec.image)
         self.spec = spec
         self.notes = {}
         self.options = spec.option_set
         self.backbone = backbone
-        named = backbone.named_blocks()
-        self.stream_stages = stages_of([block for _, block in named])
-        self.stream: StreamQuantiser | None = None
-        self.first_block: FractionalBlock | None = None
-        if spec.quant.stream == "int8":
-            self.stream = StreamQuantiser(self.stream_stages[-1] + 1)
-            self.first_block = FractionalBlock(
-                *named[0], STREAM_OPTIONS, spec.quant, self.stream, self.stream_stages[0]
-            )
-        self.blocks = tuple(
-            FractionalBlock(name, block, self.options, spec.quant, self.stream, stage)
-            for (name, block), stage in zip(named[1:], self.stream_stages[1:], strict=True)
-        )
+        self.trunk = create_trunk(backbone, spec)
+        self.stream = self.trunk.stream
+        self.blocks = tuple(self.trunk.blocks)
         channels = [block.in_channels for block in self.blocks]
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
@@ -119,25 +104,63 @@ class DynamicNetwork(nn.Module):
         lean_weights = torch.tensor(spec.lean_weights)
         self.register_buffer("lean_weights", lean_weights, persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
-        self.profile = self._priced(plain_profile)
+        barred = torch.zeros(len(self.blocks), len(self.options))
+        if self.options.can_skip:
+            barred[[not block.can_be_skipped for block in self.blocks], 0] = BARRED
+        self.register_buffer("barred", barred, persistent=False)
+        self.profile = self._priced(self.trunk.profile)
 
     _costs: Tensor
+    barred: Tensor
     lean_weights: Tensor
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
 
     def _priced(self, plain: NetworkProfile) -> NetworkProfile:
-        """The plain network's profile with this one's gates and widths."""
-        if self.stream is not None:
-            narrow = [replace(block, fixed_bits=STREAM_OPTION.bits) for block in plain.blocks]
-            plain = replace(plain, blocks=tuple(narrow))
+        """The plain network's profile with this one's gates."""
         if self.gate is None:
             return plain
-        first, *gated = plain.blocks
-        counted = [
-            replace(block, gate_macs=self.gate.macs(index)) for index, block in enumerate(gated)
-        ]
-        return replace(plain, blocks=(first, *counted))
+        index, counted = 0, []
+        for block in plain.blocks:
+            if block.gated:
+                block, index = replace(block, gate_macs=self.gate.macs(index)), index + 1
+            counted.append(block)
+        return replace(plain, blocks=tuple(counted))
+
+    @property
+    def cifar(self) -> CifarTrunk:
+        """The trunk, for what knows CIFAR ResNets alone.
+
+        Raises:
+            ConfigError: if it is another network's.
+        """
+        if not isinstance(self.trunk, CifarTrunk):
+            raise ConfigError(
+                f"{self.spec.model.name} is no CIFAR ResNet: bundles, ONNX models and recorded "
+                "steps are made of those alone; execute it in torch"
+            )
+        return self.trunk
+
+    def plain(self) -> nn.Module:
+        """A copy of the backbone as the plain network that it still is: all in full precision."""
+        twin = copy.deepcopy(self.backbone)
+        for module in twin.modules():
+            if isinstance(module, FractionalLayer):
+                module.option_weight = nn.ParameterList()
+        return twin
+
+    def summary(self) -> str:
+        """Every block as a table: what it is, its cost, its options, or why it has none."""
+        rows = [("block", "kind", "MACs", "options")]
+        for row in self.trunk.described():
+            able = self.options.labels[0 if row["skippable"] else int(self.options.can_skip) :]
+            said = f"not gated: {row['reason']}" if row["reason"] else " ".join(able)
+            rows.append((row["name"], row["kind"], f"{row['macs']:,}", said))
+        wide = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            f"{name:{wide[0]}}  {kind:{wide[1]}}  {macs:>{wide[2]}}  {said}"
+            for name, kind, macs, said in rows
+        )
 
     def train(self, mode: bool = True) -> DynamicNetwork:
         """As in torch, but BatchNorm statistics stand still: no norm is ever in training mode."""
@@ -168,19 +191,7 @@ class DynamicNetwork(nn.Module):
                 f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
                 f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
             )
-        x = self.stem(images)
-        if self.first_block is not None:
-            return self.first_block.execute(x, STREAM_OPTION)
-        (_, first), *_ = self.backbone.named_blocks()
-        out: Tensor = first(x)
-        return out
-
-    def stem(self, images: Tensor) -> Tensor:
-        """What the first block sees."""
-        x = self.backbone.stem(images)
-        if self.stream is not None:
-            x = self.stream(x, 0)
-        return x
+        return self.trunk.begin(images)
 
     def forward(
         self,
@@ -214,7 +225,7 @@ class DynamicNetwork(nn.Module):
         if decisions is not None:
             for index, block in enumerate(self.blocks):
                 x = block.route(x, decisions[:, index])
-            return Output(self.backbone.head(x), decisions, self._costs[decisions].mean(1))
+            return Output(self.trunk.head(x), decisions, self._costs[decisions].mean(1))
         if self.spec.cascade and mixing is None:
             return self._look_twice(x, budget)
         return self._look(x, budget, mixing)
@@ -228,12 +239,11 @@ class DynamicNetwork(nn.Module):
         least = torch.from_numpy(looks.confidence).to(x.device)
         again = first.logits.float().softmax(1).amax(1) < least
         rows = again.nonzero().squeeze(1)
-        found = replace(first, first=first.decisions, again=again)
+        found = first._replace(first=first.decisions, again=again)
         if not len(rows):
             return found
         second = self._look(x[rows], torch.from_numpy(looks.second).to(x.device)[rows])
-        return replace(
-            found,
+        return found._replace(
             logits=first.logits.index_copy(0, rows, second.logits),
             decisions=first.decisions.index_copy(0, rows, second.decisions),
             cost=first.cost.index_add(0, rows, second.cost),
@@ -249,7 +259,7 @@ class DynamicNetwork(nn.Module):
         choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
-            logits = self.gate(index, x.detach().mean((2, 3)), state).float()
+            logits = self.judged(index, x.detach(), state).float()
             logits = self.leaned(logits, lean if mixing is None else mixing.lean)
             scores.append(logits)
             if mixing is None:
@@ -262,10 +272,10 @@ class DynamicNetwork(nn.Module):
             choices.append(choice)
         cost = torch.stack(costs, 1).mean(1)
         found = None if mixing is None else torch.stack(scores, 1)
-        return Output(self.backbone.head(x), torch.stack(choices, 1), cost, found)
+        return Output(self.trunk.head(x), torch.stack(choices, 1), cost, found)
 
     def _mixed(
-        self, x: Tensor, logits: Tensor, block: FractionalBlock, mixing: Mixing
+        self, x: Tensor, logits: Tensor, block: RoutedBlock, mixing: Mixing
     ) -> tuple[Tensor, Tensor, Tensor]:
         if mixing.noise:
             logits = logits + mixing.noise * gumbel_like(logits, mixing.generator)
@@ -283,6 +293,19 @@ class DynamicNetwork(nn.Module):
             x = block.route_with_gradient(x, weights, choice, self._trial(len(x), mixing, x.device))
         # A product and a sum, not `@`: autocast would round the costs to bfloat16.
         return x, choice, (weights * self._costs).sum(1)
+
+    def judged(self, index: int, x: Tensor, state: GateState, barred: bool = True) -> Tensor:
+        """The gate's logits (B, K) on what a block sees, (B, C, H, W).
+
+        Args:
+            index: Of the gated block.
+            x: What it sees.
+            state: The gate's; see `Gate.start`.
+            barred: Whether what the block can't do is ruled out.
+        """
+        assert self.gate is not None
+        logits: Tensor = self.gate(index, x.mean((2, 3)), state)
+        return logits + self.barred[index] if barred else logits
 
     def leaned(self, logits: Tensor, lean: float | Tensor) -> Tensor:
         """A gate's logits (B, K) with a lean, one for all or (B, 1): what decides."""
@@ -321,6 +344,12 @@ class DynamicNetwork(nn.Module):
             self.options
         ):
             raise ConfigError(f"decisions must be option indices, 0 to {len(self.options) - 1}")
+        if self.options.can_skip:
+            for index, block in enumerate(self.blocks):
+                if not block.can_be_skipped and bool((decisions[:, index] == 0).any()):
+                    raise ConfigError(
+                        f"block {block.name} has no shortcut and can't be skipped: choose a width"
+                    )
         return decisions.to(torch.int64)
 
     @torch.no_grad()
@@ -336,7 +365,7 @@ class DynamicNetwork(nn.Module):
         for block, option in zip(self.blocks, path, strict=True):
             inputs.append(x)
             x = block.execute(x, self.options[option])
-        return inputs, self.backbone.head(x)
+        return inputs, self.trunk.head(x)
 
     @torch.no_grad()
     def detour(self, x: Tensor, block: int, other: int, path: Sequence[int]) -> Tensor:
@@ -351,26 +380,29 @@ class DynamicNetwork(nn.Module):
         x = self.blocks[block].execute(x, self.options[other])
         for later, option in zip(self.blocks[block + 1 :], path[block + 1 :], strict=True):
             x = later.execute(x, self.options[option])
-        return self.backbone.head(x)
+        return self.trunk.head(x)
 
     def gate_logits(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
         """The gates' logits (B, L, K) while every block executes the top option, without lean."""
         return self.gate_logits_on(self.walk(images)[0], budget)
 
     def gate_logits_on(
-        self, inputs: Sequence[Tensor], budget: float | Tensor | None = None
+        self,
+        inputs: Sequence[Tensor],
+        budget: float | Tensor | None = None,
+        barred: bool = True,
     ) -> Tensor:
         """The gates' logits (B, L, K) on given inputs of the gated blocks, without lean.
 
         Args:
             inputs: From `walk`, (B, C, H, W) each; they get no gradient.
             budget: As in `forward`.
+            barred: As in `judged`.
         """
         assert self.gate is not None, "a static network has no gate"
         state = self.gate.start(len(inputs[0]), self.gate_budget(budget), inputs[0])
         logits = [
-            self.gate(index, x.detach().mean((2, 3)), state).float()
-            for index, x in enumerate(inputs)
+            self.judged(index, x.detach(), state, barred).float() for index, x in enumerate(inputs)
         ]
         return torch.stack(logits, 1)
 
@@ -396,11 +428,17 @@ def _numbers(budget: Any) -> Any:
     return budget.cpu().numpy() if isinstance(budget, Tensor) else budget
 
 
-def build_network(spec: ModelSpec) -> DynamicNetwork:
+def build_network(spec: ModelSpec, model: nn.Module | None = None) -> DynamicNetwork:
     """Makes a dynamic network with fresh weights.
 
+    Args:
+        spec: What it is.
+        model: Its backbone, if its name alone can't make it; it is left as it is.
+
     Raises:
-        ConfigError: if the model's name is unknown.
+        ConfigError: if the model's name is unknown, or the model has other blocks.
     """
-    backbone = create_model(spec.model.name, spec.image.channels, len(spec.class_names))
-    return DynamicNetwork(backbone, spec)
+    if model is None:
+        classes = len(spec.class_names)
+        return DynamicNetwork(create_backbone(spec.model.name, spec.image.channels, classes), spec)
+    return DynamicNetwork(copy.deepcopy(model).eval(), spec)

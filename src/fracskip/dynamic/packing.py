@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fracskip.dynamic.network import DynamicNetwork
-from fracskip.quant.convolution import SMALLEST_STEP, FractionalConv2d, ModernQuantiser
+from fracskip.quant.convolution import FractionalConv2d
+from fracskip.quant.quantisers import SMALLEST_STEP, ModernQuantiser
 
 
 def pack(net: DynamicNetwork) -> dict[str, Tensor]:

@@ -31,8 +31,9 @@ from fracskip.dynamic.selection import (
     run_pass,
 )
 from fracskip.quant import fused
-from fracskip.quant.convolution import SMALLEST_STEP, FractionalConv2d
+from fracskip.quant.convolution import FractionalConv2d
 from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.quantisers import SMALLEST_STEP
 from fracskip.quant.stream import STREAM_BOUNDS
 
 
@@ -68,17 +69,19 @@ class PathForward:
         pieces: The parameters that `__call__` wants, piece by piece.
 
     Raises:
-        ConfigError: if the quantisation is another.
+        ConfigError: if the quantisation is another, or it is no CIFAR ResNet.
     """
 
     def __init__(self, net: DynamicNetwork) -> None:
         self._net = net
-        backbone = net.backbone
+        trunk = net.cifar
+        backbone = trunk.backbone
+        self._head = backbone.fc
         self._stem = PlainUnit(backbone.conv1, backbone.bn1)
-        self._blocks = [_Block(block, index) for index, block in enumerate(net.blocks)]
+        self._blocks = [_Block(block, index) for index, block in enumerate(trunk.blocks)]
         self._first: list[PlainUnit] = []
-        if net.first_block is not None:
-            self._blocks.insert(0, _Block(net.first_block, ALWAYS))
+        if trunk.first_block is not None:
+            self._blocks.insert(0, _Block(trunk.first_block, ALWAYS))
         else:
             (_, first), *_ = backbone.named_blocks()
             self._first = [
@@ -181,4 +184,4 @@ class PathForward:
                 out = torch.where(skipped[block.index], x, out)
             x = out
         *_, weight, bias = values
-        return F.linear(x.mean((2, 3)), weight.view_as(net.backbone.fc.weight), bias)
+        return F.linear(x.mean((2, 3)), weight.view_as(self._head.weight), bias)

@@ -21,8 +21,9 @@ from fracskip.errors import ConfigError
 from fracskip.options import OptionSet
 from fracskip.quant import fused
 from fracskip.quant.affine import IntegerGrid
-from fracskip.quant.convolution import SMALLEST_STEP, FractionalConv2d, ModernQuantiser
+from fracskip.quant.convolution import FractionalConv2d
 from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.quantisers import SMALLEST_STEP, ModernQuantiser
 
 ALWAYS = -1  # the block of what every path executes
 

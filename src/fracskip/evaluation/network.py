@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from numpy.typing import NDArray
 
@@ -41,7 +42,7 @@ class NetworkSubject:
     @torch.inference_mode()
     def classify(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         force: Option | int | str | None = None,
         budget: float | None = None,
     ) -> Answers:

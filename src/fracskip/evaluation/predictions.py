@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.cost import FirstLooks
+from fracskip.evaluation.source import sliced
 from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.options import Option
 
@@ -41,7 +43,7 @@ class Predictions:
 
 def predict(
     net: Network,
-    images: NDArray[np.uint8],
+    images: NDArray[Any],
     *,
     force: Option | int | str | None = None,
     budget: float | None = None,
@@ -52,7 +54,8 @@ def predict(
 
     Args:
         net: A network on any device, or a session.
-        images: uint8 (N, H, W, C), N at least 1.
+        images: uint8 (N, H, W, C), N at least 1; a network in torch also takes normalised floats
+            (N, C, H, W).
         force: Execute every block at this option instead of asking the gates.
         budget: Target computation share, if the network takes one.
         batch_size: Images a batch.
@@ -61,22 +64,20 @@ def predict(
     Raises:
         ConfigError, DataError: if images, option or budget do not fit the network.
     """
-    return predict_subject(subject_of(net), images, force, budget, batch_size, progress)
+    return predict_subject(subject_of(net), sliced(images, batch_size), force, budget, progress)
 
 
 def predict_subject(
     subject: Subject,
-    images: NDArray[np.uint8],
+    batches: Iterable[NDArray[Any]],
     force: Option | int | str | None,
     budget: float | None,
-    batch_size: int,
     progress: Progress | None,
 ) -> Predictions:
-    """`predict` for what `subject_of` gave."""
+    """`predict` for what `subject_of` gave, batch by batch."""
     probabilities, decisions, before = [], [], []
     begin = time.perf_counter()
-    for start in range(0, max(len(images), 1), batch_size):
-        batch = images[start : start + batch_size]
+    for batch in batches:
         found = subject.classify(batch, force, budget)
         probabilities.append(_softmax(found.logits))
         decisions.append(found.decisions.astype(np.int64))

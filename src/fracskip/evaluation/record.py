@@ -16,6 +16,7 @@ from PIL import Image
 from fracskip.cost import FirstLooks, account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
+from fracskip.evaluation.source import Batches, Source, source_of
 from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.machine import versions
 from fracskip.options import Option, OptionSet
@@ -25,7 +26,7 @@ SCHEMA = "fracskip.evaluation/1"
 
 def evaluate(
     net: Network,
-    data: ImageSet,
+    data: ImageSet | Batches,
     *,
     name: str = "",
     budget: float | None = None,
@@ -38,12 +39,14 @@ def evaluate(
 
     Args:
         net: A network on any device, or a session.
-        data: Images and labels, of the network's classes.
+        data: Images and labels, of the network's classes: a set, or an iterable of batches that can
+            be gone through again, normalised images (B, C, H, W) and labels (B,) each.
         name: What to call the checkpoint in the record.
         budget: Target computation share, if the network takes one (None: what it was trained for).
         static: Also measure the network with every block at each one of its executed options.
-        examples: How many easiest and hardest images to keep in the record, with their paths.
-        batch_size: Images a batch.
+        examples: How many easiest and hardest images of a set to keep in the record, with their
+            paths.
+        batch_size: Images a batch of a set.
         progress: Called with the number of images done after each batch.
 
     Returns:
@@ -51,9 +54,11 @@ def evaluate(
     """
     subject = subject_of(net)
     card = subject.card
-    predictions = predict_subject(subject, data.images, None, budget, batch_size, progress)
+    source = source_of(data, card.class_names)
+    predictions = predict_subject(subject, source.batches(batch_size), None, budget, progress)
     options, decisions = card.options, predictions.decisions
-    right = predictions.predicted == data.labels
+    labels = source.labels
+    right = predictions.predicted == labels
     before = predictions.before
     cost = account(decisions, options, card.profile, before)
     shares = option_shares(_looks(decisions, before), options)
@@ -62,7 +67,7 @@ def evaluate(
     forced = []
     if static and not card.is_static:
         forced = [
-            _static_point(subject, data, option, batch_size, progress)
+            _static_point(subject, source, option, batch_size, progress)
             for option in options
             if not option.is_skip
         ]
@@ -79,8 +84,8 @@ def evaluate(
             "macs": card.profile.backbone_macs,
         },
         "checkpoint_digest": card.digest,
-        "data": {"name": data.name, "split": data.split},
-        "images": len(data),
+        "data": {"name": source.name, "split": source.split},
+        "images": len(labels),
         "budget": budget,
         "accuracy": float(right.mean()),
         "cp": cost.cp,
@@ -100,7 +105,7 @@ def evaluate(
             }
             for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
         ],
-        "classes": _per_class(data, right, predictions, cost.image_cp, options),
+        "classes": _per_class(source, labels, right, predictions, cost.image_cp, options),
         "static": forced,
         "examples": _examples(data, predictions, cost.image_cp, options, examples),
     }
@@ -119,19 +124,19 @@ def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
 
 def _static_point(
     subject: Subject,
-    data: ImageSet,
+    source: Source,
     option: Option,
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    forced = predict_subject(subject, data.images, option, None, batch_size, progress)
+    forced = predict_subject(subject, source.batches(batch_size), option, None, progress)
     profile = subject.card.profile
     cost = account(forced.decisions, subject.card.options, profile)
     # A static network has no gates to pay for.
     gates = profile.gate_macs / profile.backbone_macs
     return {
         "option": option.label,
-        "accuracy": float((forced.predicted == data.labels).mean()),
+        "accuracy": float((forced.predicted == source.labels).mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio - gates,
         "seconds": forced.seconds,
@@ -139,15 +144,16 @@ def _static_point(
 
 
 def _per_class(
-    data: ImageSet,
+    source: Source,
+    labels: NDArray[np.int64],
     right: NDArray[np.bool_],
     predictions: Predictions,
     image_cp: NDArray[np.float64],
     options: OptionSet,
 ) -> list[dict[str, Any]]:
     rows = []
-    for index, name in enumerate(data.class_names):
-        of_class = data.labels == index
+    for index, name in enumerate(source.class_names):
+        of_class = labels == index
         if not of_class.any():
             continue
         before = None if predictions.before is None else predictions.before.take(of_class)
@@ -166,12 +172,14 @@ def _per_class(
 
 
 def _examples(
-    data: ImageSet,
+    data: ImageSet | Batches,
     predictions: Predictions,
     image_cp: NDArray[np.float64],
     options: OptionSet,
     count: int,
 ) -> dict[str, list[dict[str, Any]]]:
+    if not isinstance(data, ImageSet):
+        return {"easiest": [], "hardest": []}
     order = np.argsort(image_cp, kind="stable")
     count = min(count, len(order))
 

@@ -80,14 +80,15 @@ class Subject(Protocol):
 
     def classify(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         force: Option | int | str | None = None,
         budget: float | None = None,
     ) -> Answers:
         """What it says of a batch.
 
         Args:
-            images: uint8 (B, H, W, C).
+            images: uint8 (B, H, W, C); a network in torch also takes normalised floats
+                (B, C, H, W).
             force: Execute every block at this option instead of asking the gates, in one look.
             budget: Target computation share, if the network takes one.
         """

@@ -11,6 +11,7 @@ from fracskip.data import ImageSet
 from fracskip.errors import ConfigError
 from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.record import evaluate
+from fracskip.evaluation.source import Batches
 from fracskip.evaluation.subject import Network, subject_of
 
 SCHEMA = "fracskip.sweep/1"
@@ -32,7 +33,7 @@ def default_budgets(reach: tuple[float, float]) -> tuple[float, ...]:
 
 def sweep(
     net: Network,
-    data: ImageSet,
+    data: ImageSet | Batches,
     budgets: Sequence[float] = (),
     *,
     name: str = "",
@@ -43,7 +44,7 @@ def sweep(
 
     Args:
         net: A network that takes a budget, on any device, or a session.
-        data: Images and labels, of the network's classes.
+        data: Images and labels, of the network's classes; see `evaluate`.
         budgets: Computation shares; by default nine over all that the network reaches.
         name: What to call the checkpoint in the record.
         batch_size: Images a batch.

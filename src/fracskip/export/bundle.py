@@ -107,7 +107,7 @@ class _Writer:
                 output=spec.gate.output,
                 lean=spec.lean - folded,
             )
-        self._linear("head", net.backbone.fc)
+        self._linear("head", net.cifar.backbone.fc)
         return Plan(
             name=spec.model.name,
             source=net.digest,
@@ -133,7 +133,7 @@ class _Writer:
         net, blocks = self.net, []
         leaves = output_stages(net)
         floating = net.stream is None
-        for index, (name, _) in enumerate(net.backbone.named_blocks()):
+        for index, (name, _) in enumerate(net.cifar.backbone.named_blocks()):
             entry = units[leaves[index - 1]] if index and not floating else units[0]
             leaving = 1.0 if floating else units[leaves[index]]
             first = Option(FULL_BITS) if floating else STREAM_OPTION
@@ -209,7 +209,7 @@ class _Writer:
     def _gate(self, gate: Gate, folded: float) -> None:
         """The gate, with so much of a lean in its last bias."""
         weights = torch.tensor(self.net.spec.lean_weights, dtype=torch.float64)
-        lean = (folded * weights).to(self.net.backbone.fc.weight.device)
+        lean = (folded * weights).to(self.net.cifar.backbone.fc.weight.device)
         for index, layer in enumerate(gate.embed):
             self._linear(f"gate.embed.{index}", layer)
         if gate.budget_embed is not None:

@@ -1,6 +1,15 @@
 """Backbones: residual networks that a dynamic network can be built on."""
 
-from fracskip.models.registry import create_model, list_models
+from fracskip.models.graph import register_adapter
+from fracskip.models.registry import create_backbone, create_model, list_models
 from fracskip.models.resnet import BasicBlock, CifarResNet, fused
 
-__all__ = ["BasicBlock", "CifarResNet", "create_model", "fused", "list_models"]
+__all__ = [
+    "BasicBlock",
+    "CifarResNet",
+    "create_backbone",
+    "create_model",
+    "fused",
+    "list_models",
+    "register_adapter",
+]

@@ -114,9 +114,11 @@ def _stage(in_channels: int, channels: int, count: int, stride: int) -> nn.Seque
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(count - 1)))
 
 
-def fused(net: CifarResNet) -> CifarResNet:
-    """A frozen copy for inference, its BatchNorms folded into the convolutions."""
+def fused(net: nn.Module) -> nn.Module:
+    """A frozen copy for inference; a CIFAR ResNet's BatchNorms folded into its convolutions."""
     twin = copy.deepcopy(net).eval().requires_grad_(False)
+    if not isinstance(twin, CifarResNet):
+        return twin
     pairs: list[tuple[nn.Module, str, str]] = [(twin, "conv1", "bn1")]
     for _, block in twin.named_blocks():
         names = (*block.branch, block.projection) if block.projection else block.branch

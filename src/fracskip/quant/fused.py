@@ -45,7 +45,7 @@ def step_factor(values: int, bounds: tuple[int, int]) -> float:
         values: How many values share the step.
         bounds: Smallest and largest integer.
     """
-    return 1 / math.sqrt(values * bounds[1])
+    return 1 / math.sqrt(values * max(bounds[1], -bounds[0]))
 
 
 def _round(x: Tensor, step: Tensor, bounds: Tensor, into: torch.dtype) -> Tensor:

@@ -14,6 +14,15 @@ from torch import Tensor, nn
 from fracskip.options import Option, OptionSet
 
 
+@torch.no_grad()
+def take_statistics(norm: nn.BatchNorm2d, z: Tensor) -> None:
+    """Gives a plain norm the statistics of what it sees, (B, C, H, W)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(z.mean((0, 2, 3)))
+    norm.running_var.copy_(z.var((0, 2, 3)))
+
+
 class FractionalBatchNorm2d(nn.BatchNorm2d):
     """A frozen-statistics BatchNorm with one row of terms per executed option.
 
@@ -25,6 +34,8 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
     option_var: Tensor
     option_weight: nn.Parameter
     option_bias: nn.Parameter
+    drop: nn.Module | None
+    act: nn.Module | None
     _rows: dict[Option, int]
     _shared: bool
     _sums: tuple[Tensor, Tensor, int] | None
@@ -39,7 +50,10 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
             shared: One row for all options (the paper's) instead of one each.
         """
         new = cls(norm.num_features, norm.eps, device=norm.weight.device)
-        new.load_state_dict(norm.state_dict())
+        own = new.state_dict()
+        new.load_state_dict({name: norm.state_dict()[name] for name in own})
+        # timm's norms bring their activation along.
+        new.drop, new.act = getattr(norm, "drop", None), getattr(norm, "act", None)
         executed = [option for option in options if not option.is_skip]
         lower = [] if shared else executed[:-1]
         new._rows = {option: row for row, option in enumerate(lower)}
@@ -53,6 +67,29 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         new._shared = shared
         new._sums = None
         return new
+
+    @staticmethod
+    def converts(norm: nn.Module) -> bool:
+        """Whether a module is a norm that `of` takes."""
+        if not isinstance(norm, nn.BatchNorm2d) or not norm.affine or not norm.track_running_stats:
+            return False
+        # What else a subclass computes is known of timm's alone.
+        return type(norm).forward is nn.BatchNorm2d.forward or hasattr(norm, "act")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The plain network's norm, (B, C, H, W)."""
+        return self.finish(super().forward(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the norm within its layer."""
+        for layer in (self.drop, self.act):
+            x = x if layer is None else layer(x)
+        return x
+
+    def normalise(self, x: Tensor, option: Option) -> Tensor:
+        """An option's norm where it folds into no convolution, (B, C, H, W), without `finish`."""
+        gain, bias = self.folded(option)
+        return x * gain[:, None, None] + bias[:, None, None]
 
     def owns_statistics(self, option: Option) -> bool:
         """Whether the option has statistics to estimate: full execution keeps the backbone's."""

@@ -42,3 +42,25 @@ def best_step(x: Tensor, bounds: tuple[int, int], candidates: int = 64) -> Tenso
         better = error < least
         best, least = torch.where(better, step, best), torch.where(better, error, least)
     return best
+
+
+def best_grid(values: Tensor, top: int, candidates: int = 64) -> tuple[Tensor, int]:
+    """The grid of least squared rounding error for values of both signs, by search.
+
+    Args:
+        values: (n,).
+        top: The largest integer of an unsigned grid.
+        candidates: How many shares of the values' range are tried.
+
+    Returns:
+        The step, positive, and the zero point, an integer of 0..top.
+    """
+    low, high = values.min().clamp_max(0), values.max().clamp_min(2.0**-40)
+    found = []
+    for share in torch.linspace(1.0, 0.1, candidates).tolist():
+        step = (high - low) * share / top
+        zero = min(top, round(float(-low * share / step)))
+        rounded = round_to_grid(values, step, (-zero, top - zero))
+        found.append((float((values - rounded).square().mean()), step, zero))
+    _, step, zero = min(found, key=lambda each: each[0])
+    return step, zero

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fracskip.quant.affine import IntegerGrid
-from fracskip.quant.convolution import SMALLEST_STEP, STREAM_BITS, thinned
 from fracskip.quant.fake import fake_quantise
 from fracskip.quant.observer import best_step
+from fracskip.quant.quantisers import SMALLEST_STEP, STREAM_BITS, thinned
 
 STREAM_BOUNDS = IntegerGrid(STREAM_BITS, signed=False).bounds
 

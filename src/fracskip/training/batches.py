@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,6 +62,34 @@ def erase(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         masks.append((places >= first) & (places < first + side))
     square = masks[0][:, None, :, None] & masks[1][:, None, None, :]
     return images.masked_fill(square, 0.0)
+
+
+class TrainingBatches(Protocol):
+    """What stages ask of their training images.
+
+    Attributes:
+        steps: Batches an epoch.
+    """
+
+    steps: int
+
+    def get(self, stage: str, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Images, normalised (B, C, H, W), and labels (B,)."""
+        ...
+
+
+class Labelled(Protocol):
+    """What calibration asks of its validation images: see `fracskip.data.ImageSet`."""
+
+    @property
+    def images(self) -> NDArray[Any]:
+        """uint8 (N, H, W, C), or normalised floats (N, C, H, W)."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,)."""
+        ...
 
 
 class Batches:

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from fracskip.cost import account
-from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
+from fracskip.training.batches import Labelled
 from fracskip.training.objective import WIDEST_LEAN, leaned_path
 
 ROUNDS = 20
-CLOSE_ENOUGH, FAR_OFF = 0.01, 0.05  # off by so much of a budget, a curve's point is taken, or not
+CLOSE_ENOUGH = 0.01  # off by so much of a budget, a curve's point is taken at once
+# So much off it is taken if there is none nearer, and so much if else there were no curve.
+FAR_OFF, FARTHEST_OFF = 0.05, 0.25
 
 
 class LeanSearch:
@@ -31,7 +33,7 @@ class LeanSearch:
         images: How many of them to use.
     """
 
-    def __init__(self, net: DynamicNetwork, data: ImageSet, images: int = 1000) -> None:
+    def __init__(self, net: DynamicNetwork, data: Labelled, images: int = 1000) -> None:
         self._net = net
         self._pixels = data.images[:images]
         self._cost: dict[tuple[float | None, float], float] = {}
@@ -80,7 +82,7 @@ def _between(low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int = 1000) -> float:
+def meet_target(net: DynamicNetwork, data: Labelled, target: float, images: int = 1000) -> float:
     """Sets the network's lean to where its mean cost is nearest to the target.
 
     Training steers the mean cost of noisy decisions by a lagging price, so it ends near the target,
@@ -100,7 +102,7 @@ def meet_target(net: DynamicNetwork, data: ImageSet, target: float, images: int 
 
 
 @torch.no_grad()
-def freeze_decisions(net: DynamicNetwork, data: ImageSet, target: float, images: int = 500) -> None:
+def freeze_decisions(net: DynamicNetwork, data: Labelled, target: float, images: int = 500) -> None:
     """Makes the gates choose for every image what they choose for the mean image.
 
     The path is the one, leaned to the target, that the mean logits give while it is executed.
@@ -123,24 +125,28 @@ def freeze_decisions(net: DynamicNetwork, data: ImageSet, target: float, images:
 
 
 def measure_curve(
-    net: DynamicNetwork, data: ImageSet, budgets: Sequence[float], images: int = 1000
+    net: DynamicNetwork, data: Labelled, budgets: Sequence[float], images: int = 1000
 ) -> None:
     """Measures which leans meet which budgets, so that callers may name any between them.
 
     Args:
         net: The network; its `spec.curve` is set, its lean stays.
         data: Validation images; labels are not used.
-        budgets: Computation shares. One that no lean comes near, because decisions jump past it or
-            the options end before it, is left out.
+        budgets: Computation shares. One that no lean comes near (5% of it), because decisions jump
+            past it or the options end before it, is left out; where fewer than two would stay, as
+            in a network of few blocks, 25% is near enough.
         images: How many images to use.
     """
     lean = net.spec.lean
     search = LeanSearch(net, data, images)
-    points: list[tuple[float, float]] = []
-    for budget in sorted(budgets):
-        found = search.nearest(budget, CLOSE_ENOUGH)
-        near = abs(search.cost_at(found, budget) - budget) < FAR_OFF * budget
-        if near and (not points or (budget > points[-1][0] and found > points[-1][1])):
-            points.append((budget, found))
+    found = {budget: search.nearest(budget, CLOSE_ENOUGH) for budget in sorted(budgets)}
+    for tolerance in (FAR_OFF, FARTHEST_OFF):
+        points: list[tuple[float, float]] = []
+        for budget, leaned in found.items():
+            near = abs(search.cost_at(leaned, budget) - budget) < tolerance * budget
+            if near and (not points or leaned > points[-1][1]):
+                points.append((budget, leaned))
+        if len(points) > 1:
+            break
     curve = tuple(points) if len(points) > 1 else ()
     net.spec = net.spec.model_copy(update={"lean": lean, "curve": curve})

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fracskip.cost import BudgetCurve, account
 from fracskip.cost.cascade import CascadePoint
-from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.evaluation import predict
+from fracskip.training.batches import Labelled
 
 STEP = 1.25  # from the budget of a look to that of the next dearer one
 FURTHEST = 5  # so many steps the first look's budget may lie under the cascade's, the second's over
@@ -42,7 +42,7 @@ class Look:
     right: NDArray[np.bool_]
 
 
-def measure_cascade(net: DynamicNetwork, data: ImageSet) -> float:
+def measure_cascade(net: DynamicNetwork, data: Labelled) -> float:
     """Lets the network look twice, if validation images gain by it.
 
     The first look's budget is the same share of the asked one at every budget, and the second's the
@@ -80,7 +80,7 @@ def measure_cascade(net: DynamicNetwork, data: ImageSet) -> float:
     return float(gained.mean())
 
 
-def look_at(net: DynamicNetwork, data: ImageSet, budget: float) -> Look:
+def look_at(net: DynamicNetwork, data: Labelled, budget: float) -> Look:
     """One look at all images."""
     found = predict(net, data.images, budget=budget)
     cost = account(found.decisions, net.options, net.profile)

@@ -114,7 +114,8 @@ class HarmTraining(StageBase):
         dearest = self.net.options.top
         terms = []
         for block in torch.randperm(len(inputs), generator=draw)[:BLOCKS].tolist():
-            tried = torch.randperm(dearest, generator=draw)[:OPTIONS].tolist()
+            lowest = 0 if self.net.blocks[block].can_be_skipped else int(self.net.options.can_skip)
+            tried = (lowest + torch.randperm(dearest - lowest, generator=draw)[:OPTIONS]).tolist()
             seen = {self._path[block]: predicted}
             for option in (dearest, *tried):
                 if option not in seen:

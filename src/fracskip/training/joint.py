@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fracskip.config import Recipe
 from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork, Mixing
-from fracskip.models import CifarResNet
 from fracskip.training.objective import (
     CostBalance,
     CostPrice,
@@ -49,7 +48,7 @@ class JointTraining(PathTraining):
         recipe: Recipe,
         device: torch.device,
         bf16: bool,
-        teacher: CifarResNet | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__(net, recipe, recipe.joint, device, bf16, teacher)
         self._config = recipe.joint

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fracskip.config import JointStage, Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.path import PathForward
-from fracskip.models import CifarResNet
+from fracskip.dynamic.trunk import CifarTrunk
 from fracskip.training.captured import CapturedStep
 from fracskip.training.schedule import lr_factor, weight_optimiser
 from fracskip.training.stages import Place, StageBase, StepResult
@@ -35,10 +35,12 @@ class PathTraining(StageBase):
         config: SupernetStage | JointStage,
         device: torch.device,
         bf16: bool,
-        teacher: CifarResNet | None,
+        teacher: nn.Module | None,
     ) -> None:
         super().__init__(recipe, device, bf16, teacher)
         self.net = net
+        # Other networks' steps are not recorded.
+        self.captures = self.captures and isinstance(net.trunk, CifarTrunk)
         self.epochs = config.epochs
         self._weights = config
         self.optimisers = [weight_optimiser(net.named_weights(), config.optim)]

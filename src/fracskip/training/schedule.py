@@ -33,13 +33,16 @@ def lr_factor(config: OptimConfig, progress: float) -> float:
 
 
 def _decays(name: str, value: torch.Tensor) -> bool:
-    return value.dim() == 4 or name.endswith("fc.weight")
+    """Whether it is a convolution's or a linear layer's weight, of any option."""
+    last = name.rsplit(".", 1)[-1]
+    linear = value.dim() == 2 and (last == "weight" or last.isdigit())
+    return value.dim() == 4 or (linear and not name.startswith("gate."))
 
 
 def weight_optimiser(
     named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; only convolutions and the classifier decay."""
+    """SGD with Nesterov momentum; only convolutions and linear layers decay, and not gates'."""
     named = list(named)
     groups: list[dict[str, Any]] = [
         {"params": [value for name, value in named if _decays(name, value)]},

@@ -11,11 +11,10 @@ import torch
 from fracskip import checkpoint
 from fracskip.config import ModelSpec, Recipe
 from fracskip.cost import BudgetCurve
-from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet, create_model
-from fracskip.training.batches import Batches
+from fracskip.models import CifarResNet, create_backbone
+from fracskip.training.batches import Labelled, TrainingBatches
 from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 from fracskip.training.cascade import measure_cascade
 from fracskip.training.depth import elimination_order
@@ -56,12 +55,12 @@ class StageSequence:
         self,
         recipe: Recipe,
         spec: ModelSpec,
-        batches: Batches,
-        validation: ImageSet,
+        batches: TrainingBatches,
+        validation: Labelled,
         device: torch.device,
         bf16: bool,
     ) -> None:
-        self.teacher: CifarResNet | None = None
+        self.teacher: torch.nn.Module | None = None
         self.backbone_digest = ""
         self.teacher_digest = ""
         self.start_digest = ""
@@ -90,7 +89,6 @@ class StageSequence:
             if before is None:
                 return self._go_on()
             if name == "supernet":
-                assert isinstance(before.net, CifarResNet)
                 return self._begin_supernet(before.net)
             assert isinstance(before.net, DynamicNetwork)
             if name == "gates":
@@ -101,6 +99,18 @@ class StageSequence:
         net = self._place(self._backbone())
         self._find_teacher(net)
         return self._stage("backbone", net, self._depth_order(net))
+
+    def adopt(self, net: DynamicNetwork) -> Stage:
+        """The supernet's stage of a converted network, which learns from what it was."""
+        if self._recipe.supernet.distillation or self._recipe.joint.distillation:
+            self.teacher = self._frozen(net.plain())
+        placed: DynamicNetwork = self._place(net)
+        placed.calibrate(self._calibration_images())
+        return self._stage("supernet", placed)
+
+    def _calibration_images(self) -> list[torch.Tensor]:
+        wanted = self._recipe.quant.calibration_images
+        return self._images("calibration", max(1, wanted // self._recipe.batch_size))
 
     def _go_on(self) -> Stage:
         """The supernet's stage, with the weights of a network that is dynamic already."""
@@ -120,16 +130,15 @@ class StageSequence:
         self._load_teacher()
         return self._stage("supernet", self._place(net))
 
-    def _begin_supernet(self, backbone: CifarResNet) -> Stage:
+    def _begin_supernet(self, backbone: torch.nn.Module) -> Stage:
         recipe = self._recipe
         learns = (recipe.supernet.epochs and recipe.supernet.distillation) or (
             recipe.joint.distillation
         )
         if learns and not recipe.teacher.load:
             self.teacher = self._frozen(copy.deepcopy(backbone))
-        net = self._place(DynamicNetwork(backbone, self._spec))
-        wanted = recipe.quant.calibration_images
-        net.calibrate(self._images("calibration", max(1, wanted // recipe.batch_size)))
+        net = self._place(DynamicNetwork(backbone.eval(), self._spec))
+        net.calibrate(self._calibration_images())
         return self._stage("supernet", net)
 
     def _begin_gates(self, net: DynamicNetwork) -> Stage:
@@ -256,11 +265,11 @@ class StageSequence:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net
 
-    def _plain(self, name: str = "") -> CifarResNet:
+    def _plain(self, name: str = "") -> torch.nn.Module:
         channels, classes = self._spec.image.channels, len(self._spec.class_names)
-        return create_model(name or self._recipe.model.name, channels, classes)
+        return create_backbone(name or self._recipe.model.name, channels, classes)
 
-    def _backbone(self) -> CifarResNet:
+    def _backbone(self) -> torch.nn.Module:
         net = self._plain()
         path = self._recipe.backbone_path
         if path is not None:
@@ -269,11 +278,11 @@ class StageSequence:
             raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
         return net
 
-    def _frozen(self, net: CifarResNet) -> CifarResNet:
-        teacher: CifarResNet = self._place(net).eval().requires_grad_(False)
+    def _frozen(self, net: torch.nn.Module) -> torch.nn.Module:
+        teacher: torch.nn.Module = self._place(net).eval().requires_grad_(False)
         return teacher
 
-    def _find_teacher(self, backbone: CifarResNet) -> None:
+    def _find_teacher(self, backbone: torch.nn.Module) -> None:
         stage = self._recipe.backbone
         if not self._load_teacher() and stage.epochs and stage.distillation:
             self.teacher = self._frozen(copy.deepcopy(backbone))
@@ -288,9 +297,10 @@ class StageSequence:
         self.teacher = self._frozen(teacher)
         return True
 
-    def _depth_order(self, net: CifarResNet) -> list[int]:
+    def _depth_order(self, net: torch.nn.Module) -> list[int]:
         stage = self._recipe.backbone
-        if not (stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"):
+        by_harm = stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"
+        if not (by_harm and isinstance(net, CifarResNet)):
             return []
         batches = self._batches
         steps = range(min(batches.steps, ORDER_BATCHES))

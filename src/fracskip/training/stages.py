@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fracskip.config import BackboneStage, JointStage, Recipe, SupernetStage
 from fracskip.dynamic.selection import Piece
+from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet, fused
 from fracskip.training.captured import CapturedStep
 from fracskip.training.depth import draw_by_depth, draw_by_harm
@@ -25,7 +26,7 @@ from fracskip.training.schedule import lr_factor, weight_optimiser
 
 
 def capture_backbone(
-    net: CifarResNet, stage: StageBase, optimiser: torch.optim.Optimizer
+    net: nn.Module, stage: StageBase, optimiser: torch.optim.Optimizer
 ) -> CapturedStep:
     """A plain network's steps, with BatchNorm in training mode.
 
@@ -142,7 +143,7 @@ class StageBase:
         recipe: Recipe,
         device: torch.device,
         bf16: bool,
-        teacher: CifarResNet | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.recipe = recipe
         self._teacher = fused(teacher) if teacher is not None else None
@@ -256,16 +257,21 @@ class BackboneTraining(StageBase):
 
     def __init__(
         self,
-        net: CifarResNet,
+        net: nn.Module,
         recipe: Recipe,
         device: torch.device,
         bf16: bool,
         order: Sequence[int] = (),
-        teacher: CifarResNet | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__(recipe, device, bf16, teacher)
         self.net = net
         self.epochs = recipe.backbone.epochs
+        if recipe.backbone.stochastic_depth and not isinstance(net, CifarResNet):
+            raise ConfigError(
+                f"backbone.stochastic_depth is for CIFAR ResNets: leave it out for "
+                f"{recipe.model.name}"
+            )
         self._config = recipe.backbone.optim
         self._order = list(order)
         self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]
@@ -293,7 +299,7 @@ class BackboneTraining(StageBase):
     def _skipped(self, place: Place) -> frozenset[int]:
         """The blocks that this step leaves out."""
         rate = self.recipe.backbone.stochastic_depth
-        if not rate:
+        if not rate or not isinstance(self.net, CifarResNet):
             return frozenset()
         draw = generator_at(self.recipe.seed, "depth", place.epoch, place.step)
         if self._order:
@@ -308,6 +314,7 @@ class BackboneTraining(StageBase):
             loss, right = self._captured(images, labels, [], self.lr(place.progress))
             return StepResult(loss * len(labels), right, len(labels), None)
         with self.autocast():
-            logits = self._run(images, self._skipped(place))
+            ours = isinstance(self.net, CifarResNet)
+            logits = self._run(images, self._skipped(place)) if ours else self._run(images)
         rates = [self.lr(place.progress)]
         return self.learn(logits, images, labels, self.recipe.backbone, rates)

@@ -8,12 +8,10 @@ supernets: Guo et al., ECCV 2020; options as widths in slimmable networks: Yu et
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
-from fracskip.models import CifarResNet
-from fracskip.training.depth import skippable
 from fracskip.training.paths import PathTraining
 from fracskip.training.randomness import generator_at
 from fracskip.training.stages import Place, StepResult
@@ -48,10 +46,7 @@ def draw_path(
     skip_rate = config.skip_rate * torch.rand((), generator=draw)
     skipped = torch.rand(count, generator=draw) < skip_rate
     if net.options.can_skip:
-        # The first block has no gate.
-        identities = [index - 1 for index in skippable(net.backbone)]
-        allowed = torch.zeros(count, dtype=torch.bool)
-        allowed[identities] = True
+        allowed = torch.tensor([block.hands_on for block in net.blocks])
         path[skipped & allowed] = 0
     taken: list[int] = path.tolist()
     return taken
@@ -76,7 +71,7 @@ class SupernetTraining(PathTraining):
         recipe: Recipe,
         device: torch.device,
         bf16: bool,
-        teacher: CifarResNet | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__(net, recipe, recipe.supernet, device, bf16, teacher)
         self._config = recipe.supernet

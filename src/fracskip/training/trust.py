@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.training.batches import Labelled
 from fracskip.training.objective import lean_to, leaned_path
 
 BATCH = 250
+FAR_OFF = 0.05  # a share of a budget
 APPROACHES = 2  # to the path that the gates choose for the mean image
 
 
@@ -51,13 +52,16 @@ class Trust:
 @torch.no_grad()
 def choose_trust(
     net: DynamicNetwork,
-    data: ImageSet,
+    data: Labelled,
     budgets: Sequence[float],
     trusts: Sequence[float],
     block_trusts: Sequence[float] = (),
     images: int = 2000,
 ) -> Trust:
     """Keeps those shares of the gates' differences at which the loss is least.
+
+    Shares with which more of the budgets are met come first: without differences all decisions
+    change at once, and what lies between is out of reach.
 
     The share for blocks is chosen first, with as little trust in what sets images apart as there is
     to choose; then the share for images.
@@ -94,7 +98,7 @@ class _Trial:
     """
 
     def __init__(
-        self, net: DynamicNetwork, data: ImageSet, budgets: Sequence[float], images: int
+        self, net: DynamicNetwork, data: Labelled, budgets: Sequence[float], images: int
     ) -> None:
         device = next(net.parameters()).device
         pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
@@ -105,21 +109,25 @@ class _Trial:
         self._said = [_said(net, self._batches, budget) for budget in budgets]
         self.centre = self._said[len(budgets) // 2].mean(0)
 
-    def loss(self, trust: Trust) -> float:
-        """The cross-entropy, a sum over the budgets; each is met by a lean of its own."""
-        net, weights, total = self._net, self._net.lean_weights, 0.0
+    def loss(self, trust: Trust) -> tuple[int, float]:
+        """How many budgets no lean meets, for decisions jump past them; the cross-entropy's sum."""
+        net, weights = self._net, self._net.lean_weights
+        missed, total = 0, 0.0
         assert net.gate is not None
         rest = trust.rest(self.centre)
         for budget, said in zip(self._budgets, self._said, strict=True):
             logits = net.gate.logits_of(trust.images * said + rest)
-            lean = lean_to(logits, self._costs, weights, budget)
-            decisions = _batches((logits + lean * weights).argmax(-1))
+            lean = lean_to(logits + net.barred, self._costs, weights, budget)
+            chosen = (logits + lean * weights + net.barred).argmax(-1)
+            off = float(self._costs[chosen].mean()) - budget
+            missed += abs(off) > FAR_OFF * budget
+            decisions = _batches(chosen)
             answers = [
                 net(batch, decisions=taken).logits
                 for batch, taken in zip(self._batches, decisions, strict=True)
             ]
             total += float(F.cross_entropy(torch.cat(answers).float(), self._labels))
-        return total
+        return missed, total
 
 
 def _batches(values: Tensor) -> list[Tensor]:
@@ -135,5 +143,5 @@ def _said(net: DynamicNetwork, batches: Sequence[Tensor], budget: float) -> Tens
     for _ in range(APPROACHES):
         mean = net.gate_logits_on(net.walk(batches[0], path)[0], told).mean(0).cpu()
         path = leaned_path(mean, costs, weights, budget)
-    logits = [net.gate_logits_on(net.walk(batch, path)[0], told) for batch in batches]
+    logits = [net.gate_logits_on(net.walk(batch, path)[0], told, barred=False) for batch in batches]
     return net.gate.said_by(torch.cat(logits))

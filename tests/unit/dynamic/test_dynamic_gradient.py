@@ -11,9 +11,9 @@ from tiny_networks import make_images, make_network, make_spec
 from torch import Tensor
 
 from fracskip.dynamic import DynamicNetwork, FractionalBlock, Mixing
-from fracskip.dynamic.block import Trial
 from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import inner_per_image, reorder
+from fracskip.dynamic.routing import Trial
 from fracskip.gating import choose, straight_through
 
 COUNT, TRIES = 4, 2

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from fracskip.cost import account
 from fracskip.dynamic import DynamicNetwork, Mixing, Output, build_network, preprocess
 from fracskip.errors import ConfigError, DataError
-from fracskip.quant.convolution import FractionalConv2d, PaperQuantiser
+from fracskip.quant.convolution import FractionalConv2d
 from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.quantisers import PaperQuantiser
 
 SCHEMES = ["modern", "paper"]
 GATES = ["recurrent", "feedforward"]

@@ -10,7 +10,7 @@ from tiny_networks import counted_macs, every_option, make_images, make_network,
 from torch import Tensor, nn
 
 from fracskip.dynamic import DynamicNetwork, Mixing
-from fracskip.dynamic.block import Trial
+from fracskip.dynamic.routing import Trial
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalConv2d
 

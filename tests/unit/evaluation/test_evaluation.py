@@ -321,3 +321,43 @@ def test_a_network_that_was_never_saved_has_no_digest(net: DynamicNetwork, data:
     record = evaluate(net, data, static=False)
     assert record["checkpoint_digest"] == ""
     assert record["checkpoint"]["name"] == "resnet8"
+
+
+# -- any loader ------------------------------------------------------------------------------------
+
+
+def loader(net: DynamicNetwork, data: ImageSet, size: int) -> list[tuple[torch.Tensor, Any]]:
+    """The set's images as a network takes them, batch by batch."""
+    images = preprocess(data.images, net.spec.image)
+    labels = torch.from_numpy(data.labels)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def test_batches_are_evaluated_as_a_set_is(net: DynamicNetwork, data: ImageSet) -> None:
+    of_set, of_batches = evaluate(net, data, examples=0), evaluate(net, loader(net, data, 7))
+    theirs = ("data", "seconds", "static", "classes")
+    for key in of_set.keys() - set(theirs):
+        assert of_batches[key] == of_set[key], key
+    assert of_batches["data"] == {"name": "batches", "split": "given"}
+    for one, other in zip(of_set["static"], of_batches["static"], strict=True):
+        assert one["accuracy"] == other["accuracy"]
+    by_class = [row["accuracy"] for row in of_batches["classes"]]
+    assert by_class == [row["accuracy"] for row in of_set["classes"]]
+    EvaluationRecord.model_validate(of_batches)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda batches: iter(()), "gave no batch: an iterator can be gone through once only"),
+        (lambda batches: [(x, y[:1]) for x, y in batches], r"shape \(1,\) .* do not fit 7 images"),
+        (lambda batches: [(x, y.float()) for x, y in batches], "one class number each"),
+        (lambda batches: [(x, y + 1) for x, y in batches], "do not fit 3 classes: use 0 to 2"),
+        (lambda batches: [(x[:, :2], y) for x, y in batches], "float32 do not fit: uint8"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(
+    net: DynamicNetwork, data: ImageSet, spoil: Callable[[Any], Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate(net, spoil(loader(net, data, 7)))

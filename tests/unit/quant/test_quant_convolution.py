@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from fracskip.options import Option, OptionSet
 from fracskip.quant.affine import IntegerGrid, dequantise, quantise
-from fracskip.quant.convolution import SMALLEST_STEP, FractionalConv2d
+from fracskip.quant.convolution import FractionalConv2d
 from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.quantisers import SMALLEST_STEP
 
 OPTIONS = OptionSet.of(["skip", 4, 8, "full"])
 FOUR, EIGHT, FULL = Option(4), Option(8), Option(32)

@@ -68,9 +68,7 @@ def test_gates_say_less_of_what_sets_an_image_apart(
 def test_a_recurrent_gate_needs_a_bias_for_each_block(make_net: Make) -> None:
     net = make_net(options=OPTIONS)
     assert net.gate is not None
-    with pytest.raises(
-        ConfigError, match=r"gates.trusts and gates.block_trusts to \[\]"
-    ):
+    with pytest.raises(ConfigError, match=r"gates.trusts and gates.block_trusts to \[\]"):
         net.gate.trust(0.5, torch.zeros(len(net.blocks), len(OPTIONS)))
 
 
@@ -92,6 +90,7 @@ def test_the_share_of_the_least_loss_is_kept(
         return torch.tensor(next(told))
 
     monkeypatch.setattr(trust.F, "cross_entropy", loss)
+    monkeypatch.setattr(trust, "FAR_OFF", float("inf"))
     before, training = copy.deepcopy(net.state_dict()), net.training
     found = trust.choose_trust(net, pictures(net), (0.01, 0.02), trusts)
     assert found == trust.Trust(trusts[best])
@@ -124,15 +123,28 @@ def test_gates_say_less_of_what_sets_a_block_apart(
     torch.testing.assert_close(said(net, images, told), wanted, atol=1e-3, rtol=1e-3)
 
 
+@torch.no_grad()
+def test_shares_that_miss_a_budget_come_last(
+    make_net: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alike for all images and blocks, decisions change all at once: 1% lies between two widths."""
+    net = network(make_net, GATES[0])
+    assert net.gate is not None
+    trial = trust._Trial(net, pictures(net), (0.01,), 60)
+    missed, worse = trial.loss(trust.Trust(0.0, 0.0))
+    monkeypatch.setattr(trust, "FAR_OFF", float("inf"))
+    assert (missed, trial.loss(trust.Trust(0.0, 0.0))) == (1, (0, worse))
+
+
 @pytest.mark.parametrize(("losses", "best"), [((2.0, 1.0, 5.0, 4.0), 1), ((1.0, 2.0, 5.0, 4.0), 0)])
 def test_blocks_are_chosen_first_and_without_images(
     make_net: Make, losses: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, told, asked = network(make_net, GATES[0]), iter(losses), []
 
-    def loss(trial: trust._Trial, kept: trust.Trust) -> float:
+    def loss(trial: trust._Trial, kept: trust.Trust) -> tuple[int, float]:
         asked.append(kept)
-        return next(told)
+        return 0, next(told)
 
     monkeypatch.setattr(trust._Trial, "loss", loss)
     found = trust.choose_trust(net, pictures(net), (0.02,), (0.1, 1.0), (0.25, 1.0))

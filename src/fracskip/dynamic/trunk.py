@@ -1,0 +1,272 @@
+"""A network's way from images to logits, block by block: of a CIFAR ResNet or of a traced network.
+
+Shapes: B images, C channels, H height, W width, N classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from fracskip.config import ModelSpec
+from fracskip.cost.profile import BlockProfile, NetworkProfile
+from fracskip.dynamic.block import STREAM_OPTION, STREAM_OPTIONS, FractionalBlock, stages_of
+from fracskip.dynamic.routing import RoutedBlock
+from fracskip.dynamic.traced import TracedBlock
+from fracskip.errors import ConfigError
+from fracskip.models import CifarResNet
+from fracskip.models.graph import Steps, owner
+from fracskip.models.profile import profile_backbone
+from fracskip.models.structure import Block, Structure, find_blocks, quantisable
+from fracskip.quant.quantisers import thinned
+from fracskip.quant.stream import StreamQuantiser
+
+
+class Trunk(Protocol):
+    """What a dynamic network asks of its backbone.
+
+    Attributes:
+        profile: What its parts cost, gates not counted.
+        stream: What quantises the stream between blocks, if anything does.
+    """
+
+    profile: NetworkProfile
+    stream: StreamQuantiser | None
+
+    @property
+    def blocks(self) -> Sequence[RoutedBlock]:
+        """Those that are decided for, in order of execution."""
+        ...
+
+    def begin(self, images: Tensor) -> Tensor:
+        """What the first of them sees of normalised images (B, C, H, W)."""
+        ...
+
+    def head(self, x: Tensor) -> Tensor:
+        """The logits (B, N) from what the last of them gives."""
+        ...
+
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Initialises what lies before and between the blocks, on normalised images."""
+        ...
+
+    def described(self) -> list[dict[str, Any]]:
+        """Every block, decided for or not and why, as a table's rows."""
+        ...
+
+
+def create_trunk(backbone: nn.Module, spec: ModelSpec) -> Trunk:
+    """Makes a network's blocks fractional, in place.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    if isinstance(backbone, CifarResNet):
+        return CifarTrunk(backbone, spec)
+    return TracedTrunk(backbone, spec)
+
+
+class CifarTrunk:
+    """A CIFAR ResNet; the stream between its blocks may be of 8-bit integers.
+
+    The first block is always executed: in full, like stem and classifier, or at 8 bits.
+
+    Attributes:
+        stages: The stage of each block's output, the first block included.
+        first_block: The first block, where the stream is int8.
+        backbone: The network.
+    """
+
+    def __init__(self, backbone: CifarResNet, spec: ModelSpec) -> None:
+        self.backbone = backbone
+        self.profile = profile_backbone(backbone, spec.image)
+        named = backbone.named_blocks()
+        self.stages = stages_of([block for _, block in named])
+        self.stream: StreamQuantiser | None = None
+        self.first_block: FractionalBlock | None = None
+        if spec.quant.stream == "int8":
+            self.stream = StreamQuantiser(self.stages[-1] + 1)
+            self.first_block = FractionalBlock(
+                *named[0], STREAM_OPTIONS, spec.quant, self.stream, self.stages[0]
+            )
+            narrow = [replace(b, fixed_bits=STREAM_OPTION.bits) for b in self.profile.blocks]
+            self.profile = replace(self.profile, blocks=tuple(narrow))
+        self.blocks = tuple(
+            FractionalBlock(name, block, spec.option_set, spec.quant, self.stream, stage)
+            for (name, block), stage in zip(named[1:], self.stages[1:], strict=True)
+        )
+
+    def stem(self, images: Tensor) -> Tensor:
+        """What the first block sees."""
+        x = self.backbone.stem(images)
+        return x if self.stream is None else self.stream(x, 0)
+
+    def begin(self, images: Tensor) -> Tensor:
+        """See `Trunk.begin`."""
+        x = self.stem(images)
+        if self.first_block is not None:
+            return self.first_block.execute(x, STREAM_OPTION)
+        (_, first), *_ = self.backbone.named_blocks()
+        out: Tensor = first(x)
+        return out
+
+    def head(self, x: Tensor) -> Tensor:
+        """See `Trunk.head`."""
+        return self.backbone.head(x)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """See `Trunk.calibrate`: the stream's steps, then the first block."""
+        if self.stream is None or self.first_block is None:
+            return
+        self.stream.observe(self._flowing(batches[0]))
+        for position, images in enumerate(batches):
+            self.first_block.calibrate(self.stem(images), STREAM_OPTION, observe=position == 0)
+        self.first_block.finish_calibration(STREAM_OPTION)
+
+    def _flowing(self, images: Tensor) -> list[list[Tensor]]:
+        """What the plain backbone's stream holds, stage by stage: a sample of each output."""
+        x = self.backbone.stem(images)
+        seen: list[list[Tensor]] = [[] for _ in range(self.stages[-1] + 1)]
+        seen[0].append(thinned(x))
+        for (_, block), stage in zip(self.backbone.named_blocks(), self.stages, strict=True):
+            x = block(x)
+            seen[stage].append(thinned(x))
+        return seen
+
+    def described(self) -> list[dict[str, Any]]:
+        """See `Trunk.described`."""
+        return [
+            {
+                "name": block.name,
+                "kind": "BasicBlock",
+                "macs": block.branch_macs,
+                "skippable": block.gated,
+                "reason": "" if block.gated else FIRST,
+            }
+            for block in self.profile.blocks
+        ]
+
+
+FIRST = "the first block is always executed"
+
+
+class TracedTrunk:
+    """Any network that can be traced.
+
+    What lies before the first block that is decided for, between two of them and behind the last is
+    executed as it is, in full.
+
+    Attributes:
+        structure: Where its blocks are.
+    """
+
+    stream: StreamQuantiser | None = None
+
+    def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
+        if spec.quant.stream != "float":
+            raise ConfigError(
+                f"stream {spec.quant.stream!r} is for CIFAR ResNets alone: use quant.stream 'float'"
+            )
+        for module in backbone.modules():
+            if getattr(module, "inplace", False):
+                # What a block is given, its other options need as well.
+                module.inplace = False  # type: ignore[assignment]
+        image = (spec.image.channels, *spec.image.size)
+        structure = find_blocks(backbone, image, spec.model.blocks or None)
+        self._rows = _rows(structure, backbone)
+        self.profile = _profile(structure, backbone)
+        nodes, found = list(structure.nodes), structure.blocks
+        last = nodes[-1].all_input_nodes[0]
+        untils = [*(block.entry for block in found[1:]), found[-1].output]
+        self.blocks = tuple(
+            TracedBlock(
+                backbone,
+                block,
+                structure.channels(block),
+                spec.option_set,
+                spec.quant,
+                _between(nodes, block.output, until),
+                until,
+            )
+            for block, until in zip(found, untils, strict=True)
+        )
+        start, entry, end = nodes[0], found[0].entry, found[-1].output
+        self._begin = Steps(backbone, _between(nodes, start, entry), [start], entry)
+        self._head = Steps(backbone, _between(nodes, end, last), [end], last)
+
+    def begin(self, images: Tensor) -> Tensor:
+        """See `Trunk.begin`."""
+        out: Tensor = self._begin(images)
+        return out
+
+    def head(self, x: Tensor) -> Tensor:
+        """See `Trunk.head`."""
+        out: Tensor = self._head(x)
+        return out
+
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """See `Trunk.calibrate`: there is nothing."""
+
+    def described(self) -> list[dict[str, Any]]:
+        """See `Trunk.described`."""
+        return self._rows
+
+
+def _between(nodes: list[fx.Node], before: fx.Node, until: fx.Node) -> list[fx.Node]:
+    return nodes[nodes.index(before) + 1 : nodes.index(until) + 1]
+
+
+def _profile(structure: Structure, net: nn.Module) -> NetworkProfile:
+    """What the parts cost; what lies between two blocks is a part of its own, always executed."""
+    nodes, parts, end = list(structure.nodes), [], structure.nodes[0]
+    for index, block in enumerate(structure.blocks):
+        between = structure.macs(_between(nodes, end, block.entry))
+        if index == 0:
+            stem = between
+        elif between:
+            parts.append(BlockProfile(f"before {block.name}", between, gated=False))
+        parts.append(_priced(structure, net, block))
+        end = block.output
+    return NetworkProfile(stem, tuple(parts), structure.macs(_between(nodes, end, nodes[-1])))
+
+
+def _priced(structure: Structure, net: nn.Module, block: Block) -> BlockProfile:
+    """What a block costs. The little in a branch that no option changes counts as always done."""
+    kept = [
+        node
+        for node in block.branch
+        if not (node.op == "call_module" and quantisable(net.get_submodule(str(node.target))))
+    ]
+    always = structure.macs(kept)
+    shortcut = structure.macs(block.shortcut or ())
+    return BlockProfile(block.name, structure.macs(block.branch) - always, shortcut + always)
+
+
+def _rows(structure: Structure, net: nn.Module) -> list[dict[str, Any]]:
+    by_name = {block.name: block for block in structure.blocks}
+    parts: dict[str, list[fx.Node]] = {name: list(b.nodes) for name, b in by_name.items()}
+    for name in structure.refused:
+        path = name.partition(":")[0]
+        parts[name] = [
+            node
+            for node in structure.nodes
+            if owner(node) == path or owner(node).startswith(f"{path}.")
+        ]
+    modules = dict(net.named_modules())
+    places = {node: index for index, node in enumerate(structure.nodes)}
+    ordered = sorted(parts, key=lambda name: min(map(places.__getitem__, parts[name]), default=0))
+    return [
+        {
+            "name": name,
+            "kind": type(modules.get(name.partition(":")[0], net)).__name__,
+            "macs": structure.macs(parts[name]),
+            "skippable": name in by_name and by_name[name].can_be_skipped,
+            "reason": structure.refused.get(name, ""),
+        }
+        for name in ordered
+    ]

@@ -1,0 +1,391 @@
+"""Any residual network becomes dynamic, and stays what it was where nothing is chosen."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.residual_networks import (
+    KINDS,
+    Bottleneck,
+    Inverted,
+    Loose,
+    Network,
+    Patchwise,
+    Twice,
+    make_images,
+    make_plain,
+)
+from tests.unit.dynamic.tiny_networks import every_option, make_backbone, make_spec
+from torch import Tensor, nn
+
+import fracskip
+from fracskip.config import GateConfig, ImageConfig, ModelSpec, QuantConfig
+from fracskip.dynamic import DynamicNetwork, Mixing, convert, network
+from fracskip.dynamic.trunk import TracedTrunk
+from fracskip.errors import CheckpointError, ConfigError, FracskipError
+from fracskip.models import create_model
+from fracskip.quant.convolution import FractionalLayer
+from fracskip.quant.normalisation import FractionalBatchNorm2d
+
+Kind = type[nn.Module]
+OPTIONS = ("skip", 4, 16, "full")
+PLAIN_GATE = GateConfig(width=5)
+
+
+def make_dynamic(kind: Kind, options: Any = OPTIONS, **others: Any) -> DynamicNetwork:
+    settings: dict[str, Any] = {
+        "gate": PLAIN_GATE,
+        "example_input": make_images(1),
+        "calibration": [make_images(8)],
+    }
+    return convert(make_plain(kind), options, **{**settings, **others})
+
+
+def allowed(net: DynamicNetwork, decisions: Tensor) -> Tensor:
+    """The same with the cheapest width in place of a skip that can't be."""
+    bars = torch.tensor([not block.can_be_skipped for block in net.blocks])
+    return torch.where(bars & (decisions == 0), 1, decisions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_full_it_is_the_network_that_it_was(kind: Kind) -> None:
+    plain, images = make_plain(kind), make_images()
+    net = make_dynamic(kind)
+    with torch.no_grad():
+        found = net(images, decisions=net.forced("full", len(images)))
+    torch.testing.assert_close(found.logits, plain(images), rtol=1e-5, atol=1e-5)
+    assert (found.cost == 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_more_bits_the_nearer(kind: Kind) -> None:
+    plain, images = make_plain(kind), make_images(8)
+    net = make_dynamic(kind, [2, 4, 8, 16])
+    with torch.no_grad():
+        off = [
+            float((net(images, decisions=net.forced(b, 8)).logits - plain(images)).abs().mean())
+            for b in (2, 4, 8, 16)
+        ]
+        size = float(plain(images).std())
+    assert off[3] < 0.01 * size
+    assert off[2] < 0.1 * size
+    assert off[3] < off[2] < off[1] < off[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_original_keeps_its_names_and_is_left_alone(kind: Kind) -> None:
+    plain = make_plain(kind)
+    before = copy.deepcopy(plain.state_dict())
+    net = make_dynamic(kind)
+    inside = {
+        name.removeprefix("backbone."): value
+        for name, value in net.state_dict().items()
+        if name.startswith("backbone.")
+    }
+    assert before.keys() <= inside.keys()
+    for name, value in before.items():
+        assert torch.equal(plain.state_dict()[name], value)
+        assert torch.equal(inside[name], value)
+    assert not any(isinstance(module, FractionalLayer) for module in plain.modules())
+    # Other weights of the same network go in by name.
+    other = make_plain(kind, seed=1)
+    missing = net.backbone.load_state_dict(other.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    images = make_images()
+    found = net(images, decisions=net.forced("full", len(images))).logits
+    torch.testing.assert_close(found, other(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_image_takes_its_own_path(kind: Kind) -> None:
+    net, images = make_dynamic(kind), make_images(8)
+    decisions = allowed(net, every_option(net, len(images)))
+    with torch.no_grad():
+        together = net(images, decisions=decisions).logits
+        alone = [
+            net(images[i : i + 1], decisions=decisions[i : i + 1]).logits
+            for i in range(len(images))
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_block_hands_its_shortcut_on(kind: Kind) -> None:
+    """As the plain network does whose branch adds nothing."""
+    plain, images = make_plain(kind), make_images()
+    net = make_dynamic(kind)
+    decisions = net.forced("full", len(images))
+    decisions[:, 2] = 0
+    last = plain.get_submodule(net.blocks[2].name)
+    with torch.no_grad():
+        for name in ("bn3.weight", "bn3.bias", "conv2.weight", "project.1.weight",
+                     "project.1.bias", "scale"):  # fmt: skip
+            held = dict(last.named_parameters()).get(name)
+            if held is not None and (name != "conv2.weight" or not hasattr(last, "bn3")):
+                held.zero_()
+        found = net(images, decisions=decisions)
+        torch.testing.assert_close(found.logits, plain(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.cost, torch.full((len(images),), 2 / 3))
+
+
+def test_a_block_without_a_shortcut_is_never_skipped() -> None:
+    net = make_dynamic(Inverted)
+    assert [block.can_be_skipped for block in net.blocks] == [True, False, True]
+    images = make_images()
+    net.spec = net.spec.model_copy(update={"lean": -100.0})
+    with torch.no_grad():
+        decisions = net(images).decisions
+        mixed = net(images, mixing=Mixing(torch.Generator(), noise=5.0))
+    assert (decisions == torch.tensor([0, 1, 0])).all()
+    assert (mixed.decisions[:, 1] > 0).all()
+    assert mixed.logits.isfinite().all()
+    with pytest.raises(ConfigError, match=r"block blocks.2 has no shortcut .* choose a width"):
+        net(images, decisions=net.forced("skip", len(images)))
+
+
+def test_options_that_are_not_there_are_named() -> None:
+    net = make_dynamic(Bottleneck, "low")
+    with pytest.raises(ConfigError, match="option 'full' is not in this set; it has skip, 2, 3"):
+        net.forced("full", 1)
+
+
+# -- against the network that is not traced ------------------------------------------------------
+
+
+def both_ways(scheme: str = "modern", **others: Any) -> tuple[DynamicNetwork, DynamicNetwork]:
+    """A CIFAR ResNet, and the same one traced as if it were anybody's."""
+    spec = make_spec(scheme=scheme, **others)
+    one = DynamicNetwork(make_backbone(spec), spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "create_trunk", TracedTrunk)
+        other = DynamicNetwork(make_backbone(spec), spec)
+    assert isinstance(other.trunk, TracedTrunk)
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for net in (one, other):
+        net.calibrate([images[:8], images[8:]])
+    assert one.gate is not None
+    assert other.gate is not None
+    other.gate.load_state_dict(one.gate.state_dict())
+    return one.eval(), other.eval()
+
+
+def same_state(one: DynamicNetwork, other: DynamicNetwork) -> None:
+    theirs = other.state_dict()
+    assert one.state_dict().keys() == theirs.keys()
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["modern", "paper"])
+def test_traced_it_is_calibrated_and_executed_alike(scheme: str) -> None:
+    one, other = both_ways(scheme)
+    same_state(one, other)
+    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    decisions = every_option(one, len(images))
+    with torch.no_grad():
+        a, b = one(images, decisions=decisions), other(images, decisions=decisions)
+    torch.testing.assert_close(b.logits, a.logits, rtol=1e-3, atol=1e-4)
+    assert torch.equal(one(images).decisions, other(images).decisions)
+    assert one.profile.backbone_macs == other.profile.backbone_macs
+    assert [block.branch_macs for block in one.profile.gated] == [
+        block.branch_macs for block in other.profile.gated
+    ]
+    assert one.profile.gate_macs == other.profile.gate_macs
+
+
+def test_traced_its_statistics_are_estimated_alike() -> None:
+    # At fewer bits sums in another order round to other levels.
+    one, other = both_ways(options=("skip", "16", "full"))
+    batches = [torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (3, 4)]
+    decisions = [every_option(one, 32)] * 2
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    for net in (one, other):
+        net.reestimate(batches, fewest=1, decisions=decisions)
+    same_state(one, other)
+    moved = [name for name, value in one.state_dict().items() if not value.equal(before[name])]
+    assert any("option_mean" in name for name in moved)
+    assert any("downsample.1.running_var" in name for name in moved)
+
+
+def test_traced_it_is_trained_alike() -> None:
+    one, other = both_ways()
+    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    grads = []
+    for net in (one, other):
+        draw = torch.Generator().manual_seed(0)
+        out = net(images, mixing=Mixing(draw, noise=1.0))
+        (out.logits.square().mean() + out.cost.mean()).backward()
+        grads.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, value in grads[0].items():
+        torch.testing.assert_close(grads[1][name], value, rtol=2e-2, atol=1e-4, msg=name)
+
+
+def test_a_cifar_resnet_is_converted_as_what_it_is() -> None:
+    plain = create_model("resnet14").eval()
+    net = convert(plain, [8], example_input=torch.zeros(1, 3, 32, 32))
+    assert net.spec.model.name == "resnet14"
+    assert net.cifar.blocks == net.blocks
+    with pytest.raises(ConfigError, match="module/Network is no CIFAR ResNet"):
+        _ = make_dynamic(Bottleneck).cifar
+
+
+# -- what torch does with modules -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_batch_and_any_size(kind: Kind) -> None:
+    net, plain = make_dynamic(kind), make_plain(kind)
+    for count, size in ((1, (16, 16)), (3, (20, 8))):
+        images = make_images(count, size)
+        with torch.no_grad():
+            found = net(images, decisions=net.forced("full", count)).logits
+            torch.testing.assert_close(found, plain(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_is_a_network_of_its_own(kind: Kind) -> None:
+    net, images = make_dynamic(kind), make_images()
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        before = net(images).logits
+        for value in net.parameters():
+            value.zero_()
+        assert torch.equal(twin(images).logits, before)
+        assert not torch.equal(net(images).logits, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_needs_the_plain_network_only(kind: Kind, tmp_path: Path) -> None:
+    net, images = make_dynamic(kind), make_images()
+    path = tmp_path / "net.safetensors"
+    fracskip.save(net, path)
+    again = fracskip.load(path, model=make_plain(kind, seed=5))
+    with torch.no_grad():
+        assert torch.equal(again(images).logits, net(images).logits)
+    assert again.spec == net.spec
+    with pytest.raises(FracskipError, match=r"module/Network.* pass it along"):
+        fracskip.load(path)
+    other = Inverted if kind is not Inverted else Bottleneck
+    with pytest.raises((CheckpointError, ConfigError)):
+        fracskip.load(path, model=make_plain(other))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_runs_as_other_modules_do(kind: Kind) -> None:
+    net, images = make_dynamic(kind), make_images(8)
+    with torch.no_grad():
+        decisions = net(images).decisions
+        logits = net(images, decisions=decisions).logits
+        last = net.to(memory_format=torch.channels_last)(
+            images.contiguous(memory_format=torch.channels_last), decisions=decisions
+        )
+        torch.testing.assert_close(last.logits, logits, rtol=1e-3, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = net(images, decisions=decisions).logits.float()
+        assert (rough - logits).abs().mean() < 0.1 * logits.std()
+        torch._dynamo.reset()
+        compiled = torch.compile(net, backend="eager")
+        torch.testing.assert_close(compiled(images, decisions=decisions).logits, logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_of_it_learns(kind: Kind) -> None:
+    """Every weight, step and gate gets a gradient from images that take every option."""
+    net, images = make_dynamic(kind, quant=QuantConfig(weights="own")), make_images(32)
+    net.train()
+    out = net(images, mixing=Mixing(torch.Generator().manual_seed(0), noise=3.0, dense=True))
+    nn.functional.cross_entropy(out.logits, torch.arange(32) % 5).backward()
+    lacking = [name for name, value in net.named_parameters() if value.grad is None]
+    assert not lacking
+    norms = [m for m in net.modules() if isinstance(m, FractionalBatchNorm2d)]
+    assert not any(norm.training for norm in norms)
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.train(), r"Network is in training mode: call eval\(\)"),
+        (lambda net: net.half(), r"not in float32 \(stem.0.weight is torch.float16\): call float"),
+        (lambda net: net.to("meta"), r"no weights yet \(stem.0.weight is on the meta device\)"),
+        (lambda net: convert(net, [8], example_input=make_images(1)), "is dynamic already"),
+        (lambda net: nn.Sequential(convert(net, [8], example_input=make_images(1)).backbone).eval(),
+         "is dynamic already"),
+        (lambda net: net.forward, "a method can't be converted: give a torch.nn.Module"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_converted_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert(change(make_plain(Bottleneck)), [8], example_input=make_images(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_names": ["a", "b"]}, "2 class names do not fit 5 logits"),
+        ({"example_input": torch.zeros(3, 8)}, r"shape \(3, 8\) holds no images"),
+        ({"example_input": torch.zeros(1, 4, 8, 8)}, r"shape \(1, 4, 8, 8\) holds no images"),
+        ({"options": "lower"}, "option preset 'lower' is unknown"),
+        ({"options": ["skip"]}, "'skip' alone executes nothing"),
+        ({"quant": QuantConfig(stream="int8")}, "stream 'int8' .* CIFAR ResNets alone"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments: dict[str, Any], message: str) -> None:
+    settings: dict[str, Any] = {"options": [8], "example_input": make_images(1), **arguments}
+    with pytest.raises(ConfigError, match=message):
+        convert(make_plain(Bottleneck), **settings)
+
+
+def test_a_budget_out_of_range_is_refused() -> None:
+    net = make_dynamic(Bottleneck, "low", gate=GateConfig(budget_input=True))
+    for budget in (0.0, 1.5, -1.0):
+        with pytest.raises(ConfigError, match="out of range"):
+            net(make_images(), budget=budget)
+    with pytest.raises(ConfigError, match="needs a budget"):
+        net(make_images())
+    assert net(make_images(), budget=0.02).cost.shape == (6,)
+
+
+def test_the_summary_names_every_block() -> None:
+    rows = make_dynamic(Inverted, "low").summary().splitlines()
+    assert rows[0].split() == ["block", "kind", "MACs", "options"]
+    assert rows[1].endswith("not gated: the first block is always executed")
+    assert rows[2].split()[:2] == ["blocks.1", "Inverted"]
+    assert rows[2].endswith("skip 2 3 4 6 8")
+    assert rows[3].endswith("  2 3 4 6 8")
+    assert int(rows[2].split()[2].replace(",", "")) > 0
+    assert len(rows) == 5
+
+
+@pytest.mark.parametrize("kind", [Twice, Loose])
+def test_blocks_without_a_module_of_their_own(kind: Kind) -> None:
+    torch.manual_seed(0)
+    net = (kind() if kind is Loose else Network(kind)).eval()
+    dyn = convert(net, [2, 8, "full"], example_input=make_images(1), calibration=[make_images(8)])
+    images = make_images()
+    with torch.no_grad():
+        full = dyn(images, budget=1.0, decisions=dyn.forced("full", 6)).logits
+        torch.testing.assert_close(full, net(images))
+        assert not torch.equal(dyn(images, decisions=dyn.forced(2, 6)).logits, full)
+    gated = [row for row in dyn.summary().splitlines()[1:] if "not gated" not in row]
+    assert len(gated) == len(dyn.blocks) > 0
+
+
+def test_names_and_normalisation_are_taken_along() -> None:
+    image = ImageConfig(size=(12, 10), mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
+    names = [f"kind {index}" for index in range(5)]
+    net = make_dynamic(Patchwise, image=image, class_names=names, name="mine")
+    assert isinstance(net.spec, ModelSpec)
+    assert net.spec.class_names == tuple(names)
+    assert (net.spec.image, net.spec.model.name) == (image, "mine")
+    usual = make_dynamic(Patchwise)
+    assert usual.spec.image.mean == (0.485, 0.456, 0.406)
+    assert usual.spec.image.size == (12, 10)
