@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fracskip.config import QuantConfig
 from fracskip.dynamic.routing import RoutedBlock
-from fracskip.models.graph import Step, Steps, plainly
+from fracskip.models.graph import Step, Steps, module_of, plainly
 from fracskip.models.structure import Block, never_negative, quantisable
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalConv2d, FractionalLayer, FractionalLinear
@@ -53,7 +53,7 @@ class TracedBlock(RoutedBlock):
         self.hands_on = block.can_be_skipped and block.shortcut is None
         self._norm_of: dict[str, FractionalBatchNorm2d] = {}
         self._folded: set[str] = set()
-        relu = all(isinstance(_module(net, node), nn.ReLU) for node in block.after)
+        relu = all(isinstance(module_of(net, node), nn.ReLU) for node in block.after)
         stays = self.hands_on and relu
         self._skips_for_free = stays and (not block.after or never_negative(net, block.entry))
         self._convert(net, block, quant)
@@ -66,7 +66,7 @@ class TracedBlock(RoutedBlock):
 
     def _convert(self, net: nn.Module, block: Block, quant: QuantConfig) -> None:
         for node in block.branch:
-            module, path = _module(net, node), str(node.target)
+            module, path = module_of(net, node), str(node.target)
             if quantisable(module):
                 kind = FractionalConv2d if isinstance(module, nn.Conv2d) else FractionalLinear
                 signed = not never_negative(net, node.all_input_nodes[0])
@@ -85,7 +85,7 @@ class TracedBlock(RoutedBlock):
                 net.set_submodule(path, norm)
                 before = node.all_input_nodes[0]
                 alone = list(before.users) == [node] and before in block.branch
-                if alone and isinstance(_module(net, before), FractionalConv2d):
+                if alone and isinstance(module_of(net, before), FractionalConv2d):
                     self._norm_of[str(before.target)] = norm
                     self._folded.add(path)
 
@@ -187,7 +187,3 @@ class TracedBlock(RoutedBlock):
             return plainly(step, arguments)
 
         self._shortcut.run([(x,) for x in batches], layer)
-
-
-def _module(net: nn.Module, node: fx.Node) -> nn.Module | None:
-    return net.get_submodule(str(node.target)) if node.op == "call_module" else None

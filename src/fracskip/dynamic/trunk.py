@@ -19,9 +19,9 @@ from fracskip.dynamic.routing import RoutedBlock
 from fracskip.dynamic.traced import TracedBlock
 from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet
-from fracskip.models.graph import Steps, owner
+from fracskip.models.graph import Steps, module_of, owner
 from fracskip.models.profile import profile_backbone
-from fracskip.models.structure import Block, Structure, find_blocks, quantisable
+from fracskip.models.structure import FIRST, Block, Structure, find_blocks, quantisable
 from fracskip.quant.quantisers import thinned
 from fracskip.quant.stream import StreamQuantiser
 
@@ -152,9 +152,6 @@ class CifarTrunk:
         ]
 
 
-FIRST = "the first block is always executed"
-
-
 class TracedTrunk:
     """Any network that can be traced.
 
@@ -237,11 +234,7 @@ def _profile(structure: Structure, net: nn.Module) -> NetworkProfile:
 
 def _priced(structure: Structure, net: nn.Module, block: Block) -> BlockProfile:
     """What a block costs. The little in a branch that no option changes counts as always done."""
-    kept = [
-        node
-        for node in block.branch
-        if not (node.op == "call_module" and quantisable(net.get_submodule(str(node.target))))
-    ]
+    kept = [node for node in block.branch if not quantisable(module_of(net, node))]
     always = structure.macs(kept)
     shortcut = structure.macs(block.shortcut or ())
     return BlockProfile(block.name, structure.macs(block.branch) - always, shortcut + always)

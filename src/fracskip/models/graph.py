@@ -106,6 +106,11 @@ def trace(net: nn.Module) -> fx.Graph:
     return graph
 
 
+def module_of(net: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a step calls, if it calls one."""
+    return net.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def owner(node: fx.Node) -> str:
     """Path of the module whose code makes a step: '' for the network's own."""
     stack = list(node.meta.get("nn_module_stack", {}))

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fracskip.errors import ConfigError
-from fracskip.models.graph import Measured, cuts, data_nodes, measure, owner, trace
+from fracskip.models.graph import Measured, cuts, data_nodes, measure, module_of, owner, trace
 
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 ACTIVATIONS = (
@@ -57,6 +57,8 @@ KEEP_SIGN_CALLS = (
     F.avg_pool2d,
     F.max_pool2d,
 )
+
+FIRST = "the first block is always executed"
 
 Chooser = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
@@ -160,7 +162,7 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
                 f"{type(net).__name__} has no residual blocks: nothing in it is added to what it "
                 "was computed from; name its blocks in blocks=[...], and they get the bitwidths"
             )
-        refused[found[0].name] = "the first block is always executed"
+        refused[found[0].name] = FIRST
         found = found[1:]
     else:
         found = [_named(nodes, chain, name, net) for name in _chosen(net, blocks)]
@@ -219,7 +221,7 @@ def _residual(nodes: Sequence[fx.Node], before: int, at: int, net: nn.Module) ->
     short, long = ways[by_weight[0]], ways[by_weight[1]]
     if not _weights(net, long) or not all(_may_be_shortcut(net, node) for node in short):
         return None
-    if all(isinstance(_module(net, node), nn.Identity) for node in short):
+    if all(isinstance(module_of(net, node), nn.Identity) for node in short):
         short = []
     name = owner(total) or total.name
     return Block(name, entry, tuple(long), tuple(short) or None, total, (), total)
@@ -240,15 +242,11 @@ def _way(end: fx.Node, section: set[fx.Node]) -> list[fx.Node]:
 
 
 def _weights(net: nn.Module, nodes: Iterable[fx.Node]) -> int:
-    return sum(isinstance(_module(net, node), WEIGHTED) for node in nodes)
-
-
-def _module(net: nn.Module, node: fx.Node) -> nn.Module | None:
-    return net.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return sum(isinstance(module_of(net, node), WEIGHTED) for node in nodes)
 
 
 def _may_be_shortcut(net: nn.Module, node: fx.Node) -> bool:
-    module = _module(net, node)
+    module = module_of(net, node)
     if module is None:
         return node.target in (F.avg_pool2d, F.max_pool2d, F.pad)
     plain = not isinstance(getattr(module, "act", None), ACTIVATIONS)
@@ -257,13 +255,13 @@ def _may_be_shortcut(net: nn.Module, node: fx.Node) -> bool:
 
 def is_activation(net: nn.Module, node: fx.Node) -> bool:
     """Whether a step is an activation and nothing else."""
-    module = _module(net, node)
+    module = module_of(net, node)
     return node.target in ACTIVATION_CALLS if module is None else isinstance(module, ACTIVATIONS)
 
 
 def never_negative(net: nn.Module, node: fx.Node) -> bool:
     """Whether a value is known to have no negative elements."""
-    module = _module(net, node)
+    module = module_of(net, node)
     if isinstance(module, nn.BatchNorm2d):
         module = getattr(module, "act", None)
     elif isinstance(module, KEEP_SIGN) or node.target in KEEP_SIGN_CALLS:
@@ -347,7 +345,7 @@ def _reason(
         return "what it sees is no (images, channels, height, width)"
     if block.entry is nodes[0]:
         return "it sees the images themselves"
-    layers = [(node, _module(net, node)) for node in block.branch]
+    layers = [(node, module_of(net, node)) for node in block.branch]
     total = sum(measured[node.name].macs for node in block.branch)
     if not total:
         return "it has no convolution and no linear layer"
@@ -368,7 +366,7 @@ def _check_shared(net: nn.Module, nodes: Sequence[fx.Node], blocks: Sequence[Blo
     inside = {node for block in blocks for node in block.nodes}
     calls: dict[int, list[fx.Node]] = {}
     for node in nodes:
-        module = _module(net, node)
+        module = module_of(net, node)
         if module is not None and next(module.parameters(), None) is not None:
             calls.setdefault(id(module), []).append(node)
     for where in calls.values():

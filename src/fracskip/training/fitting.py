@@ -205,7 +205,7 @@ def make_recipe(
     taught: dict[str, Any] = {"distillation": 0.8, "distillation_temperature": 4.0}
     optim = {"lr": lr, "warmup": 0.05, "clip_norm": 1.0}
     weights, gates, paths = epochs
-    # Without skipping and with one width left nothing can be judged, and trust needs biases.
+    # Trust needs a bias of each block's own.
     trusts = (0.0, 0.1, 0.25, 0.5, 1.0) if net.spec.gate.block_bias else ()
     return Recipe(
         name="fit",
