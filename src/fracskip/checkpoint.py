@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -192,13 +192,20 @@ def apply_state(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | 
     module.load_state_dict(dict(tensors))
 
 
-def load_backbone(path: str | Path, module: nn.Module) -> str:
+def load_backbone(
+    path: str | Path,
+    module: nn.Module,
+    on_other_classes: Callable[[str, int, int], None] | None = None,
+) -> str:
     """Loads a plain network. Returns the file's SHA-256.
 
     Args:
         path: Plain weights with torchvision's parameter names, or a checkpoint of a static network
             in full precision (an option set of 'full' alone), which holds the same.
         module: The network to fill.
+        on_other_classes: If given, a file of another number of classes is taken too: the module's
+            last linear layer keeps its fresh weights, and this is called with the layer's name and
+            the number of classes of the file and of the module.
 
     Raises:
         CheckpointError: if the file is damaged or does not fit.
@@ -220,8 +227,31 @@ def load_backbone(path: str | Path, module: nn.Module) -> str:
         # torch's step counter of BatchNorm; other writers leave it out.
         if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, value)
+    if on_other_classes is not None and (found := _other_classes(module, tensors)):
+        on_other_classes(*found)
+        layer = found[0]
+        tensors.update({name: own[name] for name in own if name.rpartition(".")[0] == layer})
     apply_state(module, tensors, path)
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _other_classes(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, int, int] | None:
+    """The last linear layer, and its outputs in the tensors and in the module, where they differ.
+
+    None if they agree, or something else about the layer differs too.
+    """
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        return None
+    name, part = linear[-1]
+    weight, ours = tensors.get(f"{name}.weight"), part.out_features
+    if weight is None or weight.dim() != 2 or weight.shape[1] != part.in_features:
+        return None
+    theirs = len(weight)
+    bias = tensors.get(f"{name}.bias")
+    if theirs == ours or (bias is None) != (part.bias is None):
+        return None
+    return (name, theirs, ours) if bias is None or bias.shape == (theirs,) else None
 
 
 def save(

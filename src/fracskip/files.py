@@ -59,7 +59,9 @@ def split_safetensors(
         if _is_pickle(data):
             raise error(
                 f"{origin} is a pickle (as torch.save writes them); fracskip never loads one, "
-                "because it can run code: save the state as safetensors"
+                "because it can run code: save the state as safetensors, where you trust the file, "
+                "with safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+                "'FILE.safetensors')"
             )
         raise error(
             f"{origin} is no complete safetensors file ({len(data)} bytes); copy it again or give "

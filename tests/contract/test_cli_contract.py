@@ -12,9 +12,16 @@ from fracskip.cli.main import BAD_INPUT, DONE, FAULT, INTERRUPTED, build_parser
 SURFACE = {
     "demo": {},
     "train": {
-        "recipe": ("RECIPE", True, 1),
+        "recipe": ("RECIPE", False, "?"),
         "--resume": (None, False, 0),
         "--set": ("KEY=VALUE", False, "+"),
+        "--model": ("NAME", False, 1),
+        "--weights": ("FILE", False, 1),
+        "--data": ("NAME", False, 1),
+        "--options": ("SET", False, 1),
+        "--budget": ("LOW,HIGH", False, 1),
+        "--epochs": ("N", False, 1),
+        "--size": ("PIXELS", False, 1),
     },
     "eval": {
         "checkpoint": ("NETWORK", True, 1),
@@ -93,6 +100,13 @@ def test_defaults() -> None:
         "recipe": "r",
         "resume": False,
         "overrides": [],
+        "model": None,
+        "weights": None,
+        "data": None,
+        "options": None,
+        "budget": None,
+        "epochs": None,
+        "size": None,
     }
     assert vars(parse(["eval", "c", "--data", "d"])) == {
         "command": "eval",

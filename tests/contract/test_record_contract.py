@@ -144,7 +144,19 @@ def test_events_of_a_run(folder: Path) -> None:
         "backbone_digest": str,
         "teacher_digest": str,
         "start_digest": str,
+        "data": dict,
+        "notes": list,
     }
+    assert start["data"] == {
+        "source": start["data"]["source"],
+        "train": 39,
+        "validation": 9,
+        "classes": {"blue": 13, "green": 13, "red": 13},
+        "rare": [],
+        "skipped": [],
+    }
+    assert start["data"]["source"].startswith("image folder ")
+    assert start["notes"] == []
     assert [event["event"] for event in events] == ["start", "epoch", "epoch", "epoch", "end"]
 
     assert types(backbone) == {**EPOCH, "cp": type(None)}
@@ -161,6 +173,7 @@ def test_events_of_a_run(folder: Path) -> None:
     assert types(end) == {
         "event": str,
         "test": dict,
+        "skipped": list,
         "lean": float,
         "curve": list,
         "cascade": list,
@@ -178,6 +191,8 @@ def test_a_runs_summary(folder: Path) -> None:
         "recipe": dict,
         "versions": dict,
         "device": str,
+        "data": dict,
+        "notes": list,
         "epochs": list,
         "lean": float,
         "curve": list,
@@ -187,9 +202,17 @@ def test_a_runs_summary(folder: Path) -> None:
         "seconds": float,
     }
     assert summary["schema"] == "fracskip.run/1"
+    assert set(summary["data"]) == {
+        *("source", "train", "validation", "classes", "rare", "skipped", "skipped_test")
+    }
     recipe = json.loads((folder / "recipe.json").read_text())
     assert summary["recipe"] == recipe
     assert set(recipe) == {
         *("name", "seed", "batch_size", "options", "start", "data", "model", "quant", "gate"),
         *("teacher", "backbone", "supernet", "gates", "joint", "runtime"),
     }
+    assert set(recipe["data"]) == {
+        *("name", "image", "validation", "train_limit", "augment", "crop_padding", "crop_scale"),
+        *("flip", "balance", "on_corrupt", "workers"),
+    }
+    assert set(recipe["data"]["image"]) == {"size", "channels", "mean", "std"}

@@ -7,6 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from fracskip.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     ImageConfig,
     ModelSpec,
     Recipe,
@@ -93,6 +95,13 @@ def test_a_missing_name_is_named() -> None:
         ({"data": {"image": {"size": [32]}}}, "data.image.size"),
         ({"data": {"image": {"channels": 2}}}, "data.image.channels: "),
         ({"data": {"validation": 0}}, "data.validation: "),
+        ({"data": {"augment": "crop"}}, "data.augment: .*'pad' or 'resized'"),
+        ({"data": {"crop_scale": [0.5, 0.2]}}, "crop_scale .0.5, 0.2.: give the smaller"),
+        ({"data": {"crop_scale": [0, 1]}}, "data.crop_scale.0: "),
+        ({"data": {"balance": "weights"}}, "data.balance: .*'none', 'sample' or 'loss'"),
+        ({"data": {"on_corrupt": "ignore"}}, "data.on_corrupt: .*'error' or 'skip'"),
+        ({"data": {"workers": -1}}, "data.workers: "),
+        ({"data": {"image": {"resize": 16}}}, "data.image: .*resize 16 is smaller"),
         ({"joint": 3}, "joint: .*given: 3"),
         ({"options": ["8", "skip"]}, "options: .*ascend"),
         ({"options": []}, "options: .*at least one"),
@@ -138,6 +147,61 @@ def test_options_are_a_preset_or_a_list(value: Any, labels: tuple[str, ...]) -> 
     recipe = recipe_from_dict({"name": "tiny", "options": value})
     assert recipe.options == labels
     assert recipe.option_set.labels == labels
+
+
+CIFAR = ImageConfig()
+
+
+@pytest.mark.parametrize(
+    ("data", "mean", "std"),
+    [
+        ({"name": "cifar100"}, CIFAR.mean, CIFAR.std),
+        ({"image": {"size": [64, 64]}}, CIFAR.mean, CIFAR.std),
+        ({"name": "folder:x"}, IMAGENET_MEAN, IMAGENET_STD),
+        ({"name": "folder:x", "image": {"size": [64, 64]}}, IMAGENET_MEAN, IMAGENET_STD),
+        ({"name": "folder:x", "image": ImageConfig(size=(64, 64))}, IMAGENET_MEAN, IMAGENET_STD),
+        ({"name": "folder:x", "image": {"mean": [0.5] * 3}}, (0.5,) * 3, IMAGENET_STD),
+        ({"name": "folder:x", "image": {"std": [0.5] * 3}}, IMAGENET_MEAN, (0.5,) * 3),
+    ],
+)
+def test_photographs_are_normalised_as_imagenets(
+    data: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    recipe = recipe_from_dict({"name": "tiny", "data": data})
+    assert (recipe.data.image.mean, recipe.data.image.std) == (mean, std)
+    assert recipe_from_dict(recipe.model_dump(mode="json")) == recipe
+
+
+def test_what_is_seen_before_the_centre_is_cut() -> None:
+    assert CIFAR.view is CIFAR
+    square = ImageConfig(size=(128, 128), resize=146)
+    assert square.view == ImageConfig(size=(146, 146))
+    assert ImageConfig(size=(40, 60), resize=50).view.size == (50, 75)
+    assert ImageConfig(size=(60, 40), resize=40).view.size == (60, 40)
+    with pytest.raises(ValidationError, match=r"resize 127 is smaller than the image of 128x128"):
+        ImageConfig(size=(128, 128), resize=127)
+
+
+def test_no_resize_is_not_written() -> None:
+    """Bundles and checkpoints of networks without it are what they were."""
+    assert list(CIFAR.model_dump()) == ["size", "channels", "mean", "std"]
+    resized = ImageConfig(size=(8, 8), resize=9)
+    assert resized.model_dump()["resize"] == 9
+    assert ImageConfig.model_validate_json(resized.model_dump_json()) == resized
+
+
+def test_a_runs_recipe_is_read_again(minimal: Path) -> None:
+    recipe = load_recipe(minimal)
+    written = minimal.with_name("recipe.json")
+    written.write_text(recipe.model_dump_json())
+    assert load_recipe(written) == recipe
+    assert load_recipe(written, ["seed=4"]).seed == 4
+    written.write_text("[1]")
+    with pytest.raises(ConfigError, match=r"recipe\.json is no table"):
+        load_recipe(written)
+    written.write_text("{")
+    with pytest.raises(ConfigError, match=r"recipe\.json is not valid JSON"):
+        load_recipe(written)
 
 
 def test_values_are_frozen() -> None:

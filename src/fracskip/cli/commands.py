@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fracskip.cli import console
-from fracskip.config import load_recipe
+from fracskip.config import Recipe, load_recipe
 from fracskip.cost import account
 from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
 from fracskip.errors import ConfigError, DataError, MissingExtraError
@@ -21,6 +21,7 @@ from fracskip.evaluation.record import first_path
 from fracskip.evaluation.subject import Card, Network
 from fracskip.evaluation.sweep import POINTS
 from fracskip.machine import cores
+from fracskip.options import PRESETS
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import BUNDLED, SUFFIX
 from fracskip.runtime.session import MAX_THREADS
@@ -92,11 +93,37 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that is given, or the one that the arguments come to."""
+    own = ("model", "weights", "data", "options", "budget", "epochs", "size")
+    given = {name: value for name in own if (value := getattr(options, name)) is not None}
+    if options.recipe:
+        if given:
+            raise ConfigError(
+                f"a recipe says all of a run, --{next(iter(given))} is for a run without one: "
+                "change the recipe with --set, or leave it out"
+            )
+        return load_recipe(options.recipe, options.overrides)
+    if missing := [f"--{name}" for name in ("model", "data") if name not in given]:
+        raise ConfigError(
+            f"{' and '.join(missing)} missing: give a recipe, or --model and --data to train "
+            "without one"
+        )
+    from fracskip.training.standard import scaled_epochs, standard_recipe
+
+    if "options" in given:
+        names = given["options"].split(",")
+        given["options"] = names[0] if names[0] in PRESETS else names
+    if len(given.get("epochs", ())) == 1:
+        given["epochs"] = scaled_epochs(*given["epochs"])
+    return standard_recipe(**given, overrides=options.overrides)
+
+
 def run_train(options: argparse.Namespace) -> int:
     """A recipe, from wherever its run stands."""
     from fracskip.training import RunInterrupted, train
 
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = _recipe(options)
     folder = Path("runs") / recipe.name
     try:
         with console.TrainingProgress() as watcher:
@@ -115,7 +142,8 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
     card = subject_of(net).card
-    data = load_split(options.data, options.split, card.image)
+    with console.decoding() as progress:
+        data = load_split(options.data, options.split, card.image, progress=progress)
     _check_classes(card, data, options.data)
     if options.limit and options.limit < len(data):
         # Evenly spaced: sets that are sorted by class keep all their classes.
@@ -206,19 +234,12 @@ def run_predict(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     """A checkpoint to a file for deployment, of the kind that its suffix says."""
     target = Path(options.to)
-    if target.suffix not in (SUFFIX, ".onnx"):
-        raise ConfigError(f"{target} ends in neither {SUFFIX} nor .onnx: choose one of them")
     from fracskip.checkpoint import load
+    from fracskip.deployment import writer_for
 
+    write = writer_for(target)
     net = load(options.checkpoint)
-    if target.suffix == SUFFIX:
-        from fracskip.export.bundle import export_bundle
-
-        export_bundle(net, target)
-    else:
-        from fracskip.export.onnx import export_onnx
-
-        export_onnx(net, target)
+    write(net, target)
     console.say(f"{net.spec.model.name}: {target} ({target.stat().st_size:,} bytes)")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -49,20 +50,39 @@ def say(text: str) -> None:
     _out().print(text, soft_wrap=True)
 
 
-@contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, where that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+def _bar() -> Progress:
     console = _err()
-    with Progress(
-        *columns,
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    ) as progress:
+    )
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, where that is a terminal."""
+    with _bar() as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def decoding() -> Iterator[Callable[[int, int], None]]:
+    """The same for images that are decoded: called with how many are done, and of how many."""
+    with _bar() as progress:
+        tasks: list[TaskID] = []  # none for a set that is no folder: it says nothing
+
+        def show(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(progress.add_task("decoding images", total=total))
+            progress.update(tasks[0], completed=done)
+
+        yield show
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -72,6 +92,17 @@ def percent(share: float, digits: int = 2) -> str:
     '6.25%'
     """
     return f"{100 * share:.{digits}f}%"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it, roughly.
+
+    >>> [duration(seconds) for seconds in (8.4, 200, 9000)]
+    ['about 8 s', 'about 3 min', 'about 2.5 h']
+    """
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _table_of(record: dict[str, Any]) -> Table:
@@ -205,7 +236,9 @@ class TrainingProgress:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._loading: TaskID | None = None
         self._stage, self._epochs, self._steps = "", 0, 0
+        self._begin, self._done = 0.0, 0  # of this sitting
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()
@@ -219,9 +252,23 @@ class TrainingProgress:
     ) -> None:
         self._progress.stop()
 
+    def loading(self, done: int, total: int) -> None:
+        """See `TrainingWatcher`."""
+        if self._loading is None:
+            self._loading = self._progress.add_task("decoding images", total=total, means="")
+        self._progress.update(self._loading, completed=done)
+        if done == total:
+            self._progress.remove_task(self._loading)
+            self._loading = None
+
+    def note(self, text: str) -> None:
+        """See `TrainingWatcher`."""
+        self._progress.console.print(f"note: {text}", markup=False, soft_wrap=True)
+
     def stage(self, name: str, epochs: int, steps: int) -> None:
         """See `TrainingWatcher`."""
         self._stage, self._epochs, self._steps = name, epochs, steps
+        self._begin, self._done = time.monotonic(), 0
         if self._task is not None:
             self._progress.remove_task(self._task)
         # One bar for the whole stage, so that the time left is the stage's.
@@ -245,7 +292,12 @@ class TrainingProgress:
         """See `TrainingWatcher`."""
         validation = event["validation"]
         cp = "" if validation["cp"] is None else f", cp {percent(validation['cp'])}"
+        self._done += 1
+        each = (time.monotonic() - self._begin) / self._done
+        remaining = self._epochs - event["epoch"]
+        left = f", {duration(remaining * each)} left" if remaining else ""
         self._progress.console.print(
             f"{event['stage']} {event['epoch']}: loss {event['loss']:.3f}, validation accuracy "
-            f"{percent(validation['accuracy'])}{cp}, {event['seconds']:.0f} s"
+            f"{percent(validation['accuracy'])}{cp}, {event['seconds']:.0f} s{left}",
+            soft_wrap=True,
         )

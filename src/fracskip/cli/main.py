@@ -46,6 +46,26 @@ def _share(text: str) -> float:
     return value
 
 
+def _budget(text: str) -> float | tuple[float, float]:
+    parts = [_share(part) for part in text.split(",")]
+    if len(parts) == 1:
+        return parts[0]
+    if len(parts) > 2 or parts[0] > parts[1]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given, a share or the smallest and the largest are needed: 0.005,0.06"
+        )
+    return parts[0], parts[1]
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    parts = tuple(_positive(part) for part in text.split(","))
+    if len(parts) not in (1, 3):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given, one number or three are needed: 25 or 25,3,6"
+        )
+    return parts
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; tests pin it."""
     parser = _Parser(
@@ -68,10 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command(
         "train",
-        "Run a recipe: backbone, gates, joint training. The run's folder is runs/NAME.",
-        "train recipes/low_resnet38_clean.toml --set joint.target=0.02",
+        "Run a recipe, or make a network by name dynamic on your images: backbone, options, gates, "
+        "paths. The run's folder is runs/NAME.",
+        "train --model torchvision/resnet18 --weights r18.safetensors --data folder:photos",
     )
-    train.add_argument("recipe", metavar="RECIPE", help="a .toml file")
+    train.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="a .toml file, or a run's recipe.json"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
     train.add_argument(
         "--set",
@@ -82,6 +105,32 @@ def build_parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="override the recipe's keys: --set joint.epochs=4 joint.target=0.05",
     )
+    own = train.add_argument_group("without a recipe")
+    own.add_argument(
+        "--model", metavar="NAME", help="torchvision/NAME, timm/NAME, or resnetD for small images"
+    )
+    own.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of the plain network (.safetensors); without, --set backbone.epochs=N trains it",
+    )
+    own.add_argument("--data", metavar="NAME", help="folder:PATH, or as in eval")
+    own.add_argument(
+        "--options", metavar="SET", help="low (the default), cpu, ..., or a list: skip,4,8"
+    )
+    own.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="LOW,HIGH",
+        help="computation shares to serve, by default 0.005,0.06; or one share",
+    )
+    own.add_argument(
+        "--epochs",
+        type=_epochs,
+        metavar="N",
+        help="of all options' weights; gates and paths in proportion, or said too: 25,3,6",
+    )
+    own.add_argument("--size", type=_positive, metavar="PIXELS", help="of the square images")
 
     evaluate = command(
         "eval",

@@ -1,6 +1,8 @@
 """Recipes and networks as typed, frozen values. The only home of defaults."""
 
 from fracskip.config.network import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Fraction,
     GateConfig,
     ImageConfig,
@@ -12,11 +14,13 @@ from fracskip.config.network import (
     check_cascade,
 )
 from fracskip.config.recipe import (
+    FOLDER_PREFIX,
     DataConfig,
     Recipe,
     RuntimeConfig,
     explain,
     load_recipe,
+    override,
     recipe_from_dict,
 )
 from fracskip.config.stages import (
@@ -29,6 +33,9 @@ from fracskip.config.stages import (
 )
 
 __all__ = [
+    "FOLDER_PREFIX",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "BackboneStage",
     "DataConfig",
     "Fraction",
@@ -49,5 +56,6 @@ __all__ = [
     "check_cascade",
     "explain",
     "load_recipe",
+    "override",
     "recipe_from_dict",
 ]

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fracskip.options import OptionSet
 
@@ -15,6 +23,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=8)]
+# Of photographs in colour, as torchvision's and timm's networks expect them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # A preset's name or a list of options, kept as labels.
 OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
@@ -30,15 +41,49 @@ class ImageConfig(Frozen):
 
     Attributes:
         size: Height and width in pixels.
+        resize: Shorter side, in pixels, that images are brought to before the centre of `size` is
+            cut out of them (0: what is cut out reaches to the nearer edges). At least the shorter
+            side of `size`. Training varies its crops within what `view` holds.
         channels: 1 (grey) or 3 (RGB).
-        mean: Per-channel mean, in units of pixel / 255.
+        mean: Per-channel mean, in units of pixel / 255. The defaults are CIFAR-10's; a recipe
+            takes ImageNet's for image folders.
         std: Per-channel standard deviation, in the same units.
     """
 
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (32, 32)
+    size: tuple[Pixels, Pixels] = (32, 32)
+    resize: Count = 0
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[Positive, ...] = (0.2470, 0.2435, 0.2616)
+
+    @property
+    def view(self) -> ImageConfig:
+        """What is seen of an image before its centre is cut out, as an image of its own.
+
+        It has the proportions of `size` and is `resize` pixels on its shorter side.
+        """
+        if not self.resize:
+            return self
+        short = min(self.size)
+        height, width = (round(side * self.resize / short) for side in self.size)
+        return self.model_copy(update={"size": (height, width), "resize": 0})
+
+    @model_serializer(mode="wrap")
+    def _as_before_it_could_resize(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `resize` where it is 0: readers that do not know it read the same as ever."""
+        tree: dict[str, Any] = dump(self)
+        if not self.resize:
+            tree.pop("resize", None)
+        return tree
+
+    @model_validator(mode="after")
+    def _something_is_left_around_the_centre(self) -> ImageConfig:
+        if self.resize and self.resize < min(self.size):
+            raise ValueError(
+                f"resize {self.resize} is smaller than the image of {self.size[0]}x{self.size[1]} "
+                f"that is cut out: give {min(self.size)} pixels at least, or 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> ImageConfig:

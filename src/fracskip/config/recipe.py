@@ -20,7 +20,10 @@ from pydantic import (
 )
 
 from fracskip.config.network import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Count,
+    Fraction,
     Frozen,
     GateConfig,
     ImageConfig,
@@ -39,25 +42,62 @@ from fracskip.config.stages import (
 from fracskip.errors import ConfigError
 from fracskip.options import OptionSet
 
+FOLDER_PREFIX = "folder:"
+
 
 class DataConfig(Frozen):
     """Which images train the network, and how they are varied.
 
     Attributes:
         name: cifar10, cifar100, fashion-mnist, sample (the bundled images), or folder:PATH.
-        image: Size, channels and normalisation.
+        image: Size, channels and normalisation; of a folder, ImageNet's where none is given.
         validation: Images carved from the training set to choose by; the test set is read once.
         train_limit: Use only the first so many training images, after carving (0: all of them).
-        crop_padding: Zero pixels added on each side before a random crop.
+        augment: How training images are cropped: 'pad' (at random out of the image with zeros
+            around it) or 'resized' (a part of random size and proportions, brought to
+            `image.size`: usual for photographs).
+        crop_padding: With 'pad', zero pixels added on each side before a random crop.
+        crop_scale: With 'resized', the least and the largest share of the image's area that a crop
+            takes; its proportions are off by a factor of 3/4 to 4/3.
         flip: Mirror half of the training images.
+        balance: What is done for rare classes: 'none', 'sample' (each class is drawn equally often)
+            or 'loss' (the cross-entropy weighs each class by the inverse of its frequency).
+        on_corrupt: Of a folder, whether images that cannot be decoded are an 'error' or left out
+            ('skip'; the record lists them).
+        workers: Processes that decode a folder; 0 decodes with threads of this one. The images are
+            the same.
     """
 
     name: str = "cifar10"
     image: ImageConfig = ImageConfig()
     validation: Annotated[int, Field(ge=1)] = 5000
     train_limit: Count = 0
+    augment: Literal["pad", "resized"] = "pad"
     crop_padding: Count = 4
+    crop_scale: tuple[Fraction, Fraction] = (0.35, 1.0)
     flip: bool = True
+    balance: Literal["none", "sample", "loss"] = "none"
+    on_corrupt: Literal["error", "skip"] = "error"
+    workers: Count = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _photographs_are_normalised_as_imagenets(cls, given: Any) -> Any:
+        if not (isinstance(given, dict) and str(given.get("name", "")).startswith(FOLDER_PREFIX)):
+            return given
+        image = given.get("image", {})
+        if isinstance(image, ImageConfig):
+            image = image.model_dump(exclude_unset=True)
+        if isinstance(image, dict) and image.get("channels", 3) == 3:
+            given = {**given, "image": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **image}}
+        return given
+
+    @model_validator(mode="after")
+    def _crops_have_a_range(self) -> DataConfig:
+        low, high = self.crop_scale
+        if low > high:
+            raise ValueError(f"crop_scale [{low}, {high}]: give the smaller share first")
+        return self
 
 
 class RuntimeConfig(Frozen):
@@ -233,6 +273,17 @@ def explain(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
+def override(tree: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Sets values of a recipe's dictionary by `key=value` (dotted keys, JSON values).
+
+    Raises:
+        ConfigError: if an assignment is none, or its key leads into a value.
+    """
+    for assignment in assignments:
+        _override(tree, assignment)
+    return tree
+
+
 def _override(tree: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
@@ -266,20 +317,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     A relative `backbone.load` is taken from the recipe's own folder.
 
+    Args:
+        path: A .toml file, or the recipe.json of a run.
+        overrides: What to change.
+
     Raises:
         ConfigError: if the file is missing, no TOML, or says something impossible.
     """
     path = Path(path)
+    read = json.loads if path.suffix == ".json" else tomllib.loads
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = read(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} does not exist; give the path of a .toml file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from None
-    for assignment in overrides:
-        _override(tree, assignment)
-    recipe = recipe_from_dict(tree, origin=str(path))
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ConfigError(f"recipe {path} is not valid {kind}: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {path} is no table of keys and values: give a recipe's file")
+    recipe = recipe_from_dict(override(tree, overrides), origin=str(path))
     recipe._folder = path.parent
     return recipe

@@ -9,19 +9,26 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from fracskip.config import ImageConfig
+from fracskip.config import FOLDER_PREFIX, ImageConfig
 from fracskip.data import store
 from fracskip.data.catalog import DATASETS
-from fracskip.data.decode import fit
+from fracskip.data.decode import cut_centre, fit
+from fracskip.data.decoding import Progress
 from fracskip.data.folder import load_folder
 from fracskip.data.imageset import ImageSet, check_memory
 from fracskip.data.sample import load_sample
 from fracskip.errors import DataError
 
-FOLDER_PREFIX = "folder:"
 
-
-def load_split(name: str, split: Literal["train", "test"], image: ImageConfig) -> ImageSet:
+def load_split(
+    name: str,
+    split: Literal["train", "test"],
+    image: ImageConfig,
+    *,
+    on_corrupt: Literal["error", "skip"] = "error",
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> ImageSet:
     """Loads one split of a data set, at the size and with the channels that `image` asks for.
 
     Args:
@@ -30,6 +37,9 @@ def load_split(name: str, split: Literal["train", "test"], image: ImageConfig) -
         split: 'train' or 'test'.
         image: Stored images of another size are fitted as `fracskip.data.decode` says, and grey
             and RGB are converted into each other.
+        on_corrupt: Of a folder, see `load_folder`.
+        workers: Likewise.
+        progress: Likewise.
 
     Returns:
         The images, in the data set's own order.
@@ -41,7 +51,8 @@ def load_split(name: str, split: Literal["train", "test"], image: ImageConfig) -
     if split not in ("train", "test"):
         raise DataError(f"split {split!r} is unknown: use 'train' or 'test'")
     if name.startswith(FOLDER_PREFIX):
-        return load_folder(Path(name.removeprefix(FOLDER_PREFIX)), split, image)
+        path = Path(name.removeprefix(FOLDER_PREFIX))
+        return load_folder(path, split, image, on_corrupt, workers=workers, progress=progress)
     if name == "sample":
         if split != "test":
             raise DataError("data set sample has test images alone: train on cifar10 instead")
@@ -64,7 +75,7 @@ def conform(dataset: ImageSet, image: ImageConfig) -> ImageSet:
         DataError: if the result is too large to hold.
     """
     wanted = (*image.size, image.channels)
-    if dataset.images.shape[1:] == wanted:
+    if dataset.images.shape[1:] == wanted and not image.resize:
         return dataset
     check_memory(len(dataset), *wanted, name=dataset.name)
     images = np.empty((len(dataset), *wanted), dtype=np.uint8)
@@ -72,3 +83,14 @@ def conform(dataset: ImageSet, image: ImageConfig) -> ImageSet:
         picture = Image.fromarray(stored[..., 0] if stored.shape[2] == 1 else stored)
         fitted[...] = fit(picture, image)
     return replace(dataset, images=images)
+
+
+def central(dataset: ImageSet, image: ImageConfig) -> ImageSet:
+    """What `load_split` gives for `image`, of a set that it gave for `image.view`.
+
+    Returns:
+        The set itself where nothing is to be cut off.
+    """
+    if dataset.images.shape[1:3] == image.size:
+        return dataset
+    return replace(dataset, images=cut_centre(dataset.images, image.size))

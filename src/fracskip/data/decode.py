@@ -10,7 +10,8 @@ How everything that is no plain 8-bit image is read:
 - another size is fitted: the largest centred window of the target's aspect is resampled
   bilinearly (with antialiasing) to the target. That is scaling the shorter side to the target and
   cropping the centre, without the enlarged image in between. An image that already has the exact
-  size is left untouched.
+  size is left untouched;
+- where `image.resize` is given, the target is `image.view`, and the centre is cut out of it.
 """
 
 from __future__ import annotations
@@ -88,13 +89,29 @@ def fit(picture: Image.Image, image: ImageConfig) -> NDArray[np.uint8]:
     Returns:
         uint8 (H, W, C), C-contiguous.
     """
-    height, width = image.size
+    height, width = image.view.size
     mode = "L" if image.channels == 1 else "RGB"
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != (width, height):
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-    return np.array(picture, dtype=np.uint8).reshape(height, width, image.channels)
+    pixels = np.array(picture, dtype=np.uint8).reshape(height, width, image.channels)
+    return cut_centre(pixels, image.size)
+
+
+def cut_centre(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The centres of images.
+
+    Args:
+        pixels: uint8 (..., H, W, C).
+        size: Height and width to cut out, H and W at most.
+
+    Returns:
+        uint8 (..., *size, C), C-contiguous; the images themselves where they have that size.
+    """
+    (height, width), (rows, columns) = pixels.shape[-3:-1], size
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return np.ascontiguousarray(pixels[..., top : top + rows, left : left + columns, :])
 
 
 def _plain(picture: Image.Image) -> Image.Image:

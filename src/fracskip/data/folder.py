@@ -6,16 +6,14 @@ PATH/val/CLASS/*.jpg       read as the test split; PATH/test is preferred where 
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.data.decode import decode_image
+from fracskip.data.decoding import Progress, decode_all
 from fracskip.data.imageset import ImageSet, check_memory
 from fracskip.errors import DataError
 
@@ -29,6 +27,9 @@ def load_folder(
     split: Literal["train", "test"],
     image: ImageConfig,
     on_corrupt: Literal["error", "skip"] = "error",
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> ImageSet:
     """Decodes one split of an image folder.
 
@@ -38,6 +39,8 @@ def load_folder(
         image: Size and channels to decode to.
         on_corrupt: Whether images that cannot be decoded are an error, or are left out and
             listed in `ImageSet.skipped`.
+        workers: Processes that decode; 0 takes threads. The images are the same.
+        progress: Called now and then, with the number of images decoded and of all.
 
     Returns:
         The images, by class and then by file name.
@@ -47,6 +50,39 @@ def load_folder(
             classes, images are corrupt, or they are too many to hold decoded.
     """
     path = path.expanduser()
+    part, classes, files, labels = _find(path, split)
+    name = path.resolve().name
+    check_memory(len(files), *image.size, image.channels, name=name)
+    images, failures = decode_all(files, image, workers, progress)
+    if failures and (on_corrupt == "error" or len(failures) == len(files)):
+        raise DataError(_corrupt_message(part, len(files), failures))
+    kept = np.array([file not in failures for file in files])
+    return ImageSet(
+        images=images[kept] if failures else images,
+        labels=np.array(labels, dtype=np.int64)[kept],
+        class_names=tuple(classes),
+        name=name,
+        split=split,
+        source=f"image folder {path}",
+        skipped=tuple(file.relative_to(path).as_posix() for file in failures),
+    )
+
+
+def class_counts(path: Path, split: Literal["train", "test"] = "train") -> dict[str, int]:
+    """How many images an image folder has of each class; none is decoded.
+
+    Raises:
+        DataError: as `load_folder` does, but for what it finds in files.
+    """
+    _, classes, _, labels = _find(path.expanduser(), split)
+    counts = Counter(labels)
+    return {name: counts[label] for label, name in enumerate(classes)}
+
+
+def _find(
+    path: Path, split: Literal["train", "test"]
+) -> tuple[Path, list[str], list[Path], list[int]]:
+    """A split's folder, its classes, its files and their labels."""
     train = path / "train"
     classes = _class_folders(train, path)
     part = train if split == "train" else _test_folder(path)
@@ -61,21 +97,7 @@ def load_folder(
             f"class folders of {train} without images: {', '.join(empty)}; add images "
             f"({' '.join(SUFFIXES)}) or remove the folders"
         )
-    name = path.resolve().name
-    check_memory(len(files), *image.size, image.channels, name=name)
-    images, failures = _decode_all(files, image)
-    if failures and (on_corrupt == "error" or len(failures) == len(files)):
-        raise DataError(_corrupt_message(part, len(files), failures))
-    kept = np.array([file not in failures for file in files])
-    return ImageSet(
-        images=images[kept] if failures else images,
-        labels=np.array(labels, dtype=np.int64)[kept],
-        class_names=tuple(classes),
-        name=name,
-        split=split,
-        source=f"image folder {path}",
-        skipped=tuple(file.relative_to(path).as_posix() for file in failures),
-    )
+    return part, classes, files, labels
 
 
 def _class_folders(part: Path, path: Path) -> list[str]:
@@ -116,26 +138,10 @@ def _list_images(part: Path, classes: list[str]) -> tuple[list[Path], list[int]]
     return files, labels
 
 
-def _decode_all(files: list[Path], image: ImageConfig) -> tuple[NDArray[np.uint8], dict[Path, str]]:
-    """Decodes all files, (N, H, W, C), and says of each that could not be why."""
-    images = np.zeros((len(files), *image.size, image.channels), dtype=np.uint8)
-
-    def decode(index: int) -> str:
-        try:
-            images[index] = decode_image(files[index], image)
-        except DataError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
-        reasons = list(pool.map(decode, range(len(files))))
-    return images, {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
-
-
 def _corrupt_message(part: Path, count: int, failures: dict[Path, str]) -> str:
     named = "; ".join(list(failures.values())[:MAX_NAMED])
     more = f"; and {len(failures) - MAX_NAMED} more" if len(failures) > MAX_NAMED else ""
     return (
         f"{len(failures)} of {count} images in {part} cannot be used: {named}{more}; mend or "
-        "remove them, or load the folder with on_corrupt='skip'"
+        "remove them, or load the folder with on_corrupt='skip' (in a recipe: data.on_corrupt)"
     )

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
+from fracskip.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    GateConfig,
+    ImageConfig,
+    ModelConfig,
+    ModelSpec,
+    QuantConfig,
+)
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet
@@ -17,8 +25,6 @@ from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalLayer
 
 IMAGE = (3, 224, 224)
-# ImageNet's, as torchvision and timm normalise by.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GATE = GateConfig(width=16, output="harm", budget_input=True, standardise=True, block_bias=True)
 
 
@@ -99,7 +105,8 @@ def _image(example: Tensor | None) -> ImageConfig:
             " images: give (images, 1 or 3, height, width)"
         )
     channels, *size = shape
-    mean, std = (MEAN, STD) if channels == 3 else ((0.5,), (0.5,))
+    # As torchvision and timm normalise.
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
     return ImageConfig(size=(size[0], size[1]), channels=channels, mean=mean, std=std)
 
 

@@ -17,19 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fracskip.config import GateStage, JointStage, Recipe, SupernetStage
+from fracskip.config import Recipe, recipe_from_dict
 from fracskip.devices import pick_device, use_bf16
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation import evaluate
 from fracskip.evaluation.source import checked_labels
 from fracskip.quant.fused import fusing
-from fracskip.training.objective import spread
 from fracskip.training.sequence import STAGES, StageSequence
 from fracskip.training.stages import Place, Stage
+from fracskip.training.standard import BUDGET, EPOCHS, LOOKS, LR, VALIDATION, Budget, stages
 from fracskip.training.state import Totals
 
-BUDGETS = 11  # costs at which the lean is measured, between the smallest and the largest
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -98,13 +97,13 @@ def fit(
     net: DynamicNetwork,
     train: Loader,
     validation: Loader,
-    budget: float | tuple[float, float] = (0.005, 0.06),
+    budget: Budget = BUDGET,
     *,
-    epochs: tuple[int, int, int] = (25, 3, 6),
-    looks: Literal[1, 2] = 2,
-    lr: float = 3e-3,
+    epochs: tuple[int, int, int] = EPOCHS,
+    looks: Literal[1, 2] = LOOKS,
+    lr: float = LR,
     seed: int = 0,
-    validation_images: int = 2000,
+    validation_images: int = VALIDATION,
     recipe: Recipe | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -182,7 +181,7 @@ def _check(net: DynamicNetwork) -> None:
 
 def make_recipe(
     net: DynamicNetwork,
-    budget: float | tuple[float, float],
+    budget: Budget,
     epochs: tuple[int, int, int],
     looks: Literal[1, 2],
     lr: float,
@@ -194,41 +193,19 @@ def make_recipe(
     Raises:
         ConfigError: if the budget is no share, or its ends are the wrong way round.
     """
-    low, high = (budget, budget) if isinstance(budget, float | int) else budget
-    if not 0 < low <= high <= 1:
-        raise ConfigError(
-            f"budget {budget!r} is out of range: give a share in (0, 1], or the smallest and the "
-            "largest"
-        )
-    many = low < high
-    budgets = tuple(spread(low, high, at / (BUDGETS - 1)) for at in range(BUDGETS))
-    taught: dict[str, Any] = {"distillation": 0.8, "distillation_temperature": 4.0}
-    optim = {"lr": lr, "warmup": 0.05, "clip_norm": 1.0}
-    weights, gates, paths = epochs
-    # Trust needs a bias of each block's own.
-    trusts = (0.0, 0.1, 0.25, 0.5, 1.0) if net.spec.gate.block_bias else ()
-    return Recipe(
-        name="fit",
-        seed=seed,
-        batch_size=batch_size,
-        options=net.options.labels,
-        model=net.spec.model,
-        quant=net.spec.quant,
-        gate=net.spec.gate,
-        supernet=SupernetStage.model_validate(
-            {"epochs": weights, "skip_rate": 0.2, "uniform_rate": 0.5, "low_focus": 1.3,
-             "optim": optim, **taught}
-        ),
-        gates=GateStage(
-            epochs=gates, label="harm", lr=2e-3, trusts=trusts, block_trusts=trusts[1:]
-        ),
-        joint=JointStage.model_validate(
-            {"epochs": paths, "paths": "shared", "gate_lr": 0, "anchor_rate": 0.25,
-             "aim": "budgets" if many else "target", "budgets": budgets if many else (),
-             "target": spread(low, high, 0.5), "looks": looks if many else 1,
-             "optim": optim, **taught}
-        ),
-    )  # fmt: skip
+    return recipe_from_dict(
+        {
+            "name": "fit",
+            "seed": seed,
+            "batch_size": batch_size,
+            "options": net.options.labels,
+            "model": net.spec.model,
+            "quant": net.spec.quant,
+            "gate": net.spec.gate,
+            **stages(budget, epochs, looks, lr, trusts=net.spec.gate.block_bias),
+        },
+        origin="fit",
+    )
 
 
 def hold(loader: Loader, limit: int, classes: int) -> Held:

@@ -18,18 +18,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 
 from fracskip import checkpoint
-from fracskip.config import ModelSpec, Recipe, recipe_from_dict
-from fracskip.data import ImageSet, load_split, split_validation
+from fracskip.config import FOLDER_PREFIX, ImageConfig, ModelSpec, Recipe, recipe_from_dict
+from fracskip.data import ImageSet, central, class_counts, load_split, split_validation
 from fracskip.devices import describe, pick_device, use_bf16
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import ConfigError
@@ -37,6 +38,7 @@ from fracskip.evaluation import evaluate
 from fracskip.files import write_atomically
 from fracskip.machine import versions
 from fracskip.quant.fused import fusing
+from fracskip.training.balance import class_weights, rare_classes
 from fracskip.training.batches import Batches
 from fracskip.training.record import Record
 from fracskip.training.sequence import STAGES, StageSequence
@@ -44,6 +46,8 @@ from fracskip.training.stages import Place, Stage
 from fracskip.training.state import Position, Totals, optimiser_tensors
 
 STATE_SCHEMA = "fracskip.training-state"
+MAX_NAMED = 5
+"""How many files a note names; the record names all."""
 
 
 class RunInterrupted(Exception):  # noqa: N818 - not an error
@@ -52,6 +56,14 @@ class RunInterrupted(Exception):  # noqa: N818 - not an error
 
 class TrainingWatcher(Protocol):
     """Who follows a run: a progress bar, a test."""
+
+    def loading(self, done: int, total: int) -> None:
+        """So many of the images are decoded."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something about data or network that should be known before time is spent."""
+        ...
 
     def stage(self, name: str, epochs: int, steps: int) -> None:
         """A stage begins, or goes on."""
@@ -67,6 +79,8 @@ class TrainingWatcher(Protocol):
 
 
 class _Silent:
+    def loading(self, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
     def stage(self, name: str, epochs: int, steps: int) -> None: ...
     def step(self, place: Place, totals: Totals, lr: float) -> None: ...
     def epoch(self, event: dict[str, Any]) -> None: ...
@@ -80,8 +94,12 @@ class _Run:
         self.record = Record(folder)
         self.device = pick_device(recipe.runtime.device)
         self.bf16 = use_bf16(recipe.runtime.amp, self.device)
-        everything = load_split(recipe.data.name, "train", recipe.data.image)
-        train, self.validation = split_validation(everything, recipe.data.validation, recipe.seed)
+        if recipe.data.name.startswith(FOLDER_PREFIX):
+            # The test set is read when all is trained; that it is missing is said now.
+            class_counts(Path(recipe.data.name.removeprefix(FOLDER_PREFIX)), "test")
+        everything = self._load("train", recipe.data.image.view)
+        train, held = split_validation(everything, recipe.data.validation, recipe.seed)
+        self.validation = central(held, recipe.data.image)
         if recipe.data.train_limit:
             train = train.subset(range(min(recipe.data.train_limit, len(train))))
         self.train = train
@@ -90,9 +108,37 @@ class _Run:
         has_gate = len(recipe.option_set) > 1
         target = recipe.joint.target if has_gate else None
         self.spec = recipe.model_spec(train.class_names, train.name, target)
+        weights = None
+        if recipe.data.balance == "loss":
+            weights = class_weights(torch.from_numpy(train.labels), len(train.class_names))
         self.sequence = StageSequence(
-            recipe, self.spec, self.batches, self.validation, self.device, self.bf16
+            recipe, self.spec, self.batches, self.validation, self.device, self.bf16, weights
         )
+
+    def _load(self, split: Literal["train", "test"], image: ImageConfig) -> ImageSet:
+        data = self.recipe.data
+        return load_split(
+            data.name,
+            split,
+            image,
+            on_corrupt=data.on_corrupt,
+            workers=data.workers,
+            progress=self.watcher.loading,
+        )
+
+    def _about_the_data(self) -> dict[str, Any]:
+        """What the record says of the training images."""
+        labels, names = self.train.labels, self.train.class_names
+        counts = np.bincount(labels, minlength=len(names)).tolist()
+        classes = dict(zip(names, counts, strict=True))
+        return {
+            "source": self.train.source,
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "classes": classes,
+            "rare": rare_classes(classes),
+            "skipped": list(self.train.skipped),
+        }
 
     # -- saving ---------------------------------------------------------------------------------
 
@@ -116,6 +162,10 @@ class _Run:
         write_atomically(self.folder / "recipe.json", text.encode())
         first = self.sequence.first
         position, stage = Position(stage=first), self.sequence.begin(first, None)
+        data = self._about_the_data()
+        notes = [*_remarks(data, self.recipe.data.balance), *self.sequence.notes]
+        for note in notes:
+            self.watcher.note(note)
         self.record.path.unlink(missing_ok=True)
         self.record.append(
             {
@@ -127,6 +177,8 @@ class _Run:
                 "backbone_digest": self.sequence.backbone_digest,
                 "teacher_digest": self.sequence.teacher_digest,
                 "start_digest": self.sequence.start_digest,
+                "data": data,
+                "notes": notes,
             }
         )
         self.save(position, stage)
@@ -223,18 +275,38 @@ class _Run:
         path = self.folder / "model.safetensors"
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
-        test = load_split(self.recipe.data.name, "test", self.recipe.data.image)
+        test = self._load("test", self.recipe.data.image)
+        if test.skipped:
+            self.watcher.note(_skipped(test.skipped))
         found = evaluate(net, test, name=self.recipe.name)
         self.record.append(
             {
                 "event": "end",
                 "test": found,
+                "skipped": list(test.skipped),
                 **closing,
                 "seconds": position.seconds,
             }
         )
         self.record.write_summary(self.folder / "run.json")
         return path
+
+
+def _remarks(data: dict[str, Any], balance: str) -> list[str]:
+    """What of the training images may surprise."""
+    remarks = [_skipped(data["skipped"])] if data["skipped"] else []
+    if data["rare"] and balance == "none":
+        remarks.append(
+            f'there are few images of {", ".join(data["rare"])}: data.balance = "sample" draws '
+            "each class equally often"
+        )
+    return remarks
+
+
+def _skipped(files: Sequence[str]) -> str:
+    more = f" and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else ""
+    named = ", ".join(files[:MAX_NAMED]) + more
+    return f"images left out because they cannot be decoded ({len(files)}): {named}"
 
 
 @torch.inference_mode()

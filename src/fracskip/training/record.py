@@ -64,6 +64,9 @@ class Record:
         summary = {
             "schema": SCHEMA,
             **{key: start[key] for key in ("name", "recipe", "versions", "device")},
+            # A run that an older version started has said nothing of its data.
+            "data": {**start.get("data", {}), "skipped_test": end.get("skipped", [])},
+            "notes": start.get("notes", []),
             "epochs": [event for event in events if event["event"] == "epoch"],
             **{key: end.get(key) for key in ("lean", "curve", "cascade", "cascade_gain")},
             "test": end.get("test"),

@@ -43,8 +43,10 @@ class StageSequence:
         validation: To bring costs to their targets by; labels are not used.
         device: Where it trains.
         bf16: Whether in bfloat16.
+        class_weights: What classes weigh in the cross-entropy (N,); None: all the same.
 
     Attributes:
+        notes: What was done that somebody should know, in sentences.
         teacher: Whom stages distil from, once it is there.
         backbone_digest: Of the file that the backbone was loaded from, if it was.
         teacher_digest: Likewise.
@@ -59,7 +61,9 @@ class StageSequence:
         validation: Labelled,
         device: torch.device,
         bf16: bool,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
+        self.notes: list[str] = []
         self.teacher: torch.nn.Module | None = None
         self.backbone_digest = ""
         self.teacher_digest = ""
@@ -70,6 +74,7 @@ class StageSequence:
         self._validation = validation
         self._device = device
         self._bf16 = bf16
+        self._class_weights = None if class_weights is None else class_weights.to(device)
 
     # -- a stage's start ------------------------------------------------------------------------
 
@@ -249,6 +254,11 @@ class StageSequence:
     # -- parts ------------------------------------------------------------------------------------
 
     def _stage(self, name: str, net: Any, order: list[int] | None = None) -> Stage:
+        stage = self._make_stage(name, net, order)
+        stage.class_weights = self._class_weights
+        return stage
+
+    def _make_stage(self, name: str, net: Any, order: list[int] | None) -> Stage:
         common = (self._recipe, self._device, self._bf16)
         if name == "backbone":
             return BackboneTraining(net, *common, order or [], self.teacher)
@@ -273,10 +283,28 @@ class StageSequence:
         net = self._plain()
         path = self._recipe.backbone_path
         if path is not None:
-            self.backbone_digest = checkpoint.load_backbone(path, net)
+            self.backbone_digest = checkpoint.load_backbone(path, net, self._note_new_classifier)
         elif not self._recipe.backbone.epochs:
             raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
         return net
+
+    def _note_new_classifier(self, layer: str, theirs: int, ours: int) -> None:
+        """What becomes of a backbone that was trained for other classes.
+
+        Raises:
+            ConfigError: if there is no stage in which the new layer would learn.
+        """
+        backbone = self._recipe.backbone
+        if not backbone.epochs:
+            raise ConfigError(
+                f"{backbone.load} was trained for {theirs} classes and the data has {ours}: its "
+                f"last layer, {layer}, is made anew and has to learn; set backbone.epochs, such as "
+                "5, and a small backbone.optim.lr, such as 0.02"
+            )
+        self.notes.append(
+            f"{backbone.load} was trained for {theirs} classes and the data has {ours}: its last "
+            f"layer, {layer}, was made anew"
+        )
 
     def _frozen(self, net: torch.nn.Module) -> torch.nn.Module:
         teacher: torch.nn.Module = self._place(net).eval().requires_grad_(False)

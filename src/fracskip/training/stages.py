@@ -100,6 +100,7 @@ class Stage(Protocol):
     name: str
     epochs: int
     optimisers: list[torch.optim.Optimizer]
+    class_weights: Tensor | None
 
     @property
     def net(self) -> nn.Module:
@@ -134,6 +135,7 @@ class StageBase:
 
     Attributes:
         captures: Whether steps are recorded.
+        class_weights: What classes weigh in the cross-entropy (N,); None: all the same.
     """
 
     optimisers: list[torch.optim.Optimizer]
@@ -146,6 +148,7 @@ class StageBase:
         teacher: nn.Module | None = None,
     ) -> None:
         self.recipe = recipe
+        self.class_weights: Tensor | None = None
         self._teacher = fused(teacher) if teacher is not None else None
         self.captures = recipe.runtime.records_on(device.type)
         self._autocast = {
@@ -175,7 +178,9 @@ class StageBase:
             labels: (B,).
             config: How the two are mixed.
         """
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)
+        loss = F.cross_entropy(
+            logits, labels, self.class_weights, label_smoothing=config.optim.label_smoothing
+        )
         if self._teacher is None or not config.distillation:
             return loss
         with torch.no_grad(), self.autocast():

@@ -217,6 +217,51 @@ def test_train_and_what_comes_after(fracskip: Run, recipe: Path) -> None:
     assert fracskip("report", run / "run.json", "e.json").out == "report: fracskip-report.html\n"
 
 
+def test_train_without_a_recipe(fracskip: Run, pictures: Path) -> None:
+    """Weights of other classes, a folder; then everything that its network is used for."""
+    from safetensors.torch import save_file
+
+    from fracskip.models import create_model
+
+    torch.manual_seed(2)
+    save_file(create_model("resnet14", 3, 10).state_dict(), "ten.safetensors")
+    words = ["train", "--model", "resnet14", "--weights", "ten.safetensors"]
+    words += ["--data", f"folder:{pictures}", "--size", 8, "--options", "skip,4,8"]
+    words += ["--epochs", "1", "--budget", "0.02", "--set", "name=mine", "batch_size=12"]
+    words += ["backbone.epochs=2", f"runtime.threads={torch.get_num_threads()}"]
+    answer = fracskip(*words)
+    assert answer.code == 0, answer.err
+    first, *lines = answer.err.splitlines()
+    assert first == (
+        f"note: {Path.cwd()}/ten.safetensors was trained for 10 classes and the data has 3: its "
+        "last layer, fc, was made anew"
+    )
+    stages = ["backbone 1", "backbone 2", "supernet 1", "gates 1", "joint 1"]
+    assert [line.split(":")[0] for line in lines] == stages
+    assert [line.endswith(" left") for line in lines] == [True, False, False, False, False]
+
+    net = load("runs/mine/model.safetensors")
+    assert net.spec.class_names == ("blue", "green", "red")
+    assert (net.spec.image.size, net.spec.image.resize) == ((8, 8), 9)
+    network, data = "runs/mine/model.safetensors", f"folder:{pictures}"
+    assert fracskip("eval", network, "--data", data, "--json", "e.json").code == 0
+    record = json.loads(Path("runs/mine/run.json").read_text())
+    assert json.loads(Path("e.json").read_text())["accuracy"] == record["test"]["accuracy"]
+    assert fracskip("predict", network, pictures / "val" / "red", "--json", "p.json").code == 0
+    classes = {row["class"] for row in json.loads(Path("p.json").read_text())["predictions"]}
+    assert classes <= set(net.spec.class_names)
+    assert fracskip("report", "runs/mine", "e.json").code == 0
+    assert "green" in Path("fracskip-report.html").read_text()
+
+    # What it wrote does the same again.
+    again = fracskip("train", "runs/mine/recipe.json", "--set", "name=again")
+    assert again.code == 0
+    ours, theirs = (load(f"runs/{name}/model.safetensors") for name in ("mine", "again"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
+
+
 def test_interrupted_training_can_be_resumed(
     fracskip: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,22 @@ def recipe(pictures: Path) -> Path:
         ([], "the following arguments are required: COMMAND (see fracskip --help)"),
         (["dance"], "invalid choice: 'dance'"),
         (["--loud"], "the following arguments are required: COMMAND"),
-        (["train"], "the following arguments are required: RECIPE (see fracskip train --help)"),
+        (["train"], "--model and --data missing: give a recipe, or --model and --data to train wi"),
+        (["train", "--model", "resnet8"], "--data missing: give a recipe, or --model and --data"),
+        (["train", "r.toml", "--size", "64"], "a recipe says all of a run, --size is for a run wi"),
+        (
+            ["train", "--model", "m", "--data", "d", "--budget", "0.1,0.05"],
+            "argument --budget: '0.1,0.05' is given, a share or the smallest and the largest are",
+        ),
+        (
+            ["train", "--model", "m", "--data", "d", "--epochs", "5,1"],
+            "argument --epochs: '5,1' is given, one number or three are needed: 25 or 25,3,6",
+        ),
+        (
+            ["train", "--model", "m", "--data", "d", "--budget", "0"],
+            "argument --budget: '0' is giv",
+        ),
+        (["train", "--model", "resnet8", "--data", "cifar10"], "the network has no weights: give"),
         (["train", "r.toml", "--set"], "argument --set: expected at least one argument"),
         (["train", "r.toml", "more.toml"], "unrecognized arguments: more.toml"),
         (["eval", "bundled"], "the following arguments are required: --data"),

@@ -78,3 +78,13 @@ def test_a_size_that_does_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(imageset, "MAX_BYTES", 10**8)
     with pytest.raises(DataError, match="CIFAR-10 sample would take"):
         load_split("sample", "test", ImageConfig(size=(224, 224)))
+
+
+def test_a_stored_set_is_resized_and_cut() -> None:
+    raw = raw_set(size=16)
+    store.save("cifar10", raw)
+    image = ImageConfig(size=(8, 8), resize=16)
+    images = load_split("cifar10", "train", image).images
+    np.testing.assert_array_equal(images, raw.arrays["train_images"][:, 4:12, 4:12])
+    same = load_split("cifar10", "train", ImageConfig(size=(16, 16), resize=16)).images
+    np.testing.assert_array_equal(same, raw.arrays["train_images"])

@@ -1,3 +1,7 @@
+import multiprocessing
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fracskip.config import ImageConfig
-from fracskip.data import imageset, load_folder
+from fracskip.data import central, class_counts, imageset, load_folder
 from fracskip.errors import DataError
 
 IMAGE = ImageConfig(size=(8, 12))
@@ -134,3 +138,131 @@ def test_many_images_keep_their_places(tmp_path: Path) -> None:
     for number, value in enumerate(values.tolist()):
         draw(tmp_path / f"train/only/{number:03}.png", value)
     np.testing.assert_array_equal(load_folder(tmp_path, "train", IMAGE).images[:, 0, 0, 0], values)
+
+
+# -- several processes, progress, counts ----------------------------------------------------------
+
+
+def test_processes_give_what_threads_give(folder: Path) -> None:
+    for number in range(70):
+        draw(folder / f"train/cat/n{number:02}.png", number)
+    spoil(folder, 2)
+    calls: list[list[tuple[int, int]]] = [[], []]
+    threads, processes = (
+        load_folder(
+            folder,
+            "train",
+            IMAGE,
+            "skip",
+            workers=workers,
+            progress=lambda *call, seen=seen: seen.append(call),
+        )
+        for workers, seen in zip((0, 2), calls, strict=True)
+    )
+    np.testing.assert_array_equal(threads.images, processes.images)
+    np.testing.assert_array_equal(threads.labels, processes.labels)
+    assert threads.skipped == processes.skipped == ("train/dog/bad0.jpg", "train/dog/bad1.jpg")
+    assert calls[0] == calls[1] == [(32, 76), (64, 76), (76, 76)]
+    assert not multiprocessing.active_children()
+
+
+def test_processes_name_corrupt_images(folder: Path) -> None:
+    spoil(folder, 2)
+    with pytest.raises(DataError, match=r"2 of 6 images in .*bad0\.jpg is empty.*bad1\.jpg"):
+        load_folder(folder, "train", IMAGE, workers=3)
+    assert not multiprocessing.active_children()
+
+
+INTERRUPTED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from fracskip.config import ImageConfig
+from fracskip.data import load_folder
+
+def stop(done, total):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.killpg(0, signal.{signal})
+
+if __name__ == "__main__":
+    os.setpgid(0, 0)
+    load_folder(Path(sys.argv[1]), "train", ImageConfig(size=(8, 8)), workers=2, progress=stop)
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGKILL"])
+def test_no_process_is_left_when_the_program_is_stopped(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """Ctrl-C goes to all processes; SIGKILL here to the program alone."""
+    for number in range(200):
+        draw(folder / f"train/cat/n{number:03}.png", number)
+    script = tmp_path / "load.py"
+    code = INTERRUPTED.replace("{signal}", kind)
+    script.write_text(code if kind == "SIGINT" else code.replace("killpg(0", "kill(os.getpid()"))
+    done = subprocess.run(
+        [sys.executable, script, folder], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    children = [int(word) for word in done.stdout.split()]
+    assert len(children) == 2
+    if kind == "SIGINT":
+        assert done.stderr.count("Traceback") == 1, done.stderr  # the program's own
+    deadline = time.monotonic() + 20
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, children))
+
+
+def test_images_are_counted_without_decoding(folder: Path) -> None:
+    spoil(folder, 1)
+    assert class_counts(folder) == {"cat": 3, "dog": 2}
+    assert class_counts(folder, "test") == {"cat": 0, "dog": 2}
+    draw(folder / "val/fox/1.png")
+    with pytest.raises(DataError, match="extra classes fox"):
+        class_counts(folder, "test")
+
+
+# -- resize and centre ----------------------------------------------------------------------------
+
+
+def gradient(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack((rows * 255 // height, columns * 255 // width, 0 * rows), -1)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (20, 24), (28, 28)])
+def test_the_centre_of_a_resized_image(tmp_path: Path, shape: tuple[int, int]) -> None:
+    gradient(tmp_path / "train/one/1.png", *shape)
+    image = ImageConfig(size=(16, 16), resize=28)
+    whole = load_folder(tmp_path, "train", image.view)
+    assert whole.images.shape == (1, 28, 28, 3)
+    cut = load_folder(tmp_path, "train", image)
+    np.testing.assert_array_equal(cut.images, whole.images[:, 6:22, 6:22])
+    np.testing.assert_array_equal(central(whole, image).images, cut.images)
+    assert central(cut, image) is cut
+    # As torchvision's Resize(28) and CenterCrop(16) have it, to within rounding.
+    height, width = shape
+    side = (28, round(28 * width / height)) if height < width else (round(28 * height / width), 28)
+    picture = Image.open(tmp_path / "train/one/1.png").resize(side[::-1], Image.Resampling.BILINEAR)
+    top, left = (side[0] - 16) // 2, (side[1] - 16) // 2
+    expected = np.asarray(picture)[top : top + 16, left : left + 16].astype(int)
+    assert np.abs(expected - cut.images[0]).max() <= 4
+
+
+def test_memory_is_that_of_the_view(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = ImageConfig(size=(8, 8), resize=16)
+    monkeypatch.setattr(imageset, "MAX_BYTES", 4 * 16 * 16 * 3 - 1)
+    with pytest.raises(DataError, match="pets would take"):
+        load_folder(folder, "train", image.view)
+    assert len(load_folder(folder, "train", image)) == 4

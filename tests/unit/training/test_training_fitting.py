@@ -17,7 +17,7 @@ from fracskip.dynamic import DynamicNetwork, convert
 from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation import evaluate, sweep
 from fracskip.training import fit
-from fracskip.training import fitting as module
+from fracskip.training import standard as module
 from fracskip.training.fitting import LoaderBatches, hold, make_recipe
 
 CLASSES = 5
