@@ -14,7 +14,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
-.PHONY: demo test zoo lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-skip budgets-r74 budgets-bundled figures \
+.PHONY: demo test zoo lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
   fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -22,7 +22,7 @@ demo: $(VENV)/demo.stamp
 
 # Tests that load other engines have a process of their own: OpenVINO's does not survive a Ctrl-C,
 # which the training's tests send.
-ENGINES := tests/unit/bench tests/unit/export tests/contract/test_bench_contract.py
+ENGINES := tests/unit/bench tests/unit/deployment tests/contract/test_bench_contract.py
 test: lint
 	$(BIN)/python -m pytest $(ENGINES)
 	$(BIN)/python -m pytest $(ENGINES:%=--ignore=%)
@@ -86,6 +86,11 @@ budgets-bundled: $(VENV)/train.stamp
 	$(BIN)/python tools/study_images.py bundled --backbone models/resnet38_cifar10.safetensors \
 	  --static $(wildcard runs/static_resnet38_*bit/model.safetensors) \
 	  --json results/dfs_resnet38_study.json
+
+# ImageNet's networks on a clock. Their bundles are made where torchvision imports.
+bench-imagenet: $(VENV)/bench.stamp $(VENV)-zoo/zoo.stamp
+	PYTHONPATH=src $(VENV)-zoo/bin/python tools/imagenet_bundles.py build/imagenet
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_imagenet.py build/imagenet --json results/bench_imagenet.json
 
 # Every figure of the documents, from the records under results/ alone.
 figures: $(VENV)/demo.stamp

@@ -154,7 +154,7 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_file(tmp_path_factory: pytest.TempPathFactory, checkpoint_file: Path) -> Path:
     """The same network as a bundle. Not to be written to."""
     from fracskip.checkpoint import load
-    from fracskip.export.bundle import export_bundle
+    from fracskip.deployment.bundle import export_bundle
 
     path = tmp_path_factory.mktemp("bundle") / "tiny.fsk"
     export_bundle(load(checkpoint_file), path)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fracskip.deployment.bundle import export_bundle
 from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.export.bundle import export_bundle
 from fracskip.files import write_atomically
 from fracskip.machine import versions
 from fracskip.runtime import InferenceSession

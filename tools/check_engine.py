@@ -16,8 +16,8 @@ from answers import Answers, in_torch, publish
 
 from fracskip.checkpoint import load
 from fracskip.data import load_split
+from fracskip.deployment.bundle import export_bundle
 from fracskip.devices import describe
-from fracskip.export.bundle import export_bundle
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.session import instruction_sets
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
 from fracskip.data import load_split
+from fracskip.deployment.onnx import network_onnx
 from fracskip.devices import describe
 from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.export.onnx import network_onnx
 
 LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,

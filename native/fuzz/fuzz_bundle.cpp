@@ -12,10 +12,12 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "bundle.hpp"
 #include "engine.hpp"
+#include "generate.hpp"
 #include "mutate.hpp"
 
 namespace fracskip {
@@ -62,13 +64,51 @@ Work work_of(const Network& network) {
   return work;
 }
 
+Work work_of(const GraphNetwork& network) {
+  Work work;
+  struct Extent {
+    double c, h, w;
+  };
+  const auto follow = [&](const Program& program, Extent in, double times) {
+    std::vector<Extent> values = {in};
+    for (const Op& op : program) {
+      Extent out = values[static_cast<std::size_t>(op.in)];
+      const Window window = op.reach();
+      work.bytes += 5.0 * std::max(out.c, 16.0) * (out.h + 2.0 * window.pad_h) * (out.w + 2.0 * window.pad_w);
+      double taps = 1.0;
+      if (op.kind == OpKind::conv || op.kind == OpKind::pool) {
+        out.h = window.out_h(static_cast<int>(out.h));
+        out.w = window.out_w(static_cast<int>(out.w));
+        taps = static_cast<double>(op.window.kernel_h) * op.window.kernel_w;
+      }
+      if (op.kind == OpKind::conv) {
+        taps *= std::min(16.0 * op.taken / op.groups, static_cast<double>(op.taken));
+        out.c = op.given;
+        work.bytes += 4.0 * times * taps * std::max(op.given, 16);
+      }
+      if (op.kind == OpKind::mean) out.h = out.w = 1.0;
+      work.macs += times * taps * out.h * out.w * std::max(out.c, 16.0);
+      work.bytes += 4.0 * out.h * out.w * std::max(out.c, 16.0);
+      values.push_back(out);
+    }
+    return values.back();
+  };
+  Extent at = {static_cast<double>(network.channels), static_cast<double>(network.height), static_cast<double>(network.width)};
+  for (const Part& part : network.parts) {
+    follow(part.shortcut, at, 1.0);
+    at = follow(part.branch, at, static_cast<double>(part.ways.size()));
+  }
+  return work;
+}
+
 [[noreturn]] void fault(const char* what) {
   std::fprintf(stderr, "fault: %s\n", what);
   std::abort();
 }
 
-void run_once(const Network& network, Isa isa, Random& random) {
-  const Engine engine(network, isa, 1);
+void run_once(const AnyNetwork& any, Isa isa, Random& random) {
+  const Frame& network = frame_of(any);
+  const Engine engine(any, isa, 1);
   const auto blocks = static_cast<std::size_t>(engine.gated_blocks());
   const auto options = static_cast<std::size_t>(engine.options());
   const auto values =
@@ -79,7 +119,8 @@ void run_once(const Network& network, Isa isa, Random& random) {
   std::vector<float> latency(1), budget(1, 0.1f);
   for (std::uint8_t& pixel : pixels) pixel = static_cast<std::uint8_t>(random());
   for (float& value : floats) value = static_cast<float>(random() % 2001) * 0.002f - 2.f;
-  for (std::uint8_t& option : forced) option = static_cast<std::uint8_t>(random() % options);
+  const auto lowest = [&](std::size_t block) { return static_cast<std::size_t>(engine.first_option(static_cast<int>(block))); };
+  for (std::size_t b = 0; b < blocks; ++b) forced[b] = static_cast<std::uint8_t>(lowest(b) + random() % (options - lowest(b)));
   RunRequest request;
   request.images = pixels.data();
   request.count = 1;
@@ -102,13 +143,13 @@ void run_once(const Network& network, Isa isa, Random& random) {
   engine.run(request);
   if (request.confidences && blocks > 0) {
     if (again[0] > 1 || (confidence == 0.f && again[0])) fault("a second look that was not asked for");
-    for (std::uint8_t decision : first) {
-      if (decision >= options) fault("a first decision is out of range");
+    for (std::size_t b = 0; b < blocks; ++b) {
+      if (first[b] >= options || first[b] < lowest(b)) fault("a first decision is out of range");
     }
   }
   request.confidences = nullptr;
-  for (std::uint8_t decision : decisions) {
-    if (decision >= options) fault("a decision is out of range");
+  for (std::size_t b = 0; b < blocks; ++b) {
+    if (decisions[b] >= options || decisions[b] < lowest(b)) fault("a decision is out of range");
   }
   request.images = floats.data();
   request.pixels = PixelType::f32;
@@ -120,16 +161,16 @@ void run_once(const Network& network, Isa isa, Random& random) {
 Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random) {
   // A copy of its own: one byte beyond is a report.
   const std::vector<std::uint8_t> exact(data, data + size);
-  Network network;
+  AnyNetwork network;
   try {
     network = read_bundle(exact.data(), exact.size());
   } catch (const BundleError& error) {
     if (error.what()[0] == '\0') fault("an error says nothing");
     return Outcome::refused;
   }
-  const Work work = work_of(network);
+  const Work work = std::visit([](const auto& own) { return work_of(own); }, network);
   if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
-  static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2};
+  static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
   const Isa isa = kIsas[random() % std::size(kIsas)];
   run_once(network, isa_supported(isa) ? isa : Isa::automatic, random);
   return Outcome::ran;
@@ -153,7 +194,8 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
   fracskip::Random random(seed);
   if (random() % 4 == 0) return LLVMFuzzerMutate(data, size, most);
   const auto kind = static_cast<fracskip::Mutation>(random() % fracskip::kMutations);
-  const fracskip::Bytes out = fracskip::mutate({data, data + size}, kind, random);
+  const bool fresh = random() % 16 == 0;
+  const fracskip::Bytes out = fresh ? fracskip::random_graph(random) : fracskip::mutate({data, data + size}, kind, random);
   const std::size_t kept = std::min(out.size(), most);
   std::copy_n(out.begin(), kept, data);
   return kept;
@@ -246,7 +288,10 @@ int main(int argc, char** argv) {
   for (long i = 0; i < count; ++i) {
     // Each mutant follows from its number alone, so a failing one can be made again.
     Random own(seed * 1000003u + static_cast<unsigned long>(i));
-    Bytes mutant = seeds[own() % seeds.size()];
+    // Half of them are of graphs made for the purpose, which must be sound before they are damaged.
+    const bool graph = own() % 2;
+    Bytes mutant = graph ? random_graph(own) : seeds[own() % seeds.size()];
+    if (graph && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound graph is refused");
     auto kind = Mutation::truncate;
     for (std::size_t times = own() % 8 == 0 ? 2 : 1; times > 0; --times) {
       kind = static_cast<Mutation>(own() % kMutations);

@@ -196,6 +196,40 @@ void change_node(Json& tree, Random& random) {
   }
 }
 
+// An operation's windows, inputs and groups, or what a part may do, in a graph that often is one still.
+void change_part(Json& parts, Random& random) {
+  auto* items = std::get_if<Json::Array>(&parts.value);
+  if (!items || items->empty()) return;
+  Json& part = (*items)[below(random, items->size())];
+  const auto flip = [&](const char* key) {
+    if (Json* flag = chance(random, 15) ? member(part, key) : nullptr) *flag = raw(chance(random, 50) ? "true" : "false");
+  };
+  flip("can_skip");
+  flip("hands_on");
+  static const char* const kPrograms[] = {"ops", "branch", "shortcut", "after"};
+  Json* program = member(part, kPrograms[below(random, 4)]);
+  auto* ops = program ? std::get_if<Json::Array>(&program->value) : nullptr;
+  if (!ops || ops->empty()) return;
+  Json& op = (*ops)[below(random, ops->size())];
+  static const char* const kPairs[] = {"kernel", "stride", "padding", "dilation"};
+  for (const char* key : kPairs) {
+    Json* pair = chance(random, 40) ? member(op, key) : nullptr;
+    auto* both = pair ? std::get_if<Json::Array>(&pair->value) : nullptr;
+    if (!both) continue;
+    const std::size_t low = key == kPairs[2] ? 0 : 1;
+    for (Json& item : *both) item = raw(std::to_string(low + below(random, chance(random, 10) ? 70000 : 5)));
+  }
+  if (Json* in = chance(random, 20) ? member(op, "in") : nullptr) {
+    if (auto* values = std::get_if<Json::Array>(&in->value)) {
+      for (Json& value : *values) value = raw(std::to_string(below(random, ops->size() + 1)));
+    }
+  }
+  if (Json* act = chance(random, 30) ? member(op, "act") : nullptr) {
+    static const char* const kActs[] = {"none", "relu", "relu6", "hardsigmoid", "hardswish", "sigmoid", "silu", "gelu", "tanh"};
+    act->value = std::string(kActs[below(random, std::size(kActs))]);
+  }
+}
+
 // Other sizes and windows that often are a network still, so that engines get odd geometries.
 void change_shape(Json& plan, Random& random) {
   const auto number = [&](std::size_t low, std::size_t high) {
@@ -209,6 +243,7 @@ void change_shape(Json& plan, Random& random) {
   Json* image = member(plan, "image");
   if (image && chance(random, 60)) both(member(*image, "size"), 1, 20);
   Json* network = member(plan, "network");
+  if (Json* parts = network ? member(*network, "parts") : nullptr) return change_part(*parts, random);
   Json* stem = network ? member(*network, "stem") : nullptr;
   auto* ops = stem ? std::get_if<Json::Array>(&stem->value) : nullptr;
   if (!ops || ops->empty()) return;

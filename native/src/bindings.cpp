@@ -118,10 +118,11 @@ class PyEngine {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.c_str());
     const std::size_t size = data.size();
     nb::gil_scoped_release unlocked;
-    const Network network = read_bundle(bytes, size);
-    image_ = {static_cast<std::size_t>(network.height), static_cast<std::size_t>(network.width),
-              static_cast<std::size_t>(network.channels)};
-    takes_budget_ = !network.gate.budget_weight.empty();
+    const AnyNetwork network = read_bundle(bytes, size);
+    const Frame& frame = frame_of(network);
+    image_ = {static_cast<std::size_t>(frame.height), static_cast<std::size_t>(frame.width),
+              static_cast<std::size_t>(frame.channels)};
+    takes_budget_ = !frame.gate.budget_weight.empty();
     engine_.emplace(network, wanted, threads);
   }
 
@@ -181,6 +182,7 @@ class PyEngine {
     // The caller's references keep the arrays alive.
     nb::gil_scoped_release unlocked;
     check_values(request, image_[0] * image_[1] * image_[2], blocks, options);
+    check_skips(request, blocks);
     if (count > 0) engine_->run(request);
   }
 
@@ -225,6 +227,15 @@ class PyEngine {
     }
     if (request.confidences && !all_finite(request.confidences, request.count)) {
       throw std::invalid_argument("confidences hold values that are not finite");
+    }
+  }
+
+  void check_skips(const RunRequest& request, std::size_t blocks) const {
+    for (std::size_t i = 0; request.forced && i < request.count * blocks; ++i) {
+      const int block = static_cast<int>(i % blocks);
+      if (request.forced[i] < engine_->first_option(block)) {
+        throw std::invalid_argument("forced skips " + engine_->unskippable(block) + ", which has no shortcut and can't be skipped");
+      }
     }
   }
 

@@ -1,13 +1,12 @@
 #include "bundle.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bundle_plan.hpp"
+#include "bundle_tensors.hpp"
 #include "json.hpp"
 #include "safetensors.hpp"
 
@@ -15,72 +14,6 @@ namespace fracskip {
 namespace {
 
 constexpr int kStreamBits = 8;
-
-using Extents = std::vector<std::int64_t>;
-
-// Hands out tensors by name and knows at the end which were never asked for.
-class Tensors {
- public:
-  explicit Tensors(Safetensors file) : file_(std::move(file)) {}
-
-  bool has(const std::string& name) const { return file_.tensors.count(name) > 0; }
-
-  std::vector<float> floats(const std::string& name, const Extents& shape) {
-    const TensorView view = take(name, TensorType::f32, shape);
-    std::vector<float> out(view.elements);
-    if (!out.empty()) std::memcpy(out.data(), view.data, out.size() * sizeof(float));
-    if (!std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
-      throw BundleError("tensor " + name + " has values that are NaN or infinite");
-    }
-    return out;
-  }
-
-  std::vector<float> positives(const std::string& name, const Extents& shape) {
-    std::vector<float> out = floats(name, shape);
-    if (!std::all_of(out.begin(), out.end(), [](float x) { return x > 0.f; })) {
-      throw BundleError("tensor " + name + " has values that are not above zero");
-    }
-    return out;
-  }
-
-  // Integers of a width's symmetric grid.
-  std::vector<std::int8_t> integers(const std::string& name, const Extents& shape, int bits) {
-    const TensorView view = take(name, TensorType::i8, shape);
-    std::vector<std::int8_t> out(view.elements);
-    if (!out.empty()) std::memcpy(out.data(), view.data, out.size());
-    const int largest = (1 << (bits - 1)) - 1;
-    const auto outside = std::find_if(out.begin(), out.end(),
-                                      [&](int w) { return w < -largest || w > largest; });
-    if (outside != out.end()) {
-      throw BundleError("tensor " + name + " has the weight " + std::to_string(*outside) + ", " +
-                        std::to_string(bits) + " bits hold up to " + std::to_string(largest));
-    }
-    return out;
-  }
-
-  void refuse_surplus() const {
-    if (!file_.tensors.empty()) {
-      throw BundleError("the plan has no place for tensor " +
-                        quoted(file_.tensors.begin()->first));
-    }
-  }
-
- private:
-  TensorView take(const std::string& name, TensorType type, const Extents& shape) {
-    const auto found = file_.tensors.find(name);
-    if (found == file_.tensors.end()) throw BundleError("tensor " + name + " is missing");
-    TensorView view = std::move(found->second);
-    file_.tensors.erase(found);
-    if (view.type != type || view.shape != shape) {
-      throw BundleError("tensor " + name + " is " + type_name(view.type) + " " +
-                        shape_name(view.shape) + ", the plan needs " + type_name(type) + " " +
-                        shape_name(shape));
-    }
-    return view;
-  }
-
-  Safetensors file_;
-};
 
 // `bits` is the weights' width, or 0 for floating point.
 void fill_conv(Tensors& tensors, const std::string& name, int bits, Conv& conv) {
@@ -92,11 +25,6 @@ void fill_conv(Tensors& tensors, const std::string& name, int bits, Conv& conv) 
     conv.weight_f32 = tensors.floats(name + ".weight", shape);
   }
   conv.bias = tensors.floats(name + ".bias", {conv.out});
-}
-
-std::string option_label(int bits) {
-  if (bits == kSkipBits) return "skip";
-  return bits == kFullBits ? "full" : std::to_string(bits);
 }
 
 void fill_block(Tensors& tensors, const std::string& name, bool integer_stream, Block& block) {
@@ -118,50 +46,6 @@ void fill_block(Tensors& tensors, const std::string& name, bool integer_stream, 
   }
 }
 
-Linear read_linear(Tensors& tensors, const std::string& name, int in, int out) {
-  Linear linear;
-  linear.in = in;
-  linear.out = out;
-  linear.weight = tensors.floats(name + ".weight", {out, in});
-  linear.bias = tensors.floats(name + ".bias", {out});
-  return linear;
-}
-
-// What a block's branch takes, which is what the gate before it sees.
-int input_channels(const Block& block) { return block.options.back().branch.front().in; }
-int output_channels(const Block& block) { return block.options.back().branch.back().out; }
-
-void fill_gate(Tensors& tensors, const BundlePlan& plan, Network& network) {
-  Gate& gate = network.gate;
-  if (gate.kind == GateKind::none) return;
-  const int options = static_cast<int>(network.option_bits.size());
-  const std::int64_t width = gate.width;
-  int gated = 0;
-  for (const Block& block : network.blocks) {
-    if (!block.gated) continue;
-    const std::string index = std::to_string(gated++);
-    gate.embed.push_back(
-        read_linear(tensors, "gate.embed." + index, input_channels(block), gate.width));
-    if (gate.kind == GateKind::feedforward) {
-      gate.out.push_back(read_linear(tensors, "gate.out." + index, gate.width, options));
-    }
-  }
-  if (plan.budget_input) {
-    gate.budget_weight = tensors.floats("gate.budget.weight", {width});
-    gate.budget_bias = tensors.floats("gate.budget.bias", {width});
-  }
-  if (gate.kind != GateKind::recurrent) return;
-  gate.lstm_input.in = gate.lstm_hidden.in = gate.width;
-  gate.lstm_input.out = gate.lstm_hidden.out = 4 * gate.width;
-  gate.lstm_input.weight = tensors.floats("gate.lstm.weight_ih", {4 * width, width});
-  gate.lstm_hidden.weight = tensors.floats("gate.lstm.weight_hh", {4 * width, width});
-  gate.lstm_input.bias = tensors.floats("gate.lstm.bias", {4 * width});
-  gate.out.push_back(read_linear(tensors, "gate.out", gate.width, options));
-  if (tensors.has("gate.block_bias")) {
-    gate.block_bias = tensors.floats("gate.block_bias", {gated, options});
-  }
-}
-
 const std::string& plan_text(const Safetensors& file) {
   const auto plan = file.metadata.find("fracskip");
   if (plan == file.metadata.end()) {
@@ -173,17 +57,7 @@ const std::string& plan_text(const Safetensors& file) {
   return plan->second;
 }
 
-}  // namespace
-
-Network read_bundle(const std::uint8_t* data, std::size_t size) {
-  Safetensors file;
-  try {
-    file = read_safetensors(data, size);
-  } catch (const SafetensorsError& error) {
-    throw BundleError(error.what());
-  }
-  BundlePlan plan = read_plan(plan_text(file));
-  Tensors tensors(std::move(file));
+Network fill_network(BundlePlan plan, Tensors tensors) {
   Network network = std::move(plan.network);
   for (std::size_t s = 0; s < network.stem.size(); ++s) {
     StemOp& op = network.stem[s];
@@ -192,14 +66,100 @@ Network read_bundle(const std::uint8_t* data, std::size_t size) {
   if (network.integer_stream) {
     network.stream_steps = tensors.positives("stream.steps", {plan.stages});
   }
+  std::vector<int> gated_channels;
   for (std::size_t i = 0; i < network.blocks.size(); ++i) {
+    const Block& block = network.blocks[i];
     fill_block(tensors, "blocks." + std::to_string(i), network.integer_stream, network.blocks[i]);
+    if (block.gated) gated_channels.push_back(block.options.back().branch.front().in);
   }
-  fill_gate(tensors, plan, network);
-  network.head =
-      read_linear(tensors, "head", output_channels(network.blocks.back()), network.classes);
+  fill_gate(tensors, plan.gate, gated_channels, network);
+  network.head = tensors.linear("head", network.blocks.back().options.back().branch.back().out, network.classes);
   tensors.refuse_surplus();
   return network;
+}
+
+// Of an op of a graph, at a width (0: in floating point). `feeder`: what may give it its levels.
+Terms read_terms(Tensors& tensors, const std::string& name, const Op& op, int bits, const Op* feeder) {
+  Terms terms;
+  if (op.kind == OpKind::affine || op.kind == OpKind::norm) {
+    terms.gain = tensors.floats(name + ".gain", {op.given});
+    terms.bias = tensors.floats(name + ".bias", {op.given});
+  }
+  if (op.kind != OpKind::conv) return terms;
+  const Extents shape = {op.given, op.window.kernel_h, op.window.kernel_w, op.taken / op.groups};
+  terms.bias = tensors.floats(name + ".bias", {op.given});
+  if (bits == 0) {
+    terms.weight_f32 = tensors.floats(name + ".weight", shape);
+    return terms;
+  }
+  terms.weight_i8 = tensors.integers(name + ".weight", shape, bits);
+  terms.scale = tensors.floats(name + ".scale", {op.given});
+  if (!feeder || tensors.has(name + ".input")) terms.input = tensors.positives(name + ".input", {1})[0];
+  if (tensors.has(name + ".zero")) {
+    const float zero = tensors.floats(name + ".zero", {1})[0];
+    if (zero < 0.f || zero > static_cast<float>((1 << bits) - 1) || zero != std::floor(zero)) {
+      throw BundleError("tensor " + name + ".zero is no level of " + std::to_string(bits) + " bits");
+    }
+    terms.zero = static_cast<int>(zero);
+  }
+  if (feeder && terms.input == 0.f && terms.zero != 0 && feeder->act != Act::none) {
+    throw BundleError("tensor " + name + ".zero is not 0, and a clamp must do what an activation would");
+  }
+  return terms;
+}
+
+std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const Program& program, int bits) {
+  std::vector<Terms> terms;
+  for (std::size_t j = 0; j < program.size(); ++j) {
+    const Op* feeder = bits > 0 ? feeder_of(program, j) : nullptr;
+    terms.push_back(read_terms(tensors, name + "." + std::to_string(j), program[j], bits, feeder));
+  }
+  return terms;
+}
+
+GraphNetwork fill_graph(BundleGraph plan, Tensors tensors) {
+  GraphNetwork network = std::move(plan.network);
+  for (std::size_t i = 0; i < network.parts.size(); ++i) {
+    Part& part = network.parts[i];
+    const std::string name = "parts." + std::to_string(i);
+    for (Way& way : part.ways) {
+      if (way.bits == kSkipBits) continue;
+      const std::string option = part.gated ? name + "." + option_label(way.bits) : name;
+      way.terms = read_program(tensors, option, part.branch, way.bits <= kMaxIntegerBits ? way.bits : 0);
+    }
+    part.shortcut_terms = read_program(tensors, name + ".shortcut", part.shortcut, 0);
+  }
+  fill_gate(tensors, plan.gate, plan.gated_channels, network);
+  tensors.refuse_surplus();
+  return network;
+}
+
+// 1 or 2.
+int read_version(const Field& root) {
+  const bool known = root.has("schema") && root.has("version") && root["schema"].text() == "fracskip.bundle";
+  const int version = known ? root["version"].integer(0, kMaxExtent) : 0;
+  if (version != 1 && version != 2) root.fail("is not of schema 'fracskip.bundle', version 1 or 2");
+  root.members({"schema", "version", "name", "source", "data_name", "class_names", "image",
+                "options", "stream", "target", "cost", "network", "gate"});
+  return version;
+}
+
+}  // namespace
+
+AnyNetwork read_bundle(const std::uint8_t* data, std::size_t size) {
+  Safetensors file;
+  Json json;
+  try {
+    file = read_safetensors(data, size);
+    json = parse_json(plan_text(file));
+  } catch (const SafetensorsError& error) {
+    throw BundleError(error.what());
+  } catch (const JsonError& error) {
+    throw BundleError(std::string("plan: ") + error.what());
+  }
+  const Field root(json, "");
+  if (read_version(root) == 1) return fill_network(read_plan(root), Tensors(std::move(file)));
+  return fill_graph(read_graph(root), Tensors(std::move(file)));
 }
 
 }  // namespace fracskip

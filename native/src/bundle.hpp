@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
+#include <variant>
 
+#include "graph.hpp"
 #include "network.hpp"
 
 namespace fracskip {
@@ -14,7 +16,14 @@ struct BundleError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Of version 1, or 2.
+using AnyNetwork = std::variant<Network, GraphNetwork>;
+
+inline const Frame& frame_of(const AnyNetwork& network) {
+  return std::visit([](const Frame& frame) -> const Frame& { return frame; }, network);
+}
+
 // Throws BundleError with a message that says what is wrong.
-Network read_bundle(const std::uint8_t* data, std::size_t size);
+AnyNetwork read_bundle(const std::uint8_t* data, std::size_t size);
 
 }  // namespace fracskip

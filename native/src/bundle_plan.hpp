@@ -1,24 +1,31 @@
 // Reads a bundle's plan: the network's shapes, before its tensors.
 #pragma once
 
-#include <string_view>
-
+#include "bundle_field.hpp"
+#include "graph.hpp"
 #include "network.hpp"
 
 namespace fracskip {
 
+// Networks that are complete but for what tensors hold.
 struct BundlePlan {
-  Network network;  // complete but for what tensors hold
+  Network network;
   int stages = 1;
-  bool budget_input = false;
-  double smallest_budget = 0.0, largest_budget = 0.0;  // of a cascade; 0: there is none
+  GatePlan gate;
+};
+struct BundleGraph {
+  GraphNetwork network;
+  GatePlan gate;
+  std::vector<int> gated_channels;  // of what each gated part takes
 };
 
-// Checks everything that needs no tensor, shapes included. Throws BundleError.
-BundlePlan read_plan(std::string_view text);
+// Check everything that needs no tensor, shapes included. Throw BundleError.
+BundlePlan read_plan(const Field& root);
+BundleGraph read_graph(const Field& root);
 
-// Follows one image through the network: every convolution gets the channels it takes, sums of
-// products fit 32 bits, activations are within the limits. Throws BundleError.
+// Follow one image through the network: every operation gets what it takes, sums of products fit 32 bits,
+// activations are within the limits. Throw BundleError.
 void check_shapes(const Network& network);
+std::vector<int> check_shapes(const GraphNetwork& network);  // gives the gated parts' channels
 
 }  // namespace fracskip

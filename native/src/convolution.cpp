@@ -1,6 +1,7 @@
 #include "convolution.hpp"
 
 #include <algorithm>
+#include <limits>
 
 namespace fracskip {
 namespace {
@@ -142,7 +143,7 @@ bool runs_in_bf16(const Window& window, const KernelSet& kernels) {
   return kernels.tiles_bf16 && window.stride_h <= kTileStride && window.stride_w <= kTileStride;
 }
 
-Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd, bool half)
+Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd, bool half, bool allow_tiles)
     : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()) {
   const Window& w = window_;
   const bool plain_3x3 = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
@@ -151,7 +152,7 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
   const bool worth_it = conv.in > 4;  // its transforms take as long for a channel as for 16
   const bool winograd = allow_winograd && plain_3x3 && worth_it && fast && (!integer_ || winograd_is_exact(conv));
   name_ = std::string(kernels.name) + (integer_ ? "_int8" : "_fp32");
-  if (integer_ && kernels.tiles_int && w.stride_h <= kTileStride && w.stride_w <= kTileStride) {
+  if (integer_ && allow_tiles && kernels.tiles_int && w.stride_h <= kTileStride && w.stride_w <= kTileStride) {
     function_ = kernels.tiles_int;
     name_ += "_tiles";
     scratch_of_ = tile_scratch;
@@ -181,12 +182,7 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
   const int out = round_up(out_, kBlock);
   if (integer_) scale_ = padded(conv.scale, out);
   bias_ = padded(conv.bias, out);
-}
-
-const void* Convolution::move_weights(void* to) {
-  std::memcpy(to, weights_.as<void>(), weights_.size());
-  weights_ = Buffer();
-  return to;
+  packed_ = weights_.as<void>();
 }
 
 ConvArgs Convolution::arguments() const {
@@ -196,14 +192,30 @@ ConvArgs Convolution::arguments() const {
   a.kernel_w = window_.kernel_w;
   a.stride_h = window_.stride_h;
   a.stride_w = window_.stride_w;
-  a.weights = weights_.as<void>();
+  a.weights = packed_;
   a.out_blocks = round_up(out_, kBlock) / kBlock;
   a.scale = integer_ ? scale_.as<float>() : nullptr;
   a.bias = bias_.as<float>();
   a.residual_type = Residual::none;
   a.out_type = Element::u8;
   a.top = 255.f;
+  a.most = std::numeric_limits<float>::infinity();
   return a;
+}
+
+Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions) {
+  const auto rounded = [](std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
+  std::size_t total = 0;
+  for (const auto& conv : convolutions) total += rounded(conv->weights_.size());
+  Buffer all(total);
+  char* next = all.as<char>();
+  for (const auto& conv : convolutions) {
+    std::memcpy(next, conv->weights_.as<void>(), conv->weights_.size());
+    conv->packed_ = next;
+    next += rounded(conv->weights_.size());
+    conv->weights_ = Buffer();
+  }
+  return all;
 }
 
 }  // namespace fracskip

@@ -1,7 +1,9 @@
 // A convolution made ready for one instruction set: weights packed, kernel chosen.
 #pragma once
 
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/kernels.hpp"
 #include "memory.hpp"
@@ -20,17 +22,16 @@ std::uint16_t to_bf16(float value);
 
 class Convolution {
  public:
-  // `half`: in bfloat16, where the set has kernels for it; see `runs_in_bf16`.
-  Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd = true, bool half = false);
+  // `half`: in bfloat16, where the set has kernels for it; see `runs_in_bf16`. Tiles need input whose pixels lie
+  // side by side and have no channels but these.
+  Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd = true, bool half = false, bool allow_tiles = true);
 
   // The arguments that do not depend on where activations lie. Pointers stay valid while the
   // convolution is not moved from or destroyed.
   ConvArgs arguments() const;
   void run(const ConvArgs& args) const { function_(args); }
 
-  // Packed weights may be moved together: `to` then holds them, for as long as this lives.
-  std::size_t weight_bytes() const { return weights_.size(); }
-  const void* move_weights(void* to);
+  const void* weights() const { return packed_; }
 
   // Needs the output's size and the strides.
   std::size_t scratch_bytes(const ConvArgs& args) const { return scratch_of_ ? scratch_of_(args) : scratch_; }
@@ -44,11 +45,17 @@ class Convolution {
   Window window_;
   int in_, out_;
   bool integer_;
+  friend Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);
+
   ConvFunction function_;
   std::string name_;
+  const void* packed_ = nullptr;  // the weights: its own, or gathered
   Buffer weights_, scale_, bias_;
   std::size_t scratch_ = 0;
   std::size_t (*scratch_of_)(const ConvArgs&) = nullptr;  // where it depends on them
 };
+
+// Moves packed weights into one buffer, in order, which must live as long as the convolutions.
+Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);
 
 }  // namespace fracskip

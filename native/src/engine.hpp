@@ -7,13 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "bundle.hpp"
+#include "executor.hpp"
+#include "image.hpp"
 #include "isa.hpp"
-#include "network.hpp"
 
 namespace fracskip {
-
-// How images come: uint8 pixels (H, W, C), or floats (H, W, C) that are already normalised.
-enum class PixelType { u8, f32 };
 
 struct RunRequest {
   const void* images = nullptr;
@@ -34,18 +33,12 @@ struct RunRequest {
   float* latency_us = nullptr;           // (count)
 };
 
-// What executes one option of one block, for `doctor` and for tests that int8 really ran.
-struct KernelInfo {
-  std::string block, option;
-  std::vector<std::string> kernels;  // one a convolution of the branch
-};
-
 // Immutable once built, so any number of threads may call `run` at once; each call takes an arena
 // of its own from a pool.
 class Engine {
  public:
   // Throws std::invalid_argument if the CPU lacks the instruction set.
-  Engine(const Network& network, Isa isa, int threads);
+  Engine(const AnyNetwork& network, Isa isa, int threads);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -56,6 +49,10 @@ class Engine {
   int threads() const;
   Isa isa() const;
   std::vector<KernelInfo> kernels() const;
+
+  // The first option that a gated block may take: not skip where it has no shortcut. And its name there.
+  int first_option(int block) const;
+  const std::string& unskippable(int block) const;
 
   // Spreads the images over the threads. Decisions must be in range; images must be finite.
   void run(const RunRequest& request) const;

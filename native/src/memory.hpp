@@ -73,6 +73,13 @@ struct Layout {
     return l;
   }
 
+  // Without a border and without gaps: one long row of pixels, that is.
+  static Layout dense(int h, int w, int c, Element element) {
+    Layout l = make(h, w, c, 0, element);
+    l.row = static_cast<std::ptrdiff_t>(w) * l.pixel;
+    return l;
+  }
+
   std::size_t bytes_each() const { return size_of(element); }
   // A few pixels more, so that vectors and tiles may read past the last one.
   std::size_t bytes() const {

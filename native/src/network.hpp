@@ -14,6 +14,12 @@ inline constexpr int kMaxIntegerBits = 8;  // wider options execute in floating 
 inline constexpr int kMaxHalfBits = 16;    // up to here in bfloat16 where the CPU computes in it, else in float32
 inline constexpr int kFullBits = 32;
 
+// How an option is spelled.
+inline std::string option_label(int bits) {
+  if (bits == kSkipBits) return "skip";
+  return bits == kFullBits ? "full" : std::to_string(bits);
+}
+
 struct Window {
   int kernel_h = 1, kernel_w = 1;
   int stride_h = 1, stride_w = 1;
@@ -74,15 +80,20 @@ struct Gate {
   std::vector<float> block_bias;                 // (gated blocks, options); empty: none
 };
 
-struct Network {
+// What networks of every kind have.
+struct Frame {
   int height = 0, width = 0, channels = 0, classes = 0;
   std::vector<float> mean, std;
-  std::vector<int> option_bits;     // of gated blocks
+  std::vector<int> option_bits;  // of gated blocks
+  Gate gate;
+};
+
+// Version 1: a CIFAR ResNet.
+struct Network : Frame {
   bool integer_stream = false;
   std::vector<float> stream_steps;  // one a stage; empty for a float stream
   std::vector<StemOp> stem;
   std::vector<Block> blocks;
-  Gate gate;
   Linear head;
 };
 

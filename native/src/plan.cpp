@@ -7,39 +7,6 @@ namespace {
 
 int border(const Window& window) { return std::max(window.pad_h, window.pad_w); }
 
-// (out, in) to (in, padded out), so that outputs lie side by side; the bias follows.
-void transpose(const Linear& linear, int padded, float* to) {
-  for (int o = 0; o < linear.out; ++o) {
-    for (int i = 0; i < linear.in; ++i) {
-      to[i * padded + o] = linear.weight[static_cast<std::size_t>(o) * linear.in + i];
-    }
-    if (!linear.bias.empty()) to[linear.in * padded + o] = linear.bias[o];
-  }
-}
-
-Buffer transposed(const Linear& linear, int padded) {
-  Buffer buffer(sizeof(float) * static_cast<std::size_t>(linear.in + 1) * padded);
-  transpose(linear, padded, buffer.as<float>());
-  return buffer;
-}
-
-// The LSTM's four parts each get their own padded width.
-Linear with_padded_parts(const Linear& linear, int width, int padded) {
-  Linear out;
-  out.in = linear.in;
-  out.out = 4 * padded;
-  out.weight.assign(static_cast<std::size_t>(out.out) * out.in, 0.f);
-  out.bias.assign(linear.bias.empty() ? 0 : out.out, 0.f);
-  for (int part = 0; part < 4; ++part) {
-    for (int i = 0; i < width; ++i) {
-      const std::size_t from = part * width + i, to = part * padded + i;
-      std::copy_n(&linear.weight[from * linear.in], linear.in, &out.weight[to * linear.in]);
-      if (!linear.bias.empty()) out.bias[to] = linear.bias[from];
-    }
-  }
-  return out;
-}
-
 Conv times(Conv conv, float factor) {
   for (float& weight : conv.weight_f32) weight *= factor;
   return conv;
@@ -50,14 +17,11 @@ Conv times(Conv conv, float factor) {
 Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
   integer_stream = network.integer_stream;
   plan_stem(network);
-  int stage = 0, gate = 0;
+  int stage = 0;
   for (const Block& block : network.blocks) {
-    plan_block(network, block, stage, block.gated ? gate++ : kNone);
+    plan_block(network, block, stage);
     if (block.shortcut) ++stage;
   }
-  const auto gated = std::find_if(blocks.begin(), blocks.end(), [](const PlannedBlock& b) { return b.gate != kNone; });
-  first_gated = static_cast<std::size_t>(gated - blocks.begin());
-  plan_gates(network);
   const Layout& last = layouts[head_in];
   const float area = static_cast<float>(last.h) * static_cast<float>(last.w);
   head_factor = (integer_stream ? network.stream_steps[stage] : 1.f) / area;
@@ -81,7 +45,6 @@ ConvStep Plan::step(const Conv& conv, int in, int out, bool half) {
   convolutions.push_back(std::make_unique<Convolution>(conv, kernels, true, half));
   ConvStep s;
   s.conv = convolutions.back().get();
-  s.number = convolutions.size() - 1;
   s.args = s.conv->arguments();
   s.args.out_type = layouts[out].element;
   s.args.relu = true;
@@ -93,12 +56,6 @@ ConvStep Plan::step(const Conv& conv, int in, int out, bool half) {
 
 void Plan::plan_stem(const Network& network) {
   image = activation("image", network.height, network.width, network.channels, Element::f32);
-  for (int c = 0; c < network.channels; ++c) {
-    for (int level = 0; level < 256; ++level) {
-      const float pixel = static_cast<float>(level) * (1.f / 255.f);
-      pixel_values.push_back((pixel - network.mean[c]) * (1.f / network.std[c]));
-    }
-  }
   // The last convolution speaks the stream's language; pooling keeps it.
   std::size_t last_conv = 0;
   for (std::size_t i = 0; i < network.stem.size(); ++i) {
@@ -127,9 +84,8 @@ void Plan::plan_stem(const Network& network) {
   head_in = at;
 }
 
-void Plan::plan_block(const Network& network, const Block& block, int stage, int gate) {
+void Plan::plan_block(const Network& network, const Block& block, int stage) {
   PlannedBlock planned;
-  planned.gate = gate;
   planned.in = head_in;
   const Layout in = layouts[planned.in];
   const float area = static_cast<float>(in.h) * static_cast<float>(in.w);
@@ -210,54 +166,6 @@ PlannedOption Plan::plan_option(const Network& network, const Block& block, cons
   return planned;
 }
 
-void Plan::plan_gates(const Network& network) {
-  const Gate& gate = network.gate;
-  gate_kind = gate.kind;
-  options = static_cast<int>(network.option_bits.size());
-  if (gate_kind == GateKind::none) {
-    // Blocks of a static network are gated by nobody: their one option is the decision.
-    for (const PlannedBlock& block : blocks) gates.resize(gates.size() + (block.gate != kNone));
-    return;
-  }
-  gate_width = gate.width;
-  padded_width = round_up(gate_width, 8);
-  padded_options = round_up(options, 8);
-  harm = gate.harm;
-  lean = gate.lean;
-  for (int k = 0; k < options; ++k) {
-    const double share = static_cast<double>(network.option_bits[k]) / network.option_bits.back();
-    const double rank = static_cast<double>(k) / std::max(options - 1, 1);
-    lean_weights.push_back(static_cast<float>(gate.harm ? share * share : rank));
-  }
-  for (std::size_t g = 0; g < gate.embed.size(); ++g) {
-    PlannedGate planned;
-    planned.channels = gate.embed[g].in;
-    planned.embed = transposed(gate.embed[g], padded_width);
-    planned.out = transposed(gate.out[gate.kind == GateKind::recurrent ? 0 : g], padded_options);
-    if (!gate.block_bias.empty()) {
-      planned.block_bias = Buffer(sizeof(float) * padded_options);
-      std::copy_n(&gate.block_bias[g * options], options, planned.block_bias.as<float>());
-    }
-    gates.push_back(std::move(planned));
-  }
-  if (gate.kind == GateKind::recurrent) {
-    // Rows of the input's weights, rows of the hidden state's, then the bias.
-    const int row = 4 * padded_width;
-    lstm = Buffer(sizeof(float) * static_cast<std::size_t>(2 * gate_width + 1) * row);
-    Linear input = with_padded_parts(gate.lstm_input, gate_width, padded_width);
-    const Linear hidden = with_padded_parts(gate.lstm_hidden, gate_width, padded_width);
-    std::copy(input.bias.begin(), input.bias.end(), lstm.as<float>() + 2 * gate_width * row);
-    input.bias.clear();
-    transpose(input, row, lstm.as<float>());
-    transpose(hidden, row, lstm.as<float>() + gate_width * row);
-  }
-  if (!gate.budget_weight.empty()) {
-    budget = Buffer(sizeof(float) * 2 * padded_width);
-    std::copy(gate.budget_weight.begin(), gate.budget_weight.end(), budget.as<float>());
-    std::copy(gate.budget_bias.begin(), gate.budget_bias.end(), budget.as<float>() + padded_width);
-  }
-}
-
 // Borders are known now: layouts become final, and the steps take their strides.
 void Plan::finish() {
   for (std::size_t i = 0; i < layouts.size(); ++i) {
@@ -266,19 +174,9 @@ void Plan::finish() {
     layouts[i] = Layout::make(l.h, l.w, l.c, l.border, l.element, !pixels);
     most_channels = std::max(most_channels, round_up(l.c, kBlock));
   }
-  const auto rounded = [](std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
-  std::size_t total = 0;
-  for (const auto& conv : convolutions) total += rounded(conv->weight_bytes());
-  weights = Buffer(total);
-  std::vector<const void*> packed;
-  char* next = weights.as<char>();
-  for (const auto& conv : convolutions) {
-    char* const here = next;
-    next += rounded(conv->weight_bytes());
-    packed.push_back(conv->move_weights(here));
-  }
-  const auto place = [this, &packed](ConvStep& s) {
-    s.args.weights = packed[s.number];
+  weights = gather_weights(convolutions);
+  const auto place = [this](ConvStep& s) {
+    s.args.weights = s.conv->weights();
     const Layout &in = layouts[s.in], &out = layouts[s.out];
     s.args.in_row = in.row;
     s.args.in_pixel = in.pixel;

@@ -11,6 +11,7 @@
 
 #include "convolution.hpp"
 #include "engine.hpp"
+#include "values.hpp"
 
 using namespace fracskip;
 
@@ -305,5 +306,6 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  return run_checks(argc > 1 ? std::atoi(argv[1]) : 300);
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 300;
+  return run_checks(rounds) + check_values(rounds) != 0;
 }

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from fracskip.checkpoint import load, save
     from fracskip.config import GateConfig, ImageConfig, QuantConfig
     from fracskip.data import load_sample
+    from fracskip.deployment import export, export_bundle
     from fracskip.dynamic import DynamicNetwork, Output, build_network, convert, preprocess
     from fracskip.evaluation import evaluate, sweep
-    from fracskip.export.bundle import export_bundle
     from fracskip.models import register_adapter
     from fracskip.runtime import InferenceSession, RunResult
     from fracskip.training import fit
@@ -43,7 +43,8 @@ _LAZY = {
     "build_network": "fracskip.dynamic",
     "convert": "fracskip.dynamic",
     "evaluate": "fracskip.evaluation",
-    "export_bundle": "fracskip.export.bundle",
+    "export": "fracskip.deployment",
+    "export_bundle": "fracskip.deployment",
     "fit": "fracskip.training",
     "load": "fracskip.checkpoint",
     "load_sample": "fracskip.data",
@@ -73,6 +74,7 @@ __all__ = [
     "build_network",
     "convert",
     "evaluate",
+    "export",
     "export_bundle",
     "fit",
     "load",

@@ -188,7 +188,7 @@ def test_errors(
 
 def test_a_bundle_needs_a_backbone_for_the_others(tmp_path: Path, checkpoint_file: Path) -> None:
     from fracskip.checkpoint import load
-    from fracskip.export.bundle import export_bundle
+    from fracskip.deployment.bundle import export_bundle
 
     export_bundle(load(checkpoint_file), tmp_path / "net.fsk")
     with pytest.raises(ConfigError, match="give its backbone with --backbone FILE"):

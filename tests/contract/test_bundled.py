@@ -10,9 +10,9 @@ import pytest
 
 from fracskip import checkpoint
 from fracskip.data import ImageSet, load_sample
+from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.evaluation import evaluate, predict
-from fracskip.export.bundle import bundle_of
 from fracskip.report.records import EvaluationRecord, RunRecord
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle, resolve

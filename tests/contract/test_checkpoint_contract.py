@@ -153,6 +153,7 @@ def test_public_names() -> None:
         "build_network",
         "convert",
         "evaluate",
+        "export",
         "export_bundle",
         "fit",
         "load",

@@ -90,7 +90,8 @@ LOW, HIGH = [0.05, 0.02, 0.1, 0.5], [0.3, 0.1, 0.5, 0.9]
 
 FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "schema": (lambda p: p.plan.update(schema="other"), "schema"),
-    "version": (lambda p: p.plan.update(version=2), "version 1"),
+    "version": (lambda p: p.plan.update(version=3), "version 1 or 2"),
+    "resize": (lambda p: p.plan["image"].update(resize=3), "resize must be an integer from"),
     "version as float": (lambda p: p.plan.update(version=1.0), "integer"),
     "unknown key": (lambda p: p.plan.update(more=1), "unknown member 'more'"),
     "lacking key": (lambda p: p.plan.pop("stream"), "lacks 'stream'"),

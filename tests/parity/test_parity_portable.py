@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fracskip.options import Option
-from fracskip.runtime import portable
 from fracskip.runtime.bundle import Bundle, encode_bundle, furthest, parse_bundle
-from fracskip.runtime.portable import PortableEngine
+from fracskip.runtime.portable import PortableEngine, residual
+from fracskip.runtime.portable.residual import ResidualTrunk
 from support.random_bundle import random_bundle, random_images, random_plan, random_tensors
 from support.reference import Reference
 
@@ -46,13 +46,15 @@ def test_every_block_at_every_option(stream: str, keywords: dict[str, Any]) -> N
     """Both get the same input for each block, so that nothing hides behind earlier rounding."""
     bundle = parse_bundle(random_bundle(3, stream=stream, **keywords))
     reference, engine = Reference(bundle), PortableEngine(bundle, 1)
+    trunk = engine._trunk
+    assert isinstance(trunk, ResidualTrunk)
     images = random_images(bundle.plan, 2)
     with torch.inference_mode():
-        flowing = engine._stream(torch.from_numpy(images))
+        flowing = trunk.stem(engine._normalised(torch.from_numpy(images)))
         for index, block in enumerate(bundle.plan.network.blocks):
             inputs = flowing.permute(0, 2, 3, 1).numpy()
             for choice, label in enumerate(block.options):
-                found = engine._blocks[index].execute(flowing, choice)
+                found = trunk._blocks[index].execute(flowing, choice)
                 found_nhwc = found.permute(0, 2, 3, 1).numpy()
                 wanted = np.stack([reference.block(index, x, choice) for x in inputs])
                 exact = Option.parse(label).bits <= 8 and stream == "int8"
@@ -65,7 +67,7 @@ def test_every_block_at_every_option(stream: str, keywords: dict[str, Any]) -> N
                     assert (off > 0).mean() < 1e-3, (block.name, label)
                 else:
                     np.testing.assert_allclose(found_nhwc, wanted, rtol=1e-4, atol=1e-5)
-            flowing = engine._blocks[index].execute(flowing, len(block.options) - 1)
+            flowing = trunk._blocks[index].execute(flowing, len(block.options) - 1)
             assert 0 < float((flowing > 0).float().mean()) < 1, "the case shows nothing"
 
 
@@ -150,13 +152,13 @@ def test_what_is_skipped_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     bundle = parse_bundle(random_bundle(9))
     images = random_images(bundle.plan, 4)
     rows: list[int] = []
-    convolve = portable.F.conv2d
+    convolve = residual.F.conv2d
 
     def counting(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         rows.append(len(x))
         return convolve(x, *rest)
 
-    monkeypatch.setattr(portable.F, "conv2d", counting)
+    monkeypatch.setattr(residual.F, "conv2d", counting)
     forced = np.zeros((4, 3), np.uint8)
     run(bundle, images, forced=forced)
     # Stem, the first block's two, and one projection for all.
@@ -182,7 +184,8 @@ def test_sums_beyond_float32_are_exact_too() -> None:
     levels[0, ::2, 1::3, ::5] = 254
     x = torch.from_numpy(levels).permute(0, 3, 1, 2)
     engine = PortableEngine(bundle, 1)
-    branch = engine._blocks[1]._branches[1]
+    assert isinstance(engine._trunk, ResidualTrunk)
+    branch = engine._trunk._blocks[1]._branches[1]
     assert branch is not None
     found = branch._convs[0](x)[0].permute(1, 2, 0).numpy()
     reference = Reference(bundle)
@@ -194,13 +197,13 @@ def test_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = parse_bundle(random_bundle(1))
     before = torch.get_num_threads()
     seen = []
-    pool = PortableEngine._pool
+    pool = ResidualTrunk.pool
 
-    def watching(self: PortableEngine, x: torch.Tensor, stage: int) -> torch.Tensor:
+    def watching(self: ResidualTrunk, gated: int, x: torch.Tensor) -> torch.Tensor:
         seen.append(torch.get_num_threads())
-        return pool(self, x, stage)
+        return pool(self, gated, x)
 
-    monkeypatch.setattr(PortableEngine, "_pool", watching)
+    monkeypatch.setattr(ResidualTrunk, "pool", watching)
     images = random_images(bundle.plan, 1)
     engine = PortableEngine(bundle, before + 1)
     logits, decisions = np.empty((1, 5), np.float32), np.empty((1, 3), np.uint8)

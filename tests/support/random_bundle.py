@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fracskip.cost import BlockProfile, NetworkProfile, conv_macs, linear_macs
 from fracskip.options import Option
 from fracskip.runtime.bundle import encode_bundle
-from fracskip.runtime.plan import Plan, TensorSpec, tensor_table
+from fracskip.runtime.plan import TensorSpec
+from fracskip.runtime.residual import ResidualPlan
 
 Size = tuple[int, int]
 Geometry = dict[str, Any]
@@ -82,7 +83,7 @@ def random_bundle(
     return encode_bundle(plan, random_tensors(plan, seed))[0]
 
 
-def random_images(plan: Plan, count: int, seed: int = 0) -> NDArray[np.uint8]:
+def random_images(plan: ResidualPlan, count: int, seed: int = 0) -> NDArray[np.uint8]:
     """Images of unlike brightness, (count, H, W, C), so that decisions differ between them."""
     draw = np.random.default_rng(seed)
     shape = (count, *plan.image.size, plan.image.channels)
@@ -168,7 +169,7 @@ def random_plan(
     output: Literal["logit", "harm"] = "logit",
     lean: float = 0.0,
     classes: int = 5,
-) -> Plan:
+) -> ResidualPlan:
     """The plan of `random_bundle`."""
     labels = [Option.parse(option).label for option in options]
     shapes = _Shapes(channels, image)
@@ -210,7 +211,7 @@ def random_plan(
     cost = NetworkProfile(stem_macs, tuple(shapes.macs), linear_macs(shapes.channels, classes))
     # Validated from JSON, as a reader does.
     tree["cost"] = _plain(cost)
-    return Plan.model_validate_json(json.dumps(tree))
+    return ResidualPlan.model_validate_json(json.dumps(tree))
 
 
 def _plain(cost: NetworkProfile) -> dict[str, Any]:
@@ -227,22 +228,22 @@ STEP = 0.02  # of an int8 stream: 255 levels reach 5.1
 SPREAD = 0.35  # standard deviation of what a convolution gives, as a share of the grid
 
 
-def random_tensors(plan: Plan, seed: int) -> dict[str, NDArray[Any]]:
+def random_tensors(plan: ResidualPlan, seed: int) -> dict[str, NDArray[Any]]:
     """Tensors for a plan. Optional ones are left out at random."""
     draw = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
-    for name, spec in tensor_table(plan).items():
+    for name, spec in plan.tensor_table.items():
         if spec.bits:
             weights = draw.integers(-spec.largest, spec.largest + 1, spec.shape)
             tensors[name] = weights.astype(np.int8)
-    for name, spec in tensor_table(plan).items():
+    for name, spec in plan.tensor_table.items():
         if not spec.bits and not (spec.optional and draw.random() < 0.5):
             tensors[name] = _floats(plan, name, spec, draw).astype(np.float32)
     return tensors
 
 
 def _floats(
-    plan: Plan, name: str, spec: TensorSpec, draw: np.random.Generator
+    plan: ResidualPlan, name: str, spec: TensorSpec, draw: np.random.Generator
 ) -> NDArray[np.float64]:
     normal, uneven = draw.normal(size=spec.shape), draw.uniform(0.6, 1.4, spec.shape)
     kind, *path = name.split(".")
@@ -264,13 +265,13 @@ def _floats(
     return normal / np.sqrt(fan)
 
 
-def _unit(plan: Plan) -> float:
+def _unit(plan: ResidualPlan) -> float:
     """What 1.0 is, in what the stream carries."""
     return 1 / STEP if plan.integer_stream else 1.0
 
 
 def _of_block(
-    plan: Plan, path: list[str], spec: TensorSpec, normal: Any, uneven: Any
+    plan: ResidualPlan, path: list[str], spec: TensorSpec, normal: Any, uneven: Any
 ) -> NDArray[np.float64]:
     """Terms of a block: values of order one between full convolutions, levels between others."""
     block = plan.network.blocks[int(path[0])]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fracskip.options import Option
 from fracskip.quant.affine import IntegerGrid, quantise
 from fracskip.runtime.bundle import Bundle
-from fracskip.runtime.plan import StemConv, Window
+from fracskip.runtime.plan import Window
+from fracskip.runtime.residual import StemConv
 
 Floats = NDArray[np.float32]
 F32 = np.float32

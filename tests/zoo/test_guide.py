@@ -34,7 +34,7 @@ def test_the_guide_runs(
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     snippets = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     names: dict[str, object] = {}
     for snippet in snippets:
         short = snippet.replace("epochs=(25, 3, 6)", "epochs=(1, 1, 1)")
@@ -45,3 +45,5 @@ def test_the_guide_runs(
     assert "skip 2 3 4 6 8" in shown
     assert "torch.Size([10, 5])" in shown
     assert (tmp_path / "resnet18.safetensors").exists()
+    assert (tmp_path / "resnet18.fsk").exists()
+    assert "portable" in shown or "native" in shown

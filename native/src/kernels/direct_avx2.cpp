@@ -115,11 +115,15 @@ static ConvArgs widened(const ConvArgs& a) {
   wide.in_pixel = channels;
   wide.in_row = static_cast<std::ptrdiff_t>(columns) * channels;
   for (int h = 0; h < rows; ++h) {
-    // A row's pixels lie side by side, padded channels included.
-    const std::uint8_t* from = static_cast<const std::uint8_t*>(a.in) + h * a.in_row;
-    for (std::ptrdiff_t i = 0; i < wide.in_row; i += kBlock, to += kBlock) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(bytes));
+    // A row's pixels lie side by side, padded channels included, unless some channels are left out.
+    const bool dense = a.in_pixel == channels;
+    const std::ptrdiff_t runs = dense ? 1 : columns, run = dense ? wide.in_row : channels;
+    for (std::ptrdiff_t r = 0; r < runs; ++r) {
+      const std::uint8_t* from = static_cast<const std::uint8_t*>(a.in) + h * a.in_row + r * a.in_pixel;
+      for (std::ptrdiff_t i = 0; i < run; i += kBlock, to += kBlock) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(bytes));
+      }
     }
   }
   return wide;
@@ -208,7 +212,7 @@ const KernelSet kAvx2Kernels = {
     "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectFloat>,
     avx2::winograd_int, avx2::winograd_float, nullptr, nullptr, 2, true,
     avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, nullptr, nullptr,
-    gate_avx2::decide, nullptr, nullptr,
+    gate_avx2::decide, &kAvx2Values, nullptr, nullptr,
 };
 
 }  // namespace fracskip

@@ -93,19 +93,27 @@ static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* s
   for (int b = 0; b < Blocks; ++b) {
     const Target target(a, block + b, h, w);
     if (Pixels == 1) finish<1, R, O>(target, 0, {sum[0][b], sum[0][b], sum[0][b], sum[0][b]}, sums[b]);
+    constexpr int kWhole = Pixels / kTogether * kTogether;
 #pragma GCC unroll 4
-    for (int p = 0; p + kTogether <= Pixels; p += kTogether) {
+    for (int p = 0; p < kWhole; p += kTogether) {
       finish<kTogether, R, O>(target, p, {sum[p][b], sum[p + 1][b], sum[p + 2][b], sum[p + 3][b]}, sums[b]);
+    }
+    if constexpr (Pixels - kWhole == 3) {
+      finish<3, R, O>(target, kWhole, {sum[kWhole][b], sum[kWhole + 1][b], sum[kWhole + 2][b], sum[kWhole + 2][b]}, sums[b]);
     }
   }
 }
 
 template <class Math, int Taps, int Blocks, Residual R, Element O>
 static inline void blocks_of_channels(const ConvArgs& a, int block) {
-  constexpr int kWide = Blocks == 1 ? 16 : 8;
+  constexpr int kWide = Blocks == 1 ? 16 : 8, kSeven = 7;
+  const bool sevens = a.out_w % kSeven == 0 && a.out_w % kWide != 0;  // rows of 7 and 14, that most networks end with
   Sums sums[Blocks];
   for (int h = 0; h < a.out_h; ++h) {
     int w = 0;
+    if (sevens) {
+      for (; w < a.out_w; w += kSeven) row_piece<Math, Taps, kSeven, Blocks, R, O>(a, h, w, block, sums);
+    }
     for (; w + kWide <= a.out_w; w += kWide) row_piece<Math, Taps, kWide, Blocks, R, O>(a, h, w, block, sums);
     for (; w + kTogether <= a.out_w; w += kTogether) row_piece<Math, Taps, kTogether, Blocks, R, O>(a, h, w, block, sums);
     for (; w < a.out_w; ++w) row_piece<Math, Taps, 1, Blocks, R, O>(a, h, w, block, sums);
@@ -159,7 +167,7 @@ static int gate(const GateArgs& a) { return kAvx2Kernels.gate(a); }
 
 const KernelSet kAvx512Kernels = {
     "avx512_vnni", avx512::conv_int, avx512::conv_float, nullptr, avx512::winograd_float, nullptr, nullptr, 4, false,
-    avx512::u8_to_u8, avx512::f32_to_u8, avx512::u8_to_f32, avx512::f32_to_f32, nullptr, nullptr, avx512::gate, nullptr, nullptr,
+    avx512::u8_to_u8, avx512::f32_to_u8, avx512::u8_to_f32, avx512::f32_to_f32, nullptr, nullptr, avx512::gate, &kAvx512Values, nullptr, nullptr,
 };
 
 }  // namespace fracskip

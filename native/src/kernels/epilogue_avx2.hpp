@@ -96,7 +96,7 @@ __attribute__((always_inline)) static inline void emit(const ConvArgs& a, int h,
     float* out = static_cast<float*>(a.out) + to;
     for (int p = 0; p < (both ? 2 : 1); ++p) {
       for (int half = 0; half < 2; ++half) {
-        if (a.relu) y[p][half] = _mm256_max_ps(y[p][half], _mm256_setzero_ps());
+        if (a.relu) y[p][half] = _mm256_min_ps(_mm256_max_ps(y[p][half], _mm256_setzero_ps()), _mm256_set1_ps(a.most));
         _mm256_storeu_ps(out + p * a.out_pixel + half * 8, y[p][half]);
       }
       sums.first = _mm256_add_ps(sums.first, y[p][0]);

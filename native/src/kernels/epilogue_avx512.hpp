@@ -25,12 +25,12 @@ struct Target {
   const char* residual;
   char* out;
   std::ptrdiff_t residual_pixel, out_pixel;
-  float top;
+  float top, most;
   bool relu, add_up;
 
   // From pixel (h, w) on.
   Target(const ConvArgs& a, int block, int h, int w)
-      : scale(a.scale + block * kBlock), bias(a.bias + block * kBlock), top(a.top), relu(a.relu), add_up(a.sums != nullptr) {
+      : scale(a.scale + block * kBlock), bias(a.bias + block * kBlock), top(a.top), most(a.most), relu(a.relu), add_up(a.sums != nullptr) {
     const std::ptrdiff_t out_size = size_of(a.out_type);
     const std::ptrdiff_t residual_size = a.residual_type == Residual::f32 ? sizeof(float) : 1;
     out_pixel = a.out_pixel * out_size;
@@ -99,7 +99,7 @@ __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_
   if (O != Element::u8) {
 #pragma GCC unroll 4
     for (int p = 0; p < Pixels; ++p) {
-      if (t.relu) y[p] = _mm512_max_ps(y[p], _mm512_setzero_ps());
+      if (t.relu) y[p] = _mm512_min_ps(_mm512_max_ps(y[p], _mm512_setzero_ps()), _mm512_set1_ps(t.most));
       store_values<O>(out + p * t.out_pixel, y[p]);
       sums.values = _mm512_add_ps(sums.values, y[p]);
     }

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../act.hpp"
+
 namespace fracskip {
 
 inline constexpr int kBlock = 16;  // channels to which everything is padded
@@ -47,7 +49,8 @@ struct ConvArgs {
   std::ptrdiff_t out_row;
   int out_pixel;
   float top;   // u8: largest level. Smaller than 0 becomes 0.
-  bool relu;   // bf16 and f32: whether to clamp at 0
+  bool relu;   // bf16 and f32: whether to clamp at 0 and at `most`
+  float most;
   void* sums;  // per channel, added to: uint32 for u8, float for f32; or null
 
   void* scratch;  // as many bytes as the kernel asked for, 64-byte aligned
@@ -94,6 +97,71 @@ struct GateArgs {
 
 using GateFunction = int (*)(const GateArgs&);  // gives the option
 
+// Values of graphs are float32; their pixels lie side by side, channels padded with zeros to `kBlock`.
+// What is done to each pixel of one: with `other` (add, mul) or by channel (affine, norm, mean), then `act`.
+struct ValueArgs {
+  const float* in;
+  const float* other;
+  float* out;  // may be `in` or `other`
+  int pixels, channels;  // channels a multiple of kBlock
+  int used;              // channels that are some; those beyond stay 0
+  bool spread;           // `other` is one pixel, which goes with all
+  Act act;
+  const float *gain, *bias;  // (channels)
+  float eps;
+};
+
+// Pixels into the form that a convolution takes: copied, or as levels clamp(rint(x * scale) + zero, 0, top), after a product
+// by channel and `act`.
+struct StageArgs {
+  const float* in;
+  std::ptrdiff_t in_row, in_pixel;  // from one that is taken to the next
+  const float* factor;  // (channels) of each pixel's values, or null
+  Act act;
+  int h, w, channels;
+  void* out;  // pixel (0, 0)
+  std::ptrdiff_t out_row;
+  int out_pixel;
+  float scale, zero, top;
+  int border;  // pixels around that are to be filled with `zero`
+};
+
+// Windows over each channel by itself. The input of a pool has no border: its windows end at the edge.
+struct PoolArgs {
+  const float* in;
+  float* out;
+  int in_h, in_w, out_h, out_w, channels;
+  int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+  bool largest, count_padding;
+};
+struct DepthwiseArgs {
+  const void* in;  // at output (0, 0)'s first tap
+  std::ptrdiff_t in_row;
+  int in_pixel;
+  int kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  const float* weights;  // (kernel_h, kernel_w, channels), of integers too: their sums stay below 2^24
+  const float *scale, *bias;
+  int out_h, out_w, channels;
+  void* out;
+  std::ptrdiff_t out_row;
+  int out_pixel;
+  float top;   // u8: largest level
+  bool relu;   // f32: whether to clamp at 0 and at `most`
+  float most;
+};
+
+using ValueFunction = void (*)(const ValueArgs&);
+using StageFunction = void (*)(const StageArgs&);
+using PoolFunction = void (*)(const PoolArgs&);
+using DepthwiseFunction = void (*)(const DepthwiseArgs&);
+
+struct ValueKernels {
+  ValueFunction act, add, mul, affine, norm, mean;
+  StageFunction copy, levels;  // f32 to f32, f32 to u8
+  PoolFunction pool;
+  DepthwiseFunction depthwise_f32, depthwise_u8_to_f32, depthwise_u8;
+};
+
 struct KernelSet {
   const char* name;
   // Integer and float convolutions of any shape; those of 3x3, stride 1, by Winograd's algorithm;
@@ -110,13 +178,17 @@ struct KernelSet {
   MapFunction u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32;
   MapFunction u8_to_bf16, f32_to_bf16;  // null where `tiles_bf16` is
   GateFunction gate;
+  const ValueKernels* values;
   // What a thread must do before its first and after its last kernel (null: nothing).
   void (*enter)();
   void (*leave)();
 };
 
 extern const KernelSet kScalarKernels;
+extern const ValueKernels kScalarValues;
 #if defined(FRACSKIP_X86)
+extern const ValueKernels kAvx2Values;
+extern const ValueKernels kAvx512Values;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
 #if defined(FRACSKIP_AMX)

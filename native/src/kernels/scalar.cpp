@@ -25,7 +25,7 @@ void emit(const ConvArgs& a, int h, int w, int channel, float y) {
     static_cast<std::uint8_t*>(a.out)[to] = level;
     if (a.sums) static_cast<std::uint32_t*>(a.sums)[channel] += level;
   } else {
-    if (a.relu) y = y > 0.f ? y : 0.f;
+    if (a.relu) y = y > 0.f ? (y < a.most ? y : a.most) : 0.f;
     static_cast<float*>(a.out)[to] = y;
     if (a.sums) static_cast<float*>(a.sums)[channel] += y;
   }
@@ -90,7 +90,7 @@ void f32_to_f32(const MapArgs& a) {
 const KernelSet kScalarKernels = {
     "scalar", direct<std::uint8_t, std::int8_t, std::int32_t>, direct<float, float, float>,
     nullptr, nullptr, nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, nullptr, nullptr,
-    gate_scalar::decide, nullptr, nullptr,
+    gate_scalar::decide, &kScalarValues, nullptr, nullptr,
 };
 
 }  // namespace fracskip

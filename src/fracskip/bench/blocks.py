@@ -8,7 +8,7 @@ Shapes: M images, L gated blocks, P paths.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from fracskip.errors import ConfigError
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.plan import BlockPlan, Plan
+from fracskip.runtime.graph import GatedPart, GraphPlan, Shape, follow
+from fracskip.runtime.plan import Plan
+from fracskip.runtime.residual import ResidualPlan
 
 Pixels = NDArray[np.uint8]
 Path = NDArray[np.uint8]
@@ -45,26 +47,31 @@ class OptionTimes:
 
 
 def block_shapes(plan: Plan) -> list[BlockShape]:
-    """The gated blocks of a network, grouped by what they compute."""
-    size = plan.image.size
-    for window in plan.network.stem:
-        size = window.out_size(size)
+    """The gated blocks of a network, grouped by what they take and give."""
     found: dict[str, list[int]] = {}
-    column = 0
-    for block in plan.network.blocks:
-        words = _words(block, size)
-        for conv in block.branch:
-            size = conv.out_size(size)
-        if block.gated:
-            found.setdefault(words, []).append(column)
-            column += 1
+    for column, ((given, size), made) in enumerate(_shapes(plan)):
+        channels = f"{given}" if given == made else f"{given} to {made}"
+        found.setdefault(f"{channels} channels at {size[0]}x{size[1]}", []).append(column)
     return [BlockShape(words, tuple(columns)) for words, columns in found.items()]
 
 
-def _words(block: BlockPlan, size: tuple[int, int]) -> str:
-    given, made = block.branch[0].in_channels, block.branch[-1].out_channels
-    channels = f"{given}" if given == made else f"{given} to {made}"
-    return f"{channels} channels at {size[0]}x{size[1]}"
+def _shapes(plan: Plan) -> Iterator[tuple[Shape, int]]:
+    """What each gated block takes, and the channels it gives."""
+    if isinstance(plan, GraphPlan):
+        for part, entry in zip(plan.network.parts, plan.entries, strict=True):
+            if isinstance(part, GatedPart):
+                yield entry, follow(part.branch, entry, part.name)[0]
+        return
+    assert isinstance(plan, ResidualPlan)
+    size = plan.image.size
+    for window in plan.network.stem:
+        size = window.out_size(size)
+    for block in plan.network.blocks:
+        entry = block.branch[0].in_channels, size
+        for conv in block.branch:
+            size = conv.out_size(size)
+        if block.gated:
+            yield entry, block.branch[-1].out_channels
 
 
 def path_times(
@@ -109,17 +116,19 @@ def path_times(
 def option_times(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> list[OptionTimes]:
     """What each option takes, for each shape of block.
 
-    All blocks of a shape take the option, all others the lowest one; the difference to all at the
-    lowest, shared among them.
+    All blocks of a shape take the option, all others the lowest one that they can; the difference
+    to all at the lowest, shared among them.
 
     Args:
         session: One thread.
         pixels: A few images (M, H, W, C).
         rounds: How often each path is run.
     """
-    options, blocks = session.options, len(session.plan.gated)
+    options, blocks = session.options, len(session.plan.gated_names)
     shapes = block_shapes(session.plan)
     base = np.zeros(blocks, dtype=np.uint8)
+    if options.can_skip:
+        base[list(session.plan.unskippable)] = 1
     paths: list[Path | None] = [base]
     for shape in shapes:
         for option in range(1, len(options)):
@@ -160,12 +169,12 @@ def gate_time(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> flo
             )
         pixels, chosen = pixels[once], chosen[once]
     decided, forced = path_times(session, pixels, [None, chosen], rounds)
-    return float(np.median(decided - forced)) / max(len(session.plan.gated), 1)
+    return float(np.median(decided - forced)) / max(len(session.plan.gated_names), 1)
 
 
 def kernels_by_option(session: InferenceSession) -> dict[str, dict[str, int]]:
     """What executes the gated blocks: by option, kernels and the convolutions that use them."""
-    gated = {block.name for block in session.plan.gated}
+    gated = set(session.plan.gated_names)
     found: dict[str, dict[str, int]] = {label: {} for label in session.options.labels}
     for block, label, names in session.kernels():
         if block not in gated:

@@ -25,7 +25,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from fracskip.bench.contender import Contender, Load, Logits, Precision
 from fracskip.bench.quiet import quietly
 from fracskip.bench.subject import Images, Plain
-from fracskip.export.onnx import backbone_onnx
 
 BATCH = 64
 BATCH_AXIS = "batch"
@@ -81,7 +80,7 @@ def quantised(plain: Plain, images: Images, recipe: Recipe) -> onnx.ModelProto:
     """The plain network with integers of 8 bits, its batch left open."""
     with tempfile.TemporaryDirectory() as folder, quietly():
         source, ready, target = (Path(folder) / name for name in ("a.onnx", "b.onnx", "c.onnx"))
-        onnx.save(backbone_onnx(plain.net, plain.image, batch=BATCH_AXIS), source)
+        onnx.save(plain.onnx(BATCH_AXIS), source)
         quant_pre_process(source, ready, skip_symbolic_shape=True)
         quantize_static(
             ready,
@@ -123,7 +122,7 @@ def session_of(model: onnx.ModelProto, threads: int) -> Any:
 
 def ort_fp32(plain: Plain, images: Images, *, threads: int, cores: int) -> Contender:
     """The plain network in ONNX Runtime at full precision."""
-    model = backbone_onnx(plain.net, plain.image, batch=BATCH_AXIS)
+    model = plain.onnx(BATCH_AXIS)
     return _contender(model, "fp32", plain, images, threads, cores, {})
 
 

@@ -15,14 +15,13 @@ from fracskip.bench.contender import Contender, Load, Logits, Precision
 from fracskip.bench.onnx_engine import BATCH, BATCH_AXIS
 from fracskip.bench.quiet import quietly
 from fracskip.bench.subject import Images, Plain
-from fracskip.export.onnx import backbone_onnx
 
 
 def ov_float(
     plain: Plain, images: Images, *, precision: Precision, threads: int, cores: int
 ) -> Contender:
     """The plain network at full precision or, where the processor has it, in bfloat16."""
-    model = _read(backbone_onnx(plain.net, plain.image, batch=BATCH_AXIS))
+    model = _read(plain.onnx(BATCH_AXIS))
     kind = "bf16" if precision == "bf16" else "f32"
     return _contender(model, precision, plain, images, threads, cores, {}, kind)
 
@@ -60,7 +59,7 @@ def ov_nncf(plain: Plain, images: Images, preset: str, *, threads: int, cores: i
         import nncf
 
         nncf.set_log_level(logging.ERROR)
-        model = _read(backbone_onnx(plain.net, plain.image, batch=BATCH_AXIS))
+        model = _read(plain.onnx(BATCH_AXIS))
         rows = np.split(images.calibration, len(images.calibration))
         model = nncf.quantize(
             model,

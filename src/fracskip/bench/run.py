@@ -208,7 +208,7 @@ def _ours(
         return []
     path = Path(plan.model)
     if subject.net is not None:
-        from fracskip.export.bundle import export_bundle
+        from fracskip.deployment.bundle import export_bundle
 
         path = folder / "network.fsk"
         export_bundle(subject.net, path)

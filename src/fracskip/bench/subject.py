@@ -9,20 +9,23 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from fracskip.checkpoint import load, load_backbone, resolve
 from fracskip.config import ImageConfig
 from fracskip.data import DATASETS, ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import CheckpointError, ConfigError, DataError
-from fracskip.models import CifarResNet, create_model
+from fracskip.models import CifarResNet, create_backbone, create_model
+
+if TYPE_CHECKING:
+    import onnx
 
 CALIBRATION_IMAGES = 300
 
@@ -42,8 +45,18 @@ class Plain:
     name: str
     source: str
     digest: str
-    net: CifarResNet
+    net: nn.Module
     image: ImageConfig
+
+    def onnx(self, batch: int | str) -> onnx.ModelProto:
+        """The network as an ONNX model, for the engines that read those.
+
+        Args:
+            batch: Images a run, or a name to leave that open.
+        """
+        from fracskip.deployment.onnx import backbone_onnx
+
+        return backbone_onnx(self.net, self.image, batch)
 
 
 @dataclass(frozen=True)
@@ -147,10 +160,12 @@ def plain_of(net: DynamicNetwork) -> Plain:
             f"precision {advice}"
         )
     spec = net.spec
-    plain = create_model(spec.model.name, spec.image.channels, len(spec.class_names))
+    source = "the dynamic network's own weights at full precision"
+    if spec.model.name.startswith("module/"):
+        return Plain(spec.model.name, source, net.digest, net.plain(), spec.image)
+    plain = create_backbone(spec.model.name, spec.image.channels, len(spec.class_names))
     state = net.backbone.state_dict()
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
-    source = "the dynamic network's own weights at full precision"
     return Plain(spec.model.name, source, net.digest, plain.eval(), spec.image)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fracskip.bench.contender import Contender, Load, Logits, Precision
 from fracskip.bench.quiet import quietly
 from fracskip.bench.subject import Images, Plain, tensors_of
 from fracskip.devices import computes_in_bf16
-from fracskip.models import CifarResNet
+from fracskip.models.resnet import CifarResNet, fused
 
 BATCH = 64
 Network = Callable[[Tensor], Tensor]
@@ -29,7 +27,7 @@ def precisions() -> list[Precision]:
 def torch_contender(
     plain: Plain, images: Images, *, compiled: bool, precision: Precision, threads: int, cores: int
 ) -> Contender:
-    """The plain network in torch: BatchNorm folded, channels-last, inference mode.
+    """The plain network in torch: a CIFAR ResNet's BatchNorm folded, channels-last, inference mode.
 
     Args:
         plain: The network.
@@ -40,7 +38,7 @@ def torch_contender(
         cores: Threads for throughput.
     """
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    net = folded(plain.net).to(dtype=kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = fused(plain.net).to(dtype=kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = tensors_of(images.floats)
     with torch_threads(threads):  # Inductor compiles the number in
         run_one = _compile(net, inputs[0].to(kind)) if compiled else net
@@ -78,7 +76,7 @@ def torch_contender(
             "threads": threads,
             "memory": "channels-last",
             "input": "normalised floats",
-            **({"inductor": "freezing"} if compiled else {"batch_norm": "folded"}),
+            **({"inductor": "freezing"} if compiled else _eager(plain)),
         },
     )
 
@@ -94,20 +92,8 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@torch.no_grad()
-def folded(net: CifarResNet) -> CifarResNet:
-    """A copy whose BatchNorms are part of its convolutions."""
-    twin = copy.deepcopy(net).eval()
-    pairs: list[tuple[Any, str, str]] = [(twin, "conv1", "bn1")]
-    for _, block in twin.named_blocks():
-        pairs += [(block, conv, norm) for conv, norm in block.branch]
-        if block.downsample is not None:
-            pairs.append((block.downsample, "0", "1"))
-    for parent, conv, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm))
-        setattr(parent, conv, fused)
-        setattr(parent, norm, nn.Identity())
-    return twin
+def _eager(plain: Plain) -> dict[str, str]:
+    return {"batch_norm": "folded" if isinstance(plain.net, CifarResNet) else "as it is"}
 
 
 def _compile(net: nn.Module, example: Tensor) -> Network:

@@ -15,77 +15,90 @@ from torch import Tensor, nn
 from fracskip.dynamic.block import ResidualBlock, stages_of
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.options import Option
-from fracskip.quant.convolution import FractionalConv2d
+from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 from fracskip.quant.quantisers import STREAM_BITS, ModernQuantiser
 
 
 @dataclass(frozen=True)
-class FoldedConvolution:
+class FoldedLayer:
     """y = gain · (input ⋆ (weight · weight_step)) + offset, per output channel.
 
     Attributes:
-        conv: The convolution: its geometry.
+        layer: The convolution: its geometry; or a linear layer, as one of 1 x 1.
         weight: (O, I, kh, kw): int8 up to 8 bits, int16 up to 16, float32 where not quantised.
         weight_step: float64 (O,); None where not quantised.
         gain: BatchNorm's factor, float64 (O,).
         offset: Its offset, the convolution's bias included, float64 (O,).
         input_step: Step of the unsigned grid that the input is rounded to; None where the input is
             taken as it is (an int8 stream's own levels, or no quantisation).
+        input_zero: The level that stands for 0.
     """
 
-    conv: nn.Conv2d
+    layer: nn.Conv2d | nn.Linear
     weight: Tensor
     weight_step: Tensor | None
     gain: Tensor
     offset: Tensor
     input_step: float | None
+    input_zero: int = 0
+
+
+def folded_norm(norm: nn.BatchNorm2d, option: Option) -> tuple[Tensor, Tensor]:
+    """A BatchNorm's gain and offset at an option, float64 (C,) each."""
+    if isinstance(norm, FractionalBatchNorm2d):
+        return norm.folded64(option)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return gain, norm.bias.double() - norm.running_mean.double() * gain
 
 
 @torch.no_grad()
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, option: Option) -> FoldedConvolution:
-    """Folds a BatchNorm into the convolution before it.
+def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None, option: Option) -> FoldedLayer:
+    """Folds a BatchNorm into the layer before it.
 
     Args:
-        conv: A plain convolution, or one of 'modern' quantisation.
-        norm: Its BatchNorm; of the same kind.
+        layer: A plain layer, or one of 'modern' quantisation.
+        norm: Its BatchNorm; of the same kind; None if there is none.
         option: Which execution: quantised or full. Plain layers have full alone.
 
     Raises:
         ValueError: for the 'paper' scheme, whose ranges are affine.
     """
-    if isinstance(norm, FractionalBatchNorm2d):
-        gain, offset = norm.folded64(option)
+    if norm is None:
+        gain = torch.ones(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
+        offset = torch.zeros_like(gain)
     else:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        offset = norm.bias.double() - norm.running_mean.double() * gain
-    if conv.bias is not None:
-        offset = offset + conv.bias.double() * gain
-    held = conv.weight_of(option) if isinstance(conv, FractionalConv2d) else conv.weight
-    weight, weight_step, input_step = held.detach().float(), None, None
-    if option.is_quantised and isinstance(conv, FractionalConv2d):
-        quantiser = conv.quantiser
+        gain, offset = folded_norm(norm, option)
+    if layer.bias is not None:
+        offset = offset + layer.bias.double() * gain
+    held = layer.weight_of(option) if isinstance(layer, FractionalLayer) else layer.weight
+    weight, weight_step, input_step, input_zero = held.detach().float(), None, None, 0
+    if option.is_quantised and isinstance(layer, FractionalLayer):
+        quantiser = layer.quantiser
         if not isinstance(quantiser, ModernQuantiser):
             raise ValueError("'paper' quantisation is affine and does not fold")
-        weight, step = quantiser.integers(held, conv.slot(option))
+        slot = layer.slot(option)
+        weight, step = quantiser.integers(held, slot)
         weight_step = step.double()
-        if not conv.takes_levels(option):
-            input_step = quantiser.input_step(conv.slot(option))
-    return FoldedConvolution(conv, weight, weight_step, gain, offset, input_step)
+        if not layer.takes_levels(option):
+            input_step, input_zero = quantiser.input_step(slot), quantiser.input_zero(slot)
+    if isinstance(layer, nn.Linear):
+        weight = weight[:, :, None, None]
+    return FoldedLayer(layer, weight, weight_step, gain, offset, input_step, input_zero)
 
 
 def _module(net: DynamicNetwork, block: int) -> nn.Module:
     return net.cifar.backbone.named_blocks()[block][1]
 
 
-def folded_stem(net: DynamicNetwork) -> FoldedConvolution:
+def folded_stem(net: DynamicNetwork) -> FoldedLayer:
     """The stem's convolution, always in float."""
     return fold(net.cifar.backbone.conv1, net.cifar.backbone.bn1, Option(32))
 
 
-def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[FoldedConvolution, ...]:
+def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[FoldedLayer, ...]:
     """A block's branch at an executed option, convolution by convolution.
 
     Args:
@@ -101,7 +114,7 @@ def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[Fold
     )
 
 
-def folded_shortcut(net: DynamicNetwork, block: int) -> FoldedConvolution | None:
+def folded_shortcut(net: DynamicNetwork, block: int) -> FoldedLayer | None:
     """A block's projection - 8 bits on an int8 stream, else float; None for an identity."""
     module = _module(net, block)
     names = cast(ResidualBlock, module).projection

@@ -25,6 +25,7 @@ from fracskip.gating import GateState, choose, create_gate, gumbel_like, straigh
 from fracskip.models import create_backbone
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
+from fracskip.quant.normalisation import FractionalBatchNorm2d
 
 BARRED = -1e9  # added to the logit of what a block can't do; finite, so that nothing becomes NaN
 
@@ -136,17 +137,17 @@ class DynamicNetwork(nn.Module):
         """
         if not isinstance(self.trunk, CifarTrunk):
             raise ConfigError(
-                f"{self.spec.model.name} is no CIFAR ResNet: bundles, ONNX models and recorded "
-                "steps are made of those alone; execute it in torch"
+                f"{self.spec.model.name} is no CIFAR ResNet, and recorded steps (runtime.capture) "
+                "are made of those alone: leave it out"
             )
         return self.trunk
 
     def plain(self) -> nn.Module:
         """A copy of the backbone as the plain network that it still is: all in full precision."""
         twin = copy.deepcopy(self.backbone)
-        for module in twin.modules():
-            if isinstance(module, FractionalLayer):
-                module.option_weight = nn.ParameterList()
+        for name, module in list(twin.named_modules()):
+            if isinstance(module, FractionalLayer | FractionalBatchNorm2d):
+                twin.set_submodule(name, module.plain())
         return twin
 
     def summary(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from fracskip.config import QuantConfig
 from fracskip.dynamic.routing import RoutedBlock
 from fracskip.models.graph import Step, Steps, module_of, plainly
-from fracskip.models.structure import Block, never_negative, quantisable
+from fracskip.models.structure import Block, is_relu, never_negative, quantisable
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalConv2d, FractionalLayer, FractionalLinear
 from fracskip.quant.normalisation import FractionalBatchNorm2d, take_statistics
@@ -36,6 +36,10 @@ class TracedBlock(RoutedBlock):
         quant: How it is quantised; the stream between blocks is float.
         onward: Nodes between this block and the next, in order.
         until: What the next block sees.
+
+    Attributes:
+        norm_of: The BatchNorms that fold into the convolution before them, by that one's path.
+        skips_for_free: Whether a skipped block gives exactly what it sees.
     """
 
     def __init__(
@@ -51,11 +55,11 @@ class TracedBlock(RoutedBlock):
         self.name, self.options, self.in_channels = block.name, options, channels
         self.can_be_skipped = block.can_be_skipped
         self.hands_on = block.can_be_skipped and block.shortcut is None
-        self._norm_of: dict[str, FractionalBatchNorm2d] = {}
+        self.norm_of: dict[str, FractionalBatchNorm2d] = {}
         self._folded: set[str] = set()
-        relu = all(isinstance(module_of(net, node), nn.ReLU) for node in block.after)
+        relu = all(is_relu(net, node) for node in block.after)
         stays = self.hands_on and relu
-        self._skips_for_free = stays and (not block.after or never_negative(net, block.entry))
+        self.skips_for_free = stays and (not block.after or never_negative(net, block.entry))
         self._convert(net, block, quant)
         self._branch = Steps(net, block.branch, [block.entry], block.branch[-1])
         ways = block.shortcut or ()
@@ -86,7 +90,7 @@ class TracedBlock(RoutedBlock):
                 before = node.all_input_nodes[0]
                 alone = list(before.users) == [node] and before in block.branch
                 if alone and isinstance(module_of(net, before), FractionalConv2d):
-                    self._norm_of[str(before.target)] = norm
+                    self.norm_of[str(before.target)] = norm
                     self._folded.add(path)
 
     # -- execution -------------------------------------------------------------------------------
@@ -103,7 +107,7 @@ class TracedBlock(RoutedBlock):
 
     def _skip(self, x: Tensor) -> Tensor:
         assert self.can_be_skipped, f"{self.name} has no shortcut"
-        out: Tensor = x if self._skips_for_free else self._after(self._shortcut(x))
+        out: Tensor = x if self.skips_for_free else self._after(self._shortcut(x))
         return out
 
     def _onward(self, x: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ class TracedBlock(RoutedBlock):
             # As in the plain network, to the bit.
             return plainly(step, arguments)
         if isinstance(module, FractionalLayer):
-            norm = self._norm_of.get(step.target)
+            norm = self.norm_of.get(step.target)
             terms = norm.folded(option) if norm is not None else ()
             return [module.execute(x, option, *terms) for (x,) in arguments]
         if isinstance(module, FractionalBatchNorm2d):
@@ -141,7 +145,7 @@ class TracedBlock(RoutedBlock):
             if isinstance(module, FractionalLayer):
                 if observe:
                     module.observe(arguments[0][0], option)
-                norm = self._norm_of.get(step.target)
+                norm = self.norm_of.get(step.target)
                 if norm is not None and norm.owns_statistics(option):
                     return [module.execute(z, option) for (z,) in arguments]
             if isinstance(module, FractionalBatchNorm2d) and module.owns_statistics(option):
@@ -165,7 +169,7 @@ class TracedBlock(RoutedBlock):
 
         def layer(step: Step, arguments: Arguments) -> list[Any]:
             module = step.module
-            if isinstance(module, FractionalLayer) and step.target in self._norm_of:
+            if isinstance(module, FractionalLayer) and step.target in self.norm_of:
                 return [module.execute(x, option) for (x,) in arguments]
             if isinstance(module, FractionalBatchNorm2d):
                 for (z,) in arguments:

@@ -6,7 +6,7 @@ Shapes: B images, C channels, H height, W width, N classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -152,6 +152,21 @@ class CifarTrunk:
         ]
 
 
+@dataclass(frozen=True)
+class Section:
+    """What is always executed between two values.
+
+    Attributes:
+        nodes: Its steps, in order.
+        entry: The value it begins with.
+        output: The value it ends with.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    entry: fx.Node
+    output: fx.Node
+
+
 class TracedTrunk:
     """Any network that can be traced.
 
@@ -160,6 +175,10 @@ class TracedTrunk:
 
     Attributes:
         structure: Where its blocks are.
+        backbone: The network.
+        begins: What lies before the first of them.
+        goes_on: What lies between each of them and the next; nothing after the last.
+        ends: What lies behind the last.
     """
 
     stream: StreamQuantiser | None = None
@@ -175,6 +194,7 @@ class TracedTrunk:
                 module.inplace = False  # type: ignore[assignment]
         image = (spec.image.channels, *spec.image.size)
         structure = find_blocks(backbone, image, spec.model.blocks or None)
+        self.structure, self.backbone = structure, backbone
         self._rows = _rows(structure, backbone)
         self.profile = _profile(structure, backbone)
         nodes, found = list(structure.nodes), structure.blocks
@@ -193,8 +213,14 @@ class TracedTrunk:
             for block, until in zip(found, untils, strict=True)
         )
         start, entry, end = nodes[0], found[0].entry, found[-1].output
-        self._begin = Steps(backbone, _between(nodes, start, entry), [start], entry)
-        self._head = Steps(backbone, _between(nodes, end, last), [end], last)
+        self.begins = Section(tuple(_between(nodes, start, entry)), start, entry)
+        self.goes_on = tuple(
+            Section(tuple(_between(nodes, block.output, until)), block.output, until)
+            for block, until in zip(found, untils, strict=True)
+        )
+        self.ends = Section(tuple(_between(nodes, end, last)), end, last)
+        self._begin = Steps(backbone, self.begins.nodes, [start], entry)
+        self._head = Steps(backbone, self.ends.nodes, [end], last)
 
     def begin(self, images: Tensor) -> Tensor:
         """See `Trunk.begin`."""

@@ -33,6 +33,7 @@ IN_SHORTCUTS = (
     nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d, nn.Identity, nn.Dropout
 )  # fmt: skip
 
+RELU_CALLS = (F.relu, torch.relu, "relu", "relu_")
 NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
 NEVER_NEGATIVE_CALLS = (
     F.relu,
@@ -257,6 +258,12 @@ def is_activation(net: nn.Module, node: fx.Node) -> bool:
     """Whether a step is an activation and nothing else."""
     module = module_of(net, node)
     return node.target in ACTIVATION_CALLS if module is None else isinstance(module, ACTIVATIONS)
+
+
+def is_relu(net: nn.Module, node: fx.Node) -> bool:
+    """Whether a step is a ReLU, which leaves alone what has no negative elements."""
+    module = module_of(net, node)
+    return node.target in RELU_CALLS if module is None else type(module) is nn.ReLU
 
 
 def never_negative(net: nn.Module, node: fx.Node) -> bool:

@@ -84,6 +84,10 @@ class FractionalLayer(nn.Module):
         """The layer's own operation with other weights."""
         raise NotImplementedError
 
+    def plain(self) -> nn.Module:
+        """The plain layer that it was made of, with its weights."""
+        raise NotImplementedError
+
     @property
     def owns_weights(self) -> bool:
         """Whether each executed option has weights of its own."""
@@ -162,18 +166,13 @@ class FractionalConv2d(FractionalLayer, nn.Conv2d):
 
     @classmethod
     def _like(cls, layer: nn.Conv2d) -> Self:
-        return cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            bias=layer.bias is not None,
-            padding_mode=layer.padding_mode,
-            device="meta",
-        )
+        new: Self = _geometry(cls, layer)
+        return new
+
+    def plain(self) -> nn.Conv2d:
+        """See `FractionalLayer.plain`."""
+        layer: nn.Conv2d = _holding(_geometry(nn.Conv2d, self), self)
+        return layer
 
     def _apply_weights(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -186,8 +185,37 @@ class FractionalLinear(FractionalLayer, nn.Linear):
     def _like(cls, layer: nn.Linear) -> Self:
         return cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
 
+    def plain(self) -> nn.Linear:
+        """See `FractionalLayer.plain`."""
+        has_bias = self.bias is not None
+        empty = nn.Linear(self.in_features, self.out_features, has_bias, device="meta")
+        layer: nn.Linear = _holding(empty, self)
+        return layer
+
     def _apply_weights(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
+
+
+def _geometry(kind: Any, like: nn.Conv2d) -> Any:
+    """A convolution of a kind and of another's geometry, on the meta device."""
+    return kind(
+        like.in_channels,
+        like.out_channels,
+        like.kernel_size,
+        like.stride,
+        like.padding,
+        like.dilation,
+        like.groups,
+        bias=like.bias is not None,
+        padding_mode=like.padding_mode,
+        device="meta",
+    )
+
+
+def _holding(layer: Any, given: FractionalLayer) -> Any:
+    """A layer with another's parameters."""
+    layer.weight, layer.bias = given.weight, given.bias
+    return layer.train(given.training)
 
 
 def _slots(options: OptionSet) -> dict[Option, int]:

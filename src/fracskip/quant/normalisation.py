@@ -68,6 +68,14 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         new._sums = None
         return new
 
+    def plain(self) -> nn.BatchNorm2d:
+        """The plain norm that it was made of; itself where that brought an activation along."""
+        if self.drop is not None or self.act is not None:
+            return self
+        norm = nn.BatchNorm2d(self.num_features, self.eps, device=self.weight.device)
+        norm.load_state_dict({name: self.state_dict()[name] for name in norm.state_dict()})
+        return norm.train(self.training)
+
     @staticmethod
     def converts(norm: nn.Module) -> bool:
         """Whether a module is a norm that `of` takes."""

@@ -76,7 +76,7 @@ class ModernQuantiser(nn.Module):
     def activation_bounds(self, slot: int) -> tuple[int, int]:
         """Smallest and largest multiple of the step that a slot's activations take."""
         low, high = self._activation_bounds[slot]
-        zero = 0 if self.activation_zero is None else int(self.activation_zero[slot])
+        zero = self.input_zero(slot)
         return low - zero, high - zero
 
     def activation(self, x: Tensor, slot: int) -> Tensor:
@@ -92,6 +92,10 @@ class ModernQuantiser(nn.Module):
     def input_step(self, slot: int) -> float:
         """The step of a slot's activations."""
         return float(self.activation_step[slot].detach().clamp_min(SMALLEST_STEP))
+
+    def input_zero(self, slot: int) -> int:
+        """The level that stands for 0 in a slot's activations."""
+        return 0 if self.activation_zero is None else int(self.activation_zero[slot])
 
     @torch.no_grad()
     def integers(self, weight: Tensor, slot: int) -> tuple[Tensor, Tensor]:

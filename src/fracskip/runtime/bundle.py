@@ -22,21 +22,17 @@ from pydantic import ValidationError
 from fracskip.config import explain
 from fracskip.errors import BundleError
 from fracskip.files import split_safetensors, write_atomically
-from fracskip.runtime.plan import (
-    HIGHEST_LEVEL,
-    MAX_ELEMENTS,
-    SCHEMA,
-    VERSION,
-    Plan,
-    TensorSpec,
-    tensor_table,
-)
+from fracskip.runtime.graph import GraphPlan
+from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, SCHEMA, Plan, TensorSpec
+from fracskip.runtime.residual import ResidualPlan
 
 BUNDLED = {
     "bundled": "dfs_resnet38_cifar10.fsk",
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.fsk",
 }
 SUFFIX = ".fsk"
+PLANS: dict[int, type[Plan]] = {1: ResidualPlan, 2: GraphPlan}
+"""What each version of the format describes."""
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -121,7 +117,7 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     text, digest = meta["fracskip"], meta.pop("digest", None)
     if not isinstance(text, str) or len(meta) != 1:
         raise BundleError(f"{origin} has damaged metadata; copy it again")
-    _check_schema(text, origin)
+    kind = _kind_of(text, origin)
     try:
         entries = {name: _entry(item) for name, item in tree.items()}
         _check_tiling(entries, len(body))
@@ -133,7 +129,7 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
             f"{origin} does not match its digest: at least one byte was changed since it was "
             "written; copy it again"
         )
-    plan = _plan(text, origin)
+    plan = _plan(kind, text, origin)
     tensors = {
         name: np.frombuffer(body[item.begin : item.end], _TYPES[item.dtype]).reshape(item.shape)
         for name, item in entries.items()
@@ -149,8 +145,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _check_schema(text: str, origin: str | Path) -> None:
-    """Tells a file of another kind from a damaged one."""
+def _kind_of(text: str, origin: str | Path) -> type[Plan]:
+    """The plan's type; tells a file of another kind from a damaged one."""
     try:
         tree = json.loads(text, object_pairs_hook=_unique)
         found = tree["schema"], tree["version"]
@@ -161,16 +157,18 @@ def _check_schema(text: str, origin: str | Path) -> None:
             f"{origin} is a checkpoint, not a bundle: make one of it with "
             f"fracskip export {origin} --to FILE{SUFFIX}"
         )
-    if found != (SCHEMA, VERSION):
+    kind = PLANS.get(found[1]) if type(found[1]) is int else None
+    if found[0] != SCHEMA or kind is None:
         raise BundleError(
             f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {SCHEMA!r} "
-            f"version {VERSION}: export it again"
+            f"versions {' and '.join(map(str, PLANS))}: export it again"
         )
+    return kind
 
 
-def _plan(text: str, origin: str | Path) -> Plan:
+def _plan(kind: type[Plan], text: str, origin: str | Path) -> Plan:
     try:
-        plan = Plan.model_validate_json(text)
+        plan = kind.model_validate_json(text)
     except ValidationError as error:
         raise BundleError(f"{origin} describes no network: {explain(error)}") from None
     except ValueError as error:
@@ -222,7 +220,7 @@ def check_tensors(plan: Plan, tensors: Arrays, origin: str | Path) -> None:
         BundleError: naming the first that is missing, surplus, of another shape or type, not
             finite, or outside its width's grid.
     """
-    table = tensor_table(plan)
+    table = plan.tensor_table
     missing = sorted(name for name in table.keys() - tensors.keys() if not table[name].optional)
     surplus = sorted(tensors.keys() - table.keys())
     for kind, names in (("lacks", missing), ("has no place for", surplus)):
@@ -232,6 +230,8 @@ def check_tensors(plan: Plan, tensors: Arrays, origin: str | Path) -> None:
     for name, value in tensors.items():
         if fault := _fault(value, table[name]):
             raise BundleError(f"{origin}: {name} {fault}; export it again")
+    if fault := plan.fault(tensors):
+        raise BundleError(f"{origin}: {fault}; export it again")
 
 
 def _fault(value: NDArray[Any], spec: TensorSpec) -> str:
@@ -247,7 +247,13 @@ def _fault(value: NDArray[Any], spec: TensorSpec) -> str:
         return "has values that are NaN or infinite"
     elif spec.positive and not (value > 0).all():
         return "has values that are not above zero"
+    elif spec.levels and not _are_levels(value, spec.levels):
+        return f"has values that are no levels of {spec.levels} bits"
     return ""
+
+
+def _are_levels(value: NDArray[Any], bits: int) -> bool:
+    return bool(((value == np.rint(value)) & (value >= 0) & (value < 2**bits)).all())
 
 
 def furthest(weight: NDArray[np.int8]) -> int:
@@ -263,7 +269,7 @@ def encode_bundle(plan: Plan, tensors: Arrays) -> tuple[bytes, str]:
 
     Args:
         plan: What the network is.
-        tensors: Float32 and int8 arrays by name, as `tensor_table` asks for them.
+        tensors: Float32 and int8 arrays by name, as `Plan.tensor_table` asks for them.
 
     Raises:
         BundleError: if the tensors are not what the plan needs.

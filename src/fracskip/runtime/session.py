@@ -193,7 +193,7 @@ class InferenceSession:
         Raises:
             ConfigError: if the option is not in the set.
         """
-        shape = (images, len(self.plan.gated))
+        shape = (images, len(self.plan.gated_names))
         return np.full(shape, self.options.index(option), dtype=np.uint8)
 
     # -- running ----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class InferenceSession:
         forced = None if decisions is None else self._checked_decisions(decisions, count)
         told = self._told(budget, count, looks_twice=forced is None)
         logits = np.empty((count, self.plan.network.classes), np.float32)
-        chosen = np.empty((count, len(self.plan.gated)), np.uint8)
+        chosen = np.empty((count, len(self.plan.gated_names)), np.uint8)
         latency_us = np.empty(count, np.float32)
         before = None
         if "confidences" in told:
@@ -259,7 +259,7 @@ class InferenceSession:
         return np.ascontiguousarray(images)
 
     def _checked_decisions(self, decisions: ArrayLike, count: int) -> NDArray[np.uint8]:
-        values, shape = np.asarray(decisions), (count, len(self.plan.gated))
+        values, shape = np.asarray(decisions), (count, len(self.plan.gated_names))
         if values.shape != shape or values.dtype.kind not in "iu":
             raise ConfigError(
                 f"decisions of shape {values.shape} and type {values.dtype} do not fit: integers "
@@ -271,6 +271,13 @@ class InferenceSession:
                 f"decisions from {values.min()} to {values.max()} do not fit: option indices from "
                 f"0 to {len(self.options) - 1} are needed"
             )
+        if self.options.can_skip:
+            for column in np.flatnonzero(self.plan.unskippable):
+                if (values[:, column] == 0).any():
+                    raise ConfigError(
+                        f"block {self.plan.gated_names[column]} has no shortcut and can't be "
+                        "skipped: choose a width"
+                    )
         return np.ascontiguousarray(values, dtype=np.uint8)
 
     def _told(

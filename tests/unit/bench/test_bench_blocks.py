@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.residual_networks import Inverted, make_images, make_plain
 
 from fracskip.bench.blocks import (
     block_shapes,
@@ -13,8 +14,8 @@ from fracskip.bench.blocks import (
     path_times,
 )
 from fracskip.cli import doctor
-from fracskip.dynamic import DynamicNetwork
-from fracskip.export.bundle import export_bundle
+from fracskip.deployment.bundle import export_bundle
+from fracskip.dynamic import DynamicNetwork, convert
 from fracskip.runtime import InferenceSession
 
 
@@ -32,6 +33,21 @@ def test_shapes(session: InferenceSession) -> None:
         ("16 to 32 channels at 8x8", (0,)),
         ("32 to 64 channels at 4x4", (1,)),
     ]
+
+
+def test_blocks_of_any_network(tmp_path: Path) -> None:
+    net = convert(make_plain(Inverted), ["skip", 8, "full"], example_input=make_images(1))
+    net.spec = net.spec.model_copy(update={"target": 0.1})
+    export_bundle(net, tmp_path / "net.fsk")
+    session = InferenceSession(tmp_path / "net.fsk", engine="portable")
+    assert [(shape.words, shape.columns) for shape in block_shapes(session.plan)] == [
+        ("8 channels at 12x10", (0,)),
+        ("8 to 16 channels at 12x10", (1,)),
+        ("16 channels at 6x5", (2,)),
+    ]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), dtype=np.uint8)
+    rows = option_times(session, pixels, rounds=1)  # one block can't be skipped
+    assert [list(row.micros) for row in rows] == [["8", "full"]] * 3
 
 
 def test_paths(session: InferenceSession) -> None:

@@ -14,8 +14,8 @@ from fracskip.bench.contender import Contender
 from fracskip.bench.native import native_contenders
 from fracskip.bench.peers import Bench, float_contenders, int8_contender, obstacle
 from fracskip.bench.subject import Images, Plain, load_images, plain_of
+from fracskip.deployment.bundle import export_bundle
 from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.export.bundle import export_bundle
 
 
 @pytest.fixture

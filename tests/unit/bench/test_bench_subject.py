@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.support.residual_networks import Bottleneck, make_images, make_plain
 
 from fracskip.bench.subject import data_key, evenly, load_images, load_plain, plain_of
 from fracskip.checkpoint import save
 from fracskip.config import ImageConfig
-from fracskip.dynamic import DynamicNetwork
+from fracskip.dynamic import DynamicNetwork, convert
 from fracskip.errors import CheckpointError, ConfigError, DataError
 from fracskip.models import create_model
 
@@ -28,6 +30,17 @@ def test_the_plain_network_is_the_dynamic_one_in_full(net: DynamicNetwork) -> No
         torch.testing.assert_close(plain.net(images), expected)
     assert plain.name == "resnet8"
     assert not plain.net.training
+
+
+def test_any_network_s_plain_one_is_what_it_was_made_of() -> None:
+    original, images = make_plain(Bottleneck), make_images(4)
+    net = convert(original, ["skip", 8, "full"], example_input=images[:1], calibration=[images])
+    plain = plain_of(net)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.net(images), original(images))
+    model = onnxruntime.InferenceSession(plain.onnx(4).SerializeToString())
+    (found,) = model.run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(found, plain.net(images).detach(), atol=1e-5)
 
 
 def test_without_full_precision_a_backbone_is_needed(

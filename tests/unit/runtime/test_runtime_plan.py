@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fracskip.errors import BundleError
 from fracskip.runtime.bundle import parse_bundle
-from fracskip.runtime.plan import Plan, tensor_table
+from fracskip.runtime.residual import ResidualPlan
 from support.random_bundle import random_bundle, random_plan
 
 DATA = random_bundle(1, widths=(3, 4), depth=2, image=(8, 9))
@@ -137,7 +137,7 @@ def test_too_many_blocks() -> None:
 def test_numbers_that_are_none() -> None:
     text = json.dumps(TREE).replace('"target": 0.1', '"target": 1e999')
     with pytest.raises(ValueError, match="target"):
-        Plan.model_validate_json(text)
+        ResidualPlan.model_validate_json(text)
 
 
 def _places(tree: Any) -> list[list[Any]]:
@@ -206,14 +206,14 @@ def test_any_entry_removed(place: list[Any]) -> None:
 def test_stages_begin_with_projections() -> None:
     plan = random_plan(widths=(4, 8, 16), depth=2)
     assert plan.stages == (0, 0, 1, 1, 2, 2)
-    assert tensor_table(plan)["stream.steps"].shape == (3,)
+    assert plan.tensor_table["stream.steps"].shape == (3,)
     # A bottleneck's first block widens, so it projects.
     assert random_plan(blocks="bottleneck", widths=(4, 8), depth=2).stages == (1, 1, 2, 2)
 
 
 def test_the_tensors_of_a_plan() -> None:
     plan = random_plan(widths=(4, 8), depth=1, options=["skip", 4, 12], gate_width=6)
-    table = tensor_table(plan)
+    table = plan.tensor_table
     assert {name: spec.shape for name, spec in table.items() if name.startswith("blocks.1")} == {
         "blocks.1.4.0.weight": (8, 3, 3, 4),
         "blocks.1.4.0.scale": (8,),
@@ -243,7 +243,7 @@ def test_the_tensors_of_a_plan() -> None:
         "gate.out.bias": (3,),
         "gate.block_bias": (1, 3),
     }
-    floating = tensor_table(random_plan(widths=(4, 8), depth=1, stream="float"))
+    floating = random_plan(widths=(4, 8), depth=1, stream="float").tensor_table
     assert floating["blocks.1.shortcut.weight"].dtype == "F32"
     assert "blocks.1.shortcut.scale" not in floating
     assert not floating["blocks.1.8.input"].optional

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fracskip.export.onnx_blocks import Arrays, linear
-from fracskip.export.onnx_graph import Graph
+from fracskip.deployment.onnx_graph import Graph
+from fracskip.deployment.onnx_pieces import Arrays, linear
 from fracskip.options import HARM_SCALE
 from fracskip.runtime.plan import GatePlan
 
@@ -40,6 +40,7 @@ class GateWriter:
         if plan.output == "harm":
             graph.tensor("gate.most", 0)
             graph.tensor("gate.scale", -HARM_SCALE)
+        self._options = len(lean_weights)
         self._lean = self._leaning(lean_weights, budget)
         self._budget = self._embed_budget(budget) if plan.budget_input else None
         if plan.kind == "recurrent":
@@ -49,13 +50,14 @@ class GateWriter:
             bias = self._reordered("gate.lstm.bias")
             graph.tensor("gate.bias", np.concatenate([bias, np.zeros_like(bias)], axis=1))
 
-    def decide(self, index: int, pooled: str, name: str) -> str:
+    def decide(self, index: int, pooled: str, name: str, barred: bool = False) -> str:
         """Adds the decision for a gated block.
 
         Args:
             index: Among the gated blocks.
             pooled: The mean of its input, (1, C).
             name: Of what is added.
+            barred: Whether the first option is no choice.
 
         Returns:
             The option's index, int64 (1,).
@@ -80,6 +82,10 @@ class GateWriter:
             logits = graph.node("Mul", [harm, "gate.scale"], f"{name}.worth")
         if self._lean is not None:
             logits = graph.node("Add", [logits, self._lean], f"{name}.leaned")
+        if barred:
+            bars = np.zeros(self._options, np.float32)
+            bars[0] = -np.inf
+            logits = graph.node("Add", [logits, graph.tensor(f"{name}.bars", bars)], f"{name}.left")
         # The first of several maxima, as everywhere.
         return graph.node("ArgMax", [logits], name, axis=1, keepdims=0, select_last_index=0)
 

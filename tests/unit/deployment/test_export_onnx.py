@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from fracskip.cli import main
 from fracskip.config import ImageConfig
+from fracskip.deployment.onnx import backbone_onnx, bundle_onnx, export_onnx, network_onnx
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import CheckpointError, ConfigError, MissingExtraError
-from fracskip.export.onnx import backbone_onnx, bundle_onnx, export_onnx, network_onnx
 from fracskip.models import create_model
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import parse_bundle
@@ -320,11 +320,11 @@ def test_a_folder_that_cannot_be_written(net: DynamicNetwork, tmp_path: Path) ->
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("fracskip.export.onnx")]:
+    for name in [name for name in sys.modules if name.startswith("fracskip.deployment.onnx")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fracskip\[onnx\]'"):
-        __import__("fracskip.export.onnx")
+        __import__("fracskip.deployment.onnx")
 
 
 def test_the_command_line_writes_it(checkpoint_file: Path, tmp_path: Path) -> None:

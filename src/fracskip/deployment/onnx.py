@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
 from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
+from fracskip.deployment.bundle import bundle_of
+from fracskip.deployment.onnx_blocks import NetworkWriter
+from fracskip.deployment.onnx_gate import GateWriter
+from fracskip.deployment.onnx_graph import FLOAT, INT64, Graph, to_model, value_info
+from fracskip.deployment.onnx_pieces import Arrays
+from fracskip.deployment.onnx_programs import ProgramWriter
 from fracskip.dynamic import DynamicNetwork
-from fracskip.export.bundle import bundle_of
-from fracskip.export.onnx_blocks import Arrays, NetworkWriter
-from fracskip.export.onnx_gate import GateWriter
-from fracskip.export.onnx_graph import FLOAT, INT64, Graph, to_model, value_info
 from fracskip.files import write_atomically
-from fracskip.models import CifarResNet
+from fracskip.runtime.graph import GraphPlan
 from fracskip.runtime.plan import Plan
+from fracskip.runtime.residual import ResidualPlan
 
 if TYPE_CHECKING:
     import onnx
@@ -74,7 +79,7 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
         inputs.append(value_info("budget", FLOAT, (1, 1)))
     outputs = [
         value_info("logits", FLOAT, (1, plan.network.classes)),
-        value_info("decisions", INT64, (1, len(plan.gated))),
+        value_info("decisions", INT64, (1, len(plan.gated_names))),
     ]
     return to_model(
         graph.proto(plan.name, inputs, outputs),
@@ -83,7 +88,7 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
             "std": image.std,
             "class_names": plan.class_names,
             "options": plan.options,
-            "gated_blocks": [block.name for block in plan.gated],
+            "gated_blocks": plan.gated_names,
             "stream": plan.stream,
             "target": plan.target,
             "cascade": [] if plan.gate is None else plan.gate.cascade,
@@ -93,9 +98,7 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
     )
 
 
-def backbone_onnx(
-    backbone: CifarResNet, image: ImageConfig, batch: int | str = 1
-) -> onnx.ModelProto:
+def backbone_onnx(backbone: nn.Module, image: ImageConfig, batch: int | str = 1) -> onnx.ModelProto:
     """The plain network in full precision as a static ONNX model.
 
     Input `images`: float32 (batch, C, H, W), normalised (`fracskip.preprocess`). Output `logits`:
@@ -105,8 +108,13 @@ def backbone_onnx(
         backbone: The plain network; BatchNorm's statistics are folded into its convolutions.
         image: Its images' size and normalisation.
         batch: Images a run, or a name to leave that open.
+
+    Raises:
+        ConfigError: if the network can't be traced, or a step of it has no place in a bundle.
     """
-    classes = backbone.fc.out_features
+    backbone = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        classes = backbone(torch.zeros(1, image.channels, *image.size)).shape[1]
     spec = ModelSpec(
         model=ModelConfig(name="backbone"),
         options=("full",),
@@ -116,29 +124,46 @@ def backbone_onnx(
         class_names=tuple(map(str, range(classes))),
         data_name="",
     )
-    plan, tensors = bundle_of(DynamicNetwork(copy.deepcopy(backbone), spec))
+    return static_onnx(*bundle_of(DynamicNetwork(backbone, spec)), batch)
+
+
+def static_onnx(plan: Plan, tensors: Arrays, batch: int | str = 1) -> onnx.ModelProto:
+    """A static network's bundle as an ONNX model without decisions; see `backbone_onnx`.
+
+    Args:
+        plan: The bundle's plan, of one option.
+        tensors: Its tensors.
+        batch: Images a run, or a name to leave that open.
+    """
+    image = plan.image
     graph = Graph()
     _walk(graph, plan, tensors, tell_decisions=False)
     images = value_info("images", FLOAT, (batch, image.channels, *image.size))
-    logits = value_info("logits", FLOAT, (batch, classes))
+    logits = value_info("logits", FLOAT, (batch, plan.network.classes))
     metadata = {"mean": image.mean, "std": image.std}
     return to_model(graph.proto(plan.name, [images], [logits]), metadata)
 
 
 def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True) -> None:
     """Adds everything from `images` to `logits` and `decisions`."""
-    network = NetworkWriter(plan, tensors)
+    network: NetworkWriter | ProgramWriter
+    if isinstance(plan, GraphPlan):
+        network = ProgramWriter(plan, tensors)
+    else:
+        assert isinstance(plan, ResidualPlan)
+        network = NetworkWriter(plan, tensors)
     gate = None
     if plan.gate is not None:
         gate = GateWriter(graph, plan.gate, tensors, plan.lean_weights, "budget")
     x = network.stem(graph, "images")
     choices: list[str] = []
-    for index, block in enumerate(plan.network.blocks):
+    for index, (block, gated) in enumerate(network.parts):
         choice = None
-        if gate is not None and block.gated:
-            name = f"{block.name}/gate"
+        if gate is not None and gated:
+            name = f"{block}/gate"
             pooled = network.pooled(graph, index, x, f"{name}.pooled")
-            choice = gate.decide(len(choices), pooled, name)
+            barred = plan.option_set.can_skip and plan.unskippable[len(choices)]
+            choice = gate.decide(len(choices), pooled, name, barred)
             choices.append(choice)
         x = network.block(graph, index, x, choice)
     network.head(graph, x, "logits")
@@ -146,5 +171,5 @@ def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True
         row = graph.node("Concat", choices, "decisions.row", axis=0)
         graph.node("Unsqueeze", [row, graph.tensor("decisions.axes", [0], np.int64)], "decisions")
     elif tell_decisions:
-        always = np.zeros((1, len(plan.gated)), np.int64)
+        always = np.zeros((1, len(plan.gated_names)), np.int64)
         graph.node("Identity", [graph.tensor("decisions.only", always, np.int64)], "decisions")

@@ -1,0 +1,348 @@
+#include "generate.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace fracskip {
+namespace {
+
+const char* const kActs[] = {"none", "relu", "relu6", "hardsigmoid", "hardswish", "sigmoid", "silu", "gelu"};
+
+struct Extent {
+  int c, h, w;
+  bool operator==(const Extent& o) const { return c == o.c && h == o.h && w == o.w; }
+};
+
+// A convolution that a program holds, or the channels of a gain.
+struct Made {
+  bool conv = false;
+  int taken = 0, given = 0, kernel_h = 1, kernel_w = 1, groups = 1;
+  bool may_be_fed = false;  // by another convolution's levels
+  bool fed_by_none = false;  // which has no activation
+};
+
+struct Draft {
+  std::string json;
+  std::vector<Made> ops;
+  Extent out;
+};
+
+std::string pair_of(int a, int b) { return "[" + std::to_string(a) + ", " + std::to_string(b) + "]"; }
+
+class Generator {
+ public:
+  explicit Generator(Random& random) : random_(random) {}
+
+  Bytes run() {
+    const int channels = below(2) ? 3 : 1 + below(18), classes = 1 + below(5);
+    Extent at = {channels, 1 + below(9), 1 + below(9)};
+    const Extent image = at;
+    choose_options();
+    std::string parts;
+    const int count = 1 + below(4);
+    for (int i = 0; i < count; ++i) parts += part(i, at) + ", ";
+    parts += head(count, at, classes);
+    gate();
+    std::string per_channel, names;
+    for (int c = 0; c < channels; ++c) per_channel += (c ? ", 0.5" : "0.5");
+    for (int c = 0; c < classes; ++c) names += (c ? ", \"c\"" : "\"c\"");
+    std::string options;
+    for (std::size_t k = 0; k < options_.size(); ++k) options += (k ? ", \"" : "\"") + options_[k] + "\"";
+    return pack(R"({"schema": "fracskip.bundle", "version": 2, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
+                R"(], "image": {"size": )" + pair_of(image.h, image.w) + R"(, "channels": )" + std::to_string(channels) + R"(, "mean": [)" +
+                per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": [)" + options + R"(], "stream": "float", "target": null, )" +
+                R"("cost": {"stem_macs": 1, "head_macs": 1, "blocks": []}, "network": {"classes": )" + std::to_string(classes) +
+                R"(, "parts": [)" + parts + R"(]}, "gate": )" + gate_json_ + "}");
+  }
+
+ private:
+  int below(int count) { return static_cast<int>(random_() % static_cast<unsigned>(count)); }
+
+  void choose_options() {
+    for (const char* label : {"skip", "2", "4", "8", "16", "full"}) {
+      if (below(2)) options_.push_back(label);
+    }
+    if (options_.empty() || (options_.size() == 1 && options_[0] == "skip")) options_ = {"skip", "8"};
+  }
+
+  std::string act() { return kActs[below(2) ? below(3) : below(8)]; }
+
+  void add(Draft& p, const std::string& json, Made made) {
+    p.json += (p.ops.empty() ? "" : ", ") + json;
+    p.ops.push_back(made);
+  }
+
+  // `keeps`: with the size that it has.
+  void conv(Draft& p, int value, int given, bool keeps, const std::string& act, bool fed, bool fed_by_none) {
+    Made made;
+    made.conv = true;
+    made.taken = p.out.c;
+    made.given = given;
+    made.may_be_fed = fed;
+    made.fed_by_none = fed_by_none;
+    const int kind = below(4);
+    if (kind == 0) made.groups = made.given = made.taken;
+    if (kind == 1 && made.taken % 2 == 0 && made.given % 2 == 0) made.groups = 2;
+    int dilation_h = 1, dilation_w = 1, pad_h = 0, pad_w = 0, stride_h = 1, stride_w = 1;
+    if (below(3)) {
+      made.kernel_h = keeps ? 1 + 2 * below(3) : 1 + below(5);
+      made.kernel_w = keeps ? 1 + 2 * below(3) : 1 + below(5);
+      if (below(4) == 0) dilation_h = 1 + below(3);
+      if (below(4) == 0) dilation_w = 1 + below(3);
+      pad_h = (made.kernel_h - 1) * dilation_h / 2;
+      pad_w = (made.kernel_w - 1) * dilation_w / 2;
+    }
+    if (!keeps) {
+      stride_h = 1 + below(3);
+      stride_w = 1 + below(3);
+      pad_h += below(2);
+      pad_w += below(2);
+    }
+    while (p.out.h + 2 * pad_h < (made.kernel_h - 1) * dilation_h + 1) ++pad_h;
+    while (p.out.w + 2 * pad_w < (made.kernel_w - 1) * dilation_w + 1) ++pad_w;
+    add(p, R"({"op": "conv", "in": [)" + std::to_string(value) + R"(], "channels": )" + pair_of(made.taken, made.given) + R"(, "kernel": )" +
+               pair_of(made.kernel_h, made.kernel_w) + R"(, "stride": )" + pair_of(stride_h, stride_w) + R"(, "padding": )" + pair_of(pad_h, pad_w) +
+               R"(, "dilation": )" + pair_of(dilation_h, dilation_w) + R"(, "groups": )" + std::to_string(made.groups) + R"(, "act": ")" + act + "\"}",
+        made);
+    p.out = {made.given, (p.out.h + 2 * pad_h - (made.kernel_h - 1) * dilation_h - 1) / stride_h + 1,
+             (p.out.w + 2 * pad_w - (made.kernel_w - 1) * dilation_w - 1) / stride_w + 1};
+  }
+
+  void one_op(Draft& p, bool keeps) {
+    const int at = static_cast<int>(p.ops.size());
+    const std::string in = R"("in": [)" + std::to_string(at) + "]";
+    Made none, gained;
+    gained.given = p.out.c;
+    switch (below(9)) {
+      case 0: add(p, R"({"op": "act", )" + in + R"(, "act": ")" + kActs[1 + below(7)] + "\"}", none); break;
+      case 1: add(p, R"({"op": "affine", )" + in + R"(, "channels": )" + std::to_string(p.out.c) + "}", gained); break;
+      case 2: add(p, R"({"op": "norm", )" + in + R"(, "channels": )" + std::to_string(p.out.c) + R"(, "eps": 1e-5})", gained); break;
+      case 3: {  // squeeze and excitation
+        const Extent whole = p.out;
+        add(p, R"({"op": "mean", )" + in + "}", none);
+        p.out = {whole.c, 1, 1};
+        conv(p, at + 1, whole.c, true, act(), false, false);
+        if (!(p.out == Extent{whole.c, 1, 1})) break;  // it became a value of its own
+        p.out = whole;
+        add(p, std::string(R"({"op": ")") + (below(3) ? "mul" : "add") + R"(", "in": )" + pair_of(at, at + 2) + "}", none);
+        break;
+      }
+      case 4: add(p, std::string(R"({"op": ")") + (below(2) ? "mul" : "add") + R"(", "in": )" + pair_of(at, at) + "}", none); break;
+      case 5: {
+        if (keeps) return conv(p, at, 1 + below(20), keeps, act(), false, false);
+        const bool largest = below(2);
+        add(p, R"({"op": "pool", )" + in + R"(, "kind": ")" + (largest ? "max" : "mean") + R"(", "kernel": [2, 2], "stride": [2, 1], "padding": [1, 1], "count_padding": )" +
+                   (!largest && below(2) ? "true}" : "false}"), none);
+        p.out = {p.out.c, p.out.h / 2 + 1, p.out.w + 1};
+        break;
+      }
+      default: {
+        const std::string first = kActs[below(3)];
+        conv(p, at, 1 + below(20), keeps, first, false, false);
+        conv(p, at + 1, 1 + below(20), keeps, act(), true, first == "none");
+      }
+    }
+  }
+
+  Draft program(const Extent& in, int most, bool keeps) {
+    Draft p;
+    p.out = in;
+    for (int i = below(most + 1); i > 0; --i) one_op(p, keeps);
+    return p;
+  }
+
+  std::string part(int index, Extent& at) {
+    const std::string name = "parts." + std::to_string(index), label = R"({"name": "part)" + std::to_string(index) + R"(", "gated": )";
+    const int kind = below(4);
+    if (kind == 0) {
+      const Draft p = program(at, 3, false);
+      tensors_of(name, p, 0);
+      at = p.out;
+      return label + R"(false, "ops": [)" + p.json + "]}";
+    }
+    seen_.push_back(at.c);
+    Draft branch = program(at, 2, kind > 1), shortcut;
+    if (kind > 1) {
+      // Any size may have changed: it is made what the shortcut's is, which has one pixel.
+      if (!(branch.out == at)) {
+        const int value = static_cast<int>(branch.ops.size());
+        add(branch, R"({"op": "mean", "in": [)" + std::to_string(value) + "]}", {});
+        branch.out.h = branch.out.w = 1;
+        shortcut.out = at;
+        add(shortcut, R"({"op": "mean", "in": [0]})", {});
+        shortcut.out.h = shortcut.out.w = 1;
+        if (branch.out.c != at.c) {
+          Made made;
+          made.conv = true;
+          made.taken = at.c;
+          made.given = branch.out.c;
+          add(shortcut, R"({"op": "conv", "in": [1], "channels": )" + pair_of(at.c, branch.out.c) +
+                            R"(, "kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": "none"})", made);
+        }
+      }
+    }
+    if (branch.ops.empty()) conv(branch, 0, at.c, true, "none", false, false);
+    if (kind > 1 && shortcut.ops.empty() && !(branch.out == at)) return repaired(label, name, branch, at);
+    write(name, branch, shortcut);
+    const bool can_skip = kind > 1, hands_on = can_skip && shortcut.ops.empty() && below(2);
+    at = branch.out;
+    const std::string after = can_skip && below(2) ? std::string(R"({"op": "act", "in": [0], "act": ")") + kActs[1 + below(7)] + "\"}" : "";
+    return label + R"(true, "can_skip": )" + (can_skip ? "true" : "false") + R"(, "hands_on": )" + (hands_on ? "true" : "false") + R"(, "branch": [)" +
+           branch.json + R"(], "shortcut": [)" + shortcut.json + R"(], "after": [)" + after + "]}";
+  }
+
+  // A branch that came out with another shape after all: it has no shortcut.
+  std::string repaired(const std::string& label, const std::string& name, const Draft& branch, Extent& at) {
+    write(name, branch, {});
+    at = branch.out;
+    return label + R"(true, "can_skip": false, "hands_on": false, "branch": [)" + branch.json + R"(], "shortcut": [], "after": []})";
+  }
+
+  void write(const std::string& name, const Draft& branch, const Draft& shortcut) {
+    for (const std::string& option : options_) {
+      if (option == "skip") continue;
+      const int bits = option == "full" ? 32 : std::stoi(option);
+      tensors_of(name + "." + option, branch, bits <= 8 ? bits : 0);
+    }
+    tensors_of(name + ".shortcut", shortcut, 0);
+  }
+
+  std::string head(int index, const Extent& at, int classes) {
+    Draft p;
+    add(p, R"({"op": "mean", "in": [0]})", {});
+    Made made;
+    made.conv = true;
+    made.taken = at.c;
+    made.given = classes;
+    add(p, R"({"op": "conv", "in": [1], "channels": )" + pair_of(at.c, classes) +
+               R"(, "kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": "none"})", made);
+    tensors_of("parts." + std::to_string(index), p, 0);
+    return R"({"name": "", "gated": false, "ops": [)" + p.json + "]}";
+  }
+
+  void gate() {
+    if (options_.size() == 1) return;
+    const int options = static_cast<int>(options_.size()), width = 1 + below(5);
+    const bool recurrent = below(2), budget = below(3) == 0;
+    for (std::size_t g = 0; g < seen_.size(); ++g) {
+      const std::string index = std::to_string(g);
+      floats("gate.embed." + index + ".weight", {width, seen_[g]}, 1.0);
+      floats("gate.embed." + index + ".bias", {width}, 1.0);
+      if (recurrent) continue;
+      floats("gate.out." + index + ".weight", {options, width}, 1.0);
+      floats("gate.out." + index + ".bias", {options}, 1.0);
+    }
+    if (budget) {
+      floats("gate.budget.weight", {width}, 1.0);
+      floats("gate.budget.bias", {width}, 1.0);
+    }
+    if (recurrent) {
+      floats("gate.lstm.weight_ih", {4 * width, width}, 1.0);
+      floats("gate.lstm.weight_hh", {4 * width, width}, 1.0);
+      floats("gate.lstm.bias", {4 * width}, 1.0);
+      floats("gate.out.weight", {options, width}, 1.0);
+      floats("gate.out.bias", {options}, 1.0);
+    }
+    gate_json_ = std::string(R"({"kind": ")") + (recurrent ? "recurrent" : "feedforward") + R"(", "width": )" + std::to_string(width) +
+                 R"(, "budget_input": )" + (budget ? "true}" : "false}");
+  }
+
+  // -- tensors ------------------------------------------------------------------------------------------
+
+  struct Tensor {
+    std::string name, shape;
+    bool integers;
+    Bytes bytes;
+  };
+
+  void put(const std::string& name, const std::vector<int>& shape, bool integers, const std::vector<float>& values) {
+    Tensor tensor{name, "", integers, {}};
+    for (int extent : shape) tensor.shape += (tensor.shape.empty() ? "" : ", ") + std::to_string(extent);
+    for (float value : values) {
+      if (integers) {
+        tensor.bytes.push_back(static_cast<std::uint8_t>(static_cast<std::int8_t>(value)));
+      } else {
+        std::uint8_t raw[4];
+        std::memcpy(raw, &value, sizeof raw);
+        tensor.bytes.insert(tensor.bytes.end(), raw, raw + 4);
+      }
+    }
+    tensors_.push_back(std::move(tensor));
+  }
+
+  static std::size_t count_of(const std::vector<int>& shape) {
+    std::size_t count = 1;
+    for (int extent : shape) count *= static_cast<std::size_t>(extent);
+    return count;
+  }
+
+  void floats(const std::string& name, const std::vector<int>& shape, double spread) {
+    std::vector<float> values(count_of(shape));
+    for (float& value : values) value = static_cast<float>((below(2001) - 1000) * 0.001 * spread);
+    put(name, shape, false, values);
+  }
+
+  void tensors_of(const std::string& name, const Draft& p, int bits) {
+    for (std::size_t j = 0; j < p.ops.size(); ++j) {
+      const Made& op = p.ops[j];
+      const std::string own = name + "." + std::to_string(j);
+      if (!op.conv && op.given == 0) continue;
+      floats(own + ".bias", {op.given}, 1.0);
+      if (!op.conv) {
+        floats(own + ".gain", {op.given}, 1.0);
+        continue;
+      }
+      const std::vector<int> shape = {op.given, op.kernel_h, op.kernel_w, op.taken / op.groups};
+      if (bits == 0) {
+        floats(own + ".weight", shape, 1.0);
+        continue;
+      }
+      const int largest = (1 << (bits - 1)) - 1, top = (1 << bits) - 1;
+      std::vector<float> weights(count_of(shape));
+      for (float& weight : weights) weight = static_cast<float>(below(2 * largest + 1) - largest);
+      put(own + ".weight", shape, true, weights);
+      floats(own + ".scale", {op.given}, 4.0 / (largest * top));
+      const bool fed = op.may_be_fed && below(2);
+      if (!fed) put(own + ".input", {1}, false, {static_cast<float>(top) * 0.3f});
+      if ((!fed || op.fed_by_none) && below(2)) put(own + ".zero", {1}, false, {static_cast<float>(below(top + 1))});
+    }
+  }
+
+  Bytes pack(const std::string& plan) {
+    std::string quoted;
+    for (char c : plan) {
+      if (c == '"') quoted += '\\';
+      quoted += c;
+    }
+    std::string header = R"({"__metadata__": {"fracskip": ")" + quoted + R"(", "digest": "sha256:"})";
+    Bytes body;
+    for (const Tensor& tensor : tensors_) {
+      const std::size_t begin = body.size();
+      body.insert(body.end(), tensor.bytes.begin(), tensor.bytes.end());
+      header += ", \"" + tensor.name + R"(": {"dtype": ")" + (tensor.integers ? "I8" : "F32") + R"(", "shape": [)" + tensor.shape +
+                R"(], "data_offsets": [)" + std::to_string(begin) + ", " + std::to_string(body.size()) + "]}";
+    }
+    header += "}";
+    Bytes out;
+    for (int byte = 0; byte < 8; ++byte) out.push_back(static_cast<std::uint8_t>(std::uint64_t{header.size()} >> (8 * byte)));
+    out.insert(out.end(), header.begin(), header.end());
+    out.insert(out.end(), body.begin(), body.end());
+    return out;
+  }
+
+  Random& random_;
+  std::vector<std::string> options_;
+  std::vector<int> seen_;  // channels, by the gates
+  std::string gate_json_ = "null";
+  std::vector<Tensor> tensors_;
+};
+
+}  // namespace
+
+Bytes random_graph(Random& random) { return Generator(random).run(); }
+
+}  // namespace fracskip

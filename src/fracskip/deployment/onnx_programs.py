@@ -1,0 +1,228 @@
+"""The parts of any other network in ONNX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fracskip.deployment.onnx_graph import FLOAT, Graph
+from fracskip.deployment.onnx_pieces import (
+    Arrays,
+    Flow,
+    choose,
+    convolve,
+    dequantise,
+    multiply,
+    quantise,
+    window,
+)
+from fracskip.options import Option
+from fracskip.runtime.graph import (
+    ActOp,
+    AffineOp,
+    BinaryOp,
+    ConvOp,
+    FixedPart,
+    GraphPlan,
+    MeanOp,
+    NormOp,
+    PoolOp,
+    feeds_levels,
+    integer_bits,
+)
+
+
+class ProgramWriter:
+    """Adds the parts of a network, one by one.
+
+    Args:
+        plan: A bundle's plan.
+        tensors: Its tensors.
+
+    Attributes:
+        parts: Name of each, and whether a gate decides for it.
+    """
+
+    def __init__(self, plan: GraphPlan, tensors: Arrays) -> None:
+        self._plan, self._tensors = plan, tensors
+        self.parts = tuple(
+            (part.name or f"part{index}", part.gated)
+            for index, part in enumerate(plan.network.parts)
+        )
+
+    def stem(self, graph: Graph, x: str) -> Flow:
+        """There is none: the first part takes the image."""
+        return Flow(x, x)
+
+    def pooled(self, graph: Graph, index: int, x: Flow, name: str) -> str:
+        """Adds the mean over height and width of a part's input: (1, C)."""
+        mean = graph.node("GlobalAveragePool", [x.floats], f"{name}.mean")
+        return graph.node("Flatten", [mean], name)
+
+    def block(self, graph: Graph, index: int, x: Flow, choice: str | None) -> Flow:
+        """Adds a part.
+
+        Args:
+            graph: Where to.
+            index: The part's.
+            x: Its input.
+            choice: What decides: the index of the option whose nodes alone are executed. None for
+                a part of one option.
+        """
+        part, (name, _) = self._plan.network.parts[index], self.parts[index]
+        key = f"parts.{index}"
+        if isinstance(part, FixedPart):
+            y = self._program(graph, key, part.ops, x.raw, name)
+            return Flow(y, y)
+        shortcut = x.raw
+        if part.shortcut:  # every option needs it
+            shortcut = self._program(
+                graph, f"{key}.shortcut", part.shortcut, x.raw, f"{name}/shortcut"
+            )
+
+        def execute(into: Graph, option: Option, path: str) -> str:
+            if option.is_skip and not part.can_skip:
+                # Never chosen; an `If` needs something there, of the other options' shape.
+                option = self._plan.option_set[1]
+            if option.is_skip:
+                y = shortcut
+            else:
+                branch = f"{key}.{option.label}"
+                bits = integer_bits(option)
+                y = self._program(into, branch, part.branch, x.raw, f"{path}/branch", bits)
+                if part.can_skip:
+                    y = into.node("Add", [y, shortcut], f"{path}.sum")
+            if not (option.is_skip and part.hands_on):
+                y = self._program(into, f"{key}.after", part.after, y, f"{path}/after")
+            return into.node("Identity", [y], path)
+
+        if choice is None:
+            (option,) = self._plan.option_set
+            y = execute(graph, option, name)
+        else:
+            y = choose(graph, choice, list(self._plan.option_set), name, FLOAT, execute)
+        return Flow(y, y)
+
+    def head(self, graph: Graph, x: Flow, name: str) -> str:
+        """Adds what makes a row of the last part's values."""
+        return graph.node("Flatten", [x.floats], name)
+
+    # -- programs --------------------------------------------------------------------------------
+
+    def _program(
+        self, graph: Graph, key: str, ops: Sequence[Any], x: str, name: str, bits: int = 0
+    ) -> str:
+        """Adds operations; `bits` is the width of integers, 0 is float32."""
+        clamped = {
+            op.inputs[0] - 1
+            for position, op in enumerate(ops if bits else ())
+            if feeds_levels(ops, position) is not None
+            and f"{key}.{position}.input" not in self._tensors
+        }
+        values = [x]
+        for position, op in enumerate(ops):
+            place = f"{name}.{position}"
+            inputs = [values[index] for index in op.inputs]
+            y = self._operation(graph, f"{key}.{position}", op, inputs, place, bits)
+            act = "none" if position in clamped else getattr(op, "act", "none")
+            values.append(activate(graph, act, y, f"{place}.act"))
+        return values[-1]
+
+    def _operation(
+        self, graph: Graph, key: str, op: Any, inputs: list[str], name: str, bits: int
+    ) -> str:
+        (x, *_) = inputs
+        if isinstance(op, ConvOp):
+            return self._convolution(graph, key, op, x, name, bits)
+        if isinstance(op, PoolOp):
+            if op.kind == "max":
+                return graph.node("MaxPool", [x], name, **window(op))
+            counts = int(op.count_padding)
+            return graph.node("AveragePool", [x], name, count_include_pad=counts, **window(op))
+        if isinstance(op, MeanOp):
+            return graph.node("GlobalAveragePool", [x], name)
+        if isinstance(op, BinaryOp):
+            return graph.node("Add" if op.op == "add" else "Mul", inputs, name)
+        if isinstance(op, NormOp):
+            return self._norm(graph, key, op, x, name)
+        if isinstance(op, AffineOp):
+            gain, bias = (self._tensors[f"{key}.{kind}"] for kind in ("gain", "bias"))
+            product = multiply(graph, x, gain[:, None, None], f"{name}.product")
+            offset = graph.tensor(f"{name}.bias", bias[:, None, None])
+            return graph.node("Add", [product, offset], name)
+        assert isinstance(op, ActOp)
+        return x
+
+    def _norm(self, graph: Graph, key: str, op: NormOp, x: str, name: str) -> str:
+        last = graph.node("Transpose", [x], f"{name}.last", perm=[0, 2, 3, 1])
+        terms = [
+            graph.tensor(f"{name}.{kind}", self._tensors[f"{key}.{kind}"])
+            for kind in ("gain", "bias")
+        ]
+        normed = graph.node(
+            "LayerNormalization", [last, *terms], f"{name}.normed", axis=-1, epsilon=op.eps
+        )
+        return graph.node("Transpose", [normed], name, perm=[0, 3, 1, 2])
+
+    def _convolution(self, graph: Graph, key: str, op: ConvOp, x: str, name: str, bits: int) -> str:
+        attributes = {**window(op), "dilations": op.dilation, "group": op.groups}
+        if bits:
+            inverse = self._tensors.get(f"{key}.input")
+            zero = self._tensors.get(f"{key}.zero")
+            level = 0 if zero is None else int(zero[0])
+            if inverse is not None:
+                x = multiply(graph, x, inverse[0], f"{name}.unrounded")
+            x = quantise(graph, x, bits, f"{name}.input", level)
+            x = dequantise(graph, x, f"{name}.levels")
+            if level and any(op.padding):
+                # A border of levels that stand for 0.
+                high, wide = op.padding
+                around = graph.tensor(
+                    f"{name}.around", [0, 0, high, wide, 0, 0, high, wide], np.int64
+                )
+                border = graph.tensor(f"{name}.border", level)
+                x = graph.node("Pad", [x, around, border], f"{name}.padded")
+                attributes["pads"] = (0, 0, 0, 0)
+        return convolve(graph, self._tensors, key, x, name, **attributes)
+
+
+Activation = Callable[[Graph, str, str], str]
+
+
+def activate(graph: Graph, act: str, x: str, name: str) -> str:
+    """Adds an activation; 'none' adds nothing."""
+    return x if act == "none" else _ACTS[act](graph, x, name)
+
+
+def _relu6(graph: Graph, x: str, name: str) -> str:
+    bounds = (graph.tensor(f"{name}.low", 0), graph.tensor(f"{name}.high", 6))
+    return graph.node("Clip", [x, *bounds], name)
+
+
+def _hardsigmoid(graph: Graph, x: str, name: str) -> str:
+    return graph.node("HardSigmoid", [x], name, alpha=1 / 6, beta=0.5)
+
+
+def _silu(graph: Graph, x: str, name: str) -> str:
+    return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{name}.sigmoid")], name)
+
+
+def _gelu(graph: Graph, x: str, name: str) -> str:
+    scaled = multiply(graph, x, 1 / math.sqrt(2), f"{name}.scaled")
+    erf = graph.node("Erf", [scaled], f"{name}.erf")
+    above = graph.node("Add", [erf, graph.tensor(f"{name}.one", 1)], f"{name}.above")
+    return graph.node("Mul", [multiply(graph, x, 0.5, f"{name}.half"), above], name)
+
+
+_ACTS: dict[str, Activation] = {
+    "relu": lambda graph, x, name: graph.node("Relu", [x], name),
+    "relu6": _relu6,
+    "hardsigmoid": _hardsigmoid,
+    "hardswish": lambda graph, x, name: graph.node("HardSwish", [x], name),
+    "sigmoid": lambda graph, x, name: graph.node("Sigmoid", [x], name),
+    "silu": _silu,
+    "gelu": _gelu,
+}

@@ -1,1 +1,0 @@
-"""What a trained network becomes outside of torch."""

@@ -1,0 +1,157 @@
+"""Executes a bundle with torch, by the arithmetic of docs/bundle.md: integers to the bit.
+
+At every block images are grouped by decision, and each group runs once: what is not chosen is not
+computed.
+
+Shapes: B images, C channels, H height, W width, K options, L gated blocks, N classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fracskip.runtime.bundle import Bundle
+from fracskip.runtime.graph import GraphPlan
+from fracskip.runtime.portable.gate import Gate
+from fracskip.runtime.portable.graph import GraphTrunk
+from fracskip.runtime.portable.residual import ResidualTrunk
+from fracskip.runtime.portable.tensors import Tensors, Trunk
+from fracskip.runtime.residual import ResidualPlan
+
+
+class PortableEngine:
+    """Runs a bundle. Immutable once built; calls may come from any number of threads.
+
+    Args:
+        bundle: What to run.
+        threads: Of torch, while a batch runs.
+    """
+
+    isa = "torch"
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        plan = bundle.plan
+        self.threads = threads
+        self._gated = len(plan.gated_names)
+        tensors = Tensors(bundle)
+        self._trunk: Trunk
+        if isinstance(plan, GraphPlan):
+            self._trunk = GraphTrunk(plan, tensors)
+        else:
+            assert isinstance(plan, ResidualPlan)
+            self._trunk = ResidualTrunk(plan, tensors)
+        self._gate = None if plan.gate is None else Gate(bundle, tensors)
+        # The reciprocals are rounded before they are used.
+        self._mean = torch.tensor(plan.image.mean, dtype=torch.float32)
+        self._inverse_std = 1 / torch.tensor(plan.image.std, dtype=torch.float32)
+
+    def kernels(self) -> list[tuple[str, str, list[str]]]:
+        """What executes each block's options: (block, option, one name a convolution)."""
+        return self._trunk.kernels()
+
+    def run(
+        self,
+        images: NDArray[Any],
+        logits: NDArray[np.float32],
+        decisions: NDArray[np.uint8],
+        latency_us: NDArray[np.float32],
+        forced: NDArray[np.uint8] | None = None,
+        budgets: NDArray[np.float32] | None = None,
+        leans: NDArray[np.float32] | None = None,
+        confidences: NDArray[np.float32] | None = None,
+        second_budgets: NDArray[np.float32] | None = None,
+        second_leans: NDArray[np.float32] | None = None,
+        first: NDArray[np.uint8] | None = None,
+        again: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Classifies a batch; the answers are written in place.
+
+        Args:
+            images: uint8 or normalised float32 (B, H, W, C).
+            logits: (B, N).
+            decisions: (B, L).
+            latency_us: (B,); each image's share of the batch's time.
+            forced: Option indices (B, L) to execute instead of asking the gate.
+            budgets: Computation shares (B,), for gates that take them.
+            leans: Added to the gates' logits times the plan's `lean_weights` (B,).
+            confidences: There is a second look where the first choice's probability is smaller
+                (B,); without it there is one look.
+            second_budgets: As `budgets`, of the second look.
+            second_leans: As `leans`, likewise.
+            first: Decisions of the first look (B, L), written; with `confidences`.
+            again: Whether there was a second (B,), written; likewise.
+        """
+        if not len(images):
+            return
+        begin = time.perf_counter()
+        with torch.inference_mode(), _settings(self.threads):
+            x = self._trunk.begin(self._normalised(torch.tensor(images)))  # theirs may be read-only
+            logits[:], decisions[:] = self._look(x, forced, budgets, leans)
+            if confidences is not None and self._gated:
+                assert first is not None
+                assert again is not None
+                first[:] = decisions
+                powers = np.exp(logits - logits.max(1, keepdims=True))
+                again[:] = 1 / powers.sum(1) < confidences
+                rows = np.flatnonzero(again)
+                if len(rows):
+                    told = (
+                        None if each is None else each[rows]
+                        for each in (second_budgets, second_leans)
+                    )
+                    found = self._look(x[torch.from_numpy(rows)], None, *told)
+                    logits[rows], decisions[rows] = found
+        latency_us[:] = (time.perf_counter() - begin) * 1e6 / len(images)
+
+    def _look(
+        self,
+        x: Tensor,
+        forced: NDArray[np.uint8] | None,
+        budgets: NDArray[np.float32] | None,
+        leans: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """From what the first gated block sees: logits (B, N) and decisions (B, L)."""
+        decide = None
+        if forced is None and self._gate is not None:
+            decide = self._gate.start(
+                *(None if told is None else torch.tensor(told) for told in (budgets, leans))
+            )
+        choices: list[NDArray[np.int64]] = []
+        for gated in range(self._gated):
+            if decide is not None:
+                choice = decide(gated, self._trunk.pool(gated, x))
+            elif forced is not None:
+                choice = torch.from_numpy(forced[:, gated].astype(np.int64))
+            else:
+                choice = torch.zeros(len(x), dtype=torch.int64)
+            choices.append(choice.numpy())
+            x = self._trunk.execute(gated, x, choice)
+        decisions = np.stack(choices, 1) if choices else np.empty((len(x), 0), np.int64)
+        return self._trunk.head(x).numpy(), decisions
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C) to what a network takes, (B, C, H, W)."""
+        if pixels.dtype == torch.uint8:
+            scale = torch.tensor(1 / 255, dtype=torch.float32)
+            pixels = (pixels.to(torch.float32) * scale - self._mean) * self._inverse_std
+        return pixels.permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _settings(threads: int) -> Iterator[None]:
+    """So many threads, and no Winograd: its transforms do not keep integers exact."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,208 @@
+"""Traced networks: the native engine against the portable one, on every instruction set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.support.residual_networks import (
+    KINDS,
+    Loose,
+    Network,
+    Twice,
+    conv,
+    make_images,
+    settled,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fracskip
+from fracskip.dynamic import DynamicNetwork
+from fracskip.runtime import InferenceSession
+from fracskip.runtime.session import instruction_sets
+
+OPTIONS = ("skip", 2, 3, 4, 6, 8, 16, "full")
+ISAS = instruction_sets()
+Kind = Callable[[int, int, int], nn.Module]
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="no native engine was built")
+
+
+class Wide(nn.Module):
+    """What the small ones lack: many channels, groups of 16 and of 5, dilation, ReLU6, pools."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = conv(inputs, 48, 1)
+        self.norm1 = nn.BatchNorm2d(48)
+        self.second = nn.Conv2d(48, 48, 3, stride, padding=2, dilation=2, groups=3, bias=False)
+        self.norm2 = nn.BatchNorm2d(48)
+        self.third = nn.Conv2d(48, 35, 1)
+        self.fourth = nn.Conv2d(35, outputs, 3, padding=1, groups=1)
+        self.fifth = nn.Conv2d(outputs, outputs, (1, 5), padding=(0, 2), groups=outputs)
+        self.gate = nn.Conv2d(outputs, outputs, 1)
+        self.same = inputs == outputs and stride == 1
+        self.project = conv(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.norm1(self.first(x)))
+        y = F.relu6(self.norm2(self.second(y)))
+        y = F.max_pool2d(self.third(y), 3, 1, 1)
+        y = F.avg_pool2d(self.fifth(F.relu(self.fourth(y))), 3, 1, 1)
+        y = y * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(y, 1)))
+        return F.relu(y + (x if self.same else self.project(x)))
+
+
+class Stemmed(nn.Module):
+    """A stem as ImageNet's networks have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 24, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(24),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        self.body = Network(Wide, channels=24)
+        self.body.stem = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.stem(x))
+
+
+def images_for(kind: object, count: int) -> Tensor:
+    return make_images(count, (37, 42) if kind is Stemmed else (12, 10))
+
+
+@functools.lru_cache
+def network(kind: object) -> DynamicNetwork:
+    torch.manual_seed(0)
+    images = images_for(kind, 8)
+    plain = kind() if kind in (Loose, Stemmed) else Network(kind)  # type: ignore[operator,arg-type]
+    net = fracskip.convert(
+        settled(plain, images), OPTIONS, example_input=images[:1], calibration=[images]
+    )
+    net.spec = net.spec.model_copy(
+        update={"target": 0.1, "curve": ((0.01, -60.0), (0.1, 0.0), (0.5, 60.0))}
+    )
+    return net
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bundles")
+
+
+@functools.lru_cache
+def bundle(kind: object, folder: Path) -> Path:
+    path = folder / f"{kind.__name__}.fsk"  # type: ignore[attr-defined]
+    fracskip.export(network(kind), path)
+    return path
+
+
+def pixels(kind: object, count: int = 9) -> np.ndarray:
+    return images_for(kind, count).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def drawn_paths(session: InferenceSession, count: int) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    shape = (count, len(session.plan.gated_names))
+    chosen = draw.integers(0, len(session.options), shape).astype(np.uint8)
+    barred = np.flatnonzero(session.plan.unskippable)
+    chosen[:, barred] = np.maximum(chosen[:, barred], 1)
+    return chosen
+
+
+def assert_agree(found: np.ndarray, wanted: np.ndarray, what: str = "") -> None:
+    """All images but one: a value between two levels may go to either, exponentials being own."""
+    off = np.abs(found - wanted).max(1)
+    assert (off > 2e-4).sum() <= 1, f"{what}: {off}"
+    assert off.max() < 0.1, f"{what}: {off}"
+
+
+ALL = (*KINDS, Twice, Loose, Wide, Stemmed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ALL)
+def test_every_option_gives_the_same(kind: object, isa: str, folder: Path) -> None:
+    portable = InferenceSession(bundle(kind, folder), engine="portable")
+    native = InferenceSession(bundle(kind, folder), engine="native", isa=isa)
+    images = pixels(kind)
+    for option in portable.options.labels:
+        decisions = portable.forced(option, len(images))
+        barred = np.flatnonzero(portable.plan.unskippable)
+        decisions[:, barred] = np.maximum(decisions[:, barred], 1)
+        wanted = portable.run(images, decisions=decisions)
+        found = native.run(images, decisions=decisions)
+        assert_agree(found.logits, wanted.logits, option)
+        np.testing.assert_array_equal(found.decisions, decisions)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ALL)
+def test_every_image_takes_its_own_path(kind: object, isa: str, folder: Path) -> None:
+    portable = InferenceSession(bundle(kind, folder), engine="portable")
+    native = InferenceSession(bundle(kind, folder), engine="native", isa=isa, threads=2)
+    images = pixels(kind)
+    decisions = drawn_paths(portable, len(images))
+    decisions[decisions == OPTIONS.index(16)] = OPTIONS.index("full")
+    wanted = portable.run(images, decisions=decisions)
+    for _ in range(3):  # what one image leaves behind must not matter to the next
+        found = native.run(images, decisions=decisions)
+        assert_agree(found.logits, wanted.logits)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_gates_decide_alike(kind: object, folder: Path) -> None:
+    portable = InferenceSession(bundle(kind, folder), engine="portable")
+    native = InferenceSession(bundle(kind, folder), engine="native")
+    images = pixels(kind, 24)
+    for budget in (0.01, 0.05, 0.2, 0.5):
+        wanted = portable.run(images, budget=budget)
+        found = native.run(images, budget=budget)
+        assert (found.decisions == wanted.decisions).mean() > 0.98
+        same = (found.decisions == wanted.decisions).all(1)
+        np.testing.assert_allclose(found.logits[same], wanted.logits[same], rtol=1e-3, atol=1e-3)
+
+
+def test_second_looks_are_the_same(folder: Path) -> None:
+    net = network(Wide)
+    images = images_for(Wide, 24)
+    with torch.no_grad():
+        middle = float(net(images, budget=0.05).logits.softmax(1).amax(1).median())
+    before = net.spec
+    try:
+        rows = ((0.04, 0.02, 0.3, middle), (0.2, 0.05, 0.5, middle))
+        net.spec = before.model_copy(update={"cascade": rows})
+        fracskip.export(net, folder / "cascade.fsk")
+    finally:
+        net.spec = before
+    portable = InferenceSession(folder / "cascade.fsk", engine="portable")
+    native = InferenceSession(folder / "cascade.fsk", engine="native")
+    wanted, found = (each.run(pixels(Wide, 24), budget=0.1) for each in (portable, native))
+    assert wanted.before is not None
+    assert found.before is not None
+    assert 0 < wanted.before.again.sum() < 24
+    np.testing.assert_array_equal(found.before.again, wanted.before.again)
+    np.testing.assert_array_equal(found.decisions, wanted.decisions)
+    np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_low_widths_run_on_integers(folder: Path) -> None:
+    native = InferenceSession(bundle(Wide, folder), engine="native")
+    hands_on = {part.name for part in native.plan.gated if part.hands_on}  # type: ignore[attr-defined]
+    assert hands_on
+    for block, option, names in native.kernels():
+        if block not in native.plan.gated_names:
+            continue
+        branch = [name for name in names if "int8" in name]
+        assert len(branch) == (6 if option in ("2", "3", "4", "6", "8") else 0)
+        if option == "skip" and block in hands_on:
+            assert not names

@@ -1,0 +1,62 @@
+"""The same networks as bundles: every part gives what its block gives, or a refusal by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.zoo.test_zoo_contract import MODELS, dynamic_network, make_images
+from torch import Tensor
+
+import fracskip
+from fracskip.deployment.bundle import bundle_of
+from fracskip.errors import ConfigError
+from fracskip.runtime.bundle import encode_bundle, parse_bundle
+from fracskip.runtime.portable import PortableEngine
+
+# What a bundle has no word for, or not at this size of image.
+REFUSED = {
+    "torchvision/shufflenet_v2_x1_0": "cat has no place",
+    "timm/resnet50d": r"layer4.0.downsample.0 \(AvgPool2d\) has no place .*ceil_mode",
+    "timm/ecaresnet50t": "has no place in a bundle",
+    "timm/tf_efficientnetv2_s": r"conv_stem \(Conv2dSame\) has no place",
+    "timm/convnextv2_tiny": r"grn \(GlobalResponseNorm\) has no place",
+}
+
+
+def near(found: Tensor, wanted: Tensor, quantised: bool = False) -> None:
+    """Every element, or their mean: a value between two levels may go to either."""
+    off = (found - wanted).abs() / wanted.std()
+    if quantised:
+        assert float(off.mean()) < 0.01
+    else:
+        assert float((off / (1 + wanted.abs() / wanted.std())).max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in REFUSED])
+def test_every_part_gives_what_its_block_gives(name: str) -> None:
+    net = dynamic_network(name)
+    plan, tensors = bundle_of(net)
+    trunk = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._trunk
+    images = make_images()
+    with torch.no_grad():
+        x = net.begin(images)
+        near(trunk.begin(images), x)
+        for index, block in enumerate(net.blocks):
+            last = index == len(net.blocks) - 1
+            for option in range(len(net.options)):
+                if net.options[option].bits == 16 or not (option or block.can_be_skipped):
+                    continue  # 16 bits take their input as it is
+                wanted = block.execute(x, net.options[option])
+                found = trunk.execute(index, x, torch.full((len(x),), option))
+                wanted = (net.trunk.head(wanted) if last else wanted).flatten(1)
+                near(found.flatten(1), wanted, net.options[option].is_quantised)
+            x = block.execute(x, net.options[-1])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_bundle_can_t_say_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[name]):
+        fracskip.export(dynamic_network(name), tmp_path / "net.fsk")
+    assert not (tmp_path / "net.fsk").exists()
