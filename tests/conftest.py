@@ -44,6 +44,9 @@ def draw_pictures(root: Path, train: int = 48, test: int = 12, side: int = 8) ->
     return root
 
 
+NORMALISATION = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_pictures(tmp_path_factory.mktemp("pictures"))
@@ -59,7 +62,7 @@ def tiny_tree(pictures: Path) -> dict[str, Any]:
         "options": ["skip", 4, "full"],
         "data": {
             "name": f"folder:{pictures}",
-            "image": {"size": [8, 8]},
+            "image": {"size": [8, 8], **NORMALISATION},
             "validation": 9,
             "crop_padding": 1,
         },

@@ -124,7 +124,9 @@ def test_folded_parts_multiply_out_to_what_is_executed() -> None:
         weight = part.weight * (part.weight_step * part.gain)[:, None, None, None]
         if part.input_step is not None:
             y = (y / part.input_step).round().clamp(0, 255) * part.input_step
-        y = torch.nn.functional.conv2d(y, weight, part.offset, part.conv.stride, part.conv.padding)
+        y = torch.nn.functional.conv2d(
+            y, weight, part.offset, part.layer.stride, part.layer.padding
+        )
     with torch.no_grad():
         found = block._residual(x, eight)
     assert ((found - y).abs() > 1e-3).double().mean() < 0.01

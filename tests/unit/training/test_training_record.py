@@ -66,6 +66,8 @@ def test_the_summary_is_the_whole_run(record: Record, tmp_path: Path) -> None:
         "recipe": {},
         "versions": {},
         "device": "d",
+        "data": {"skipped_test": []},
+        "notes": [],
         "epochs": [epoch(1), epoch(2), epoch(3)],
         **end,
     }
