@@ -127,8 +127,7 @@ def option_times(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> 
     options, blocks = session.options, len(session.plan.gated_names)
     shapes = block_shapes(session.plan)
     base = np.zeros(blocks, dtype=np.uint8)
-    if options.can_skip:
-        base[list(session.plan.unskippable)] = 1
+    base[list(session.plan.unskippable)] = 1
     paths: list[Path | None] = [base]
     for shape in shapes:
         for option in range(1, len(options)):

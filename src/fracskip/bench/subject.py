@@ -22,7 +22,7 @@ from fracskip.config import ImageConfig
 from fracskip.data import DATASETS, ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import CheckpointError, ConfigError, DataError
-from fracskip.models import CifarResNet, create_backbone, create_model
+from fracskip.models import CifarResNet, create_model
 
 if TYPE_CHECKING:
     import onnx
@@ -161,12 +161,7 @@ def plain_of(net: DynamicNetwork) -> Plain:
         )
     spec = net.spec
     source = "the dynamic network's own weights at full precision"
-    if spec.model.name.startswith("module/"):
-        return Plain(spec.model.name, source, net.digest, net.plain(), spec.image)
-    plain = create_backbone(spec.model.name, spec.image.channels, len(spec.class_names))
-    state = net.backbone.state_dict()
-    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
-    return Plain(spec.model.name, source, net.digest, plain.eval(), spec.image)
+    return Plain(spec.model.name, source, net.digest, net.plain().eval(), spec.image)
 
 
 def load_plain(path: str | Path, image: ImageConfig, class_names: tuple[str, ...]) -> Plain:

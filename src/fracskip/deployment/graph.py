@@ -12,6 +12,7 @@ from torch import nn
 
 from fracskip.deployment.lowering import Lowered, Scaled, Source, Value, Weighted, lower
 from fracskip.deployment.writer import TensorWriter
+from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.folding import FoldedLayer, fold, folded_norm
 from fracskip.dynamic.traced import TracedBlock
 from fracskip.dynamic.trunk import Section, TracedTrunk
@@ -35,12 +36,15 @@ FULL = Option(FULL_BITS)
 class GraphWriter(TensorWriter):
     """Gathers tensors while it walks through a network."""
 
+    def __init__(self, net: DynamicNetwork) -> None:
+        super().__init__(net)
+        image = net.spec.image
+        self._parts: list[Part] = []
+        self._at = Value(0, "first", (1, image.channels, *image.size))  # what the next part takes
+
     def plan(self) -> GraphPlan:
         """See `TensorWriter.plan`."""
         trunk = cast(TracedTrunk, self.net.trunk)
-        image = self.net.spec.image
-        self._parts: list[Part] = []
-        self._at = Value(0, "first", (1, image.channels, *image.size))
         self._fixed("stem", trunk.begins)
         structured = zip(trunk.blocks, trunk.structure.blocks, trunk.goes_on, strict=True)
         for block, found, section in structured:

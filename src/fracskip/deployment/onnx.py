@@ -162,8 +162,7 @@ def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True
         if gate is not None and gated:
             name = f"{block}/gate"
             pooled = network.pooled(graph, index, x, f"{name}.pooled")
-            barred = plan.option_set.can_skip and plan.unskippable[len(choices)]
-            choice = gate.decide(len(choices), pooled, name, barred)
+            choice = gate.decide(len(choices), pooled, name, plan.unskippable[len(choices)])
             choices.append(choice)
         x = network.block(graph, index, x, choice)
     network.head(graph, x, "logits")

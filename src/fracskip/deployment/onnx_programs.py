@@ -30,8 +30,8 @@ from fracskip.runtime.graph import (
     MeanOp,
     NormOp,
     PoolOp,
-    feeds_levels,
     integer_bits,
+    left_to_clamps,
 )
 
 
@@ -116,12 +116,7 @@ class ProgramWriter:
         self, graph: Graph, key: str, ops: Sequence[Any], x: str, name: str, bits: int = 0
     ) -> str:
         """Adds operations; `bits` is the width of integers, 0 is float32."""
-        clamped = {
-            op.inputs[0] - 1
-            for position, op in enumerate(ops if bits else ())
-            if feeds_levels(ops, position) is not None
-            and f"{key}.{position}.input" not in self._tensors
-        }
+        clamped = left_to_clamps(key, ops, bits, self._tensors)
         values = [x]
         for position, op in enumerate(ops):
             place = f"{name}.{position}"

@@ -6,7 +6,7 @@ program is a list of operations on values (height, width, channels).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -287,6 +287,24 @@ def feeds_levels(branch: Sequence[_Op], position: int) -> ConvOp | None:
     return None
 
 
+def left_to_clamps(
+    name: str, program: Sequence[_Op], bits: int, tensors: Container[str]
+) -> set[int]:
+    """The operations of a program whose activation is not executed: a clamp to levels does it.
+
+    Args:
+        name: Of the program's tensors.
+        program: Its operations.
+        bits: Width of its integers; 0 is float32.
+        tensors: Names of the bundle's.
+    """
+    return {
+        op.inputs[0] - 1  # type: ignore[attr-defined]
+        for position, op in enumerate(program if bits else ())
+        if feeds_levels(program, position) is not None and f"{name}.{position}.input" not in tensors
+    }
+
+
 class GraphPlan(Plan):
     """The whole plan."""
 
@@ -307,7 +325,8 @@ class GraphPlan(Plan):
     @property
     def unskippable(self) -> tuple[bool, ...]:
         """See `Plan.unskippable`."""
-        return tuple(not part.can_skip for part in self.gated)
+        can_skip = self.option_set.can_skip
+        return tuple(can_skip and not part.can_skip for part in self.gated)
 
     @cached_property
     def entries(self) -> tuple[Shape, ...]:

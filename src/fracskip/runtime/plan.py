@@ -188,7 +188,7 @@ class Plan(Strict):
 
     @property
     def unskippable(self) -> tuple[bool, ...]:
-        """Of each gated block: whether skipping is no choice."""
+        """Of each gated block: whether skip is one of the options, and no choice for it."""
         return (False,) * len(self.gated_names)
 
     @property

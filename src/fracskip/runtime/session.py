@@ -271,13 +271,12 @@ class InferenceSession:
                 f"decisions from {values.min()} to {values.max()} do not fit: option indices from "
                 f"0 to {len(self.options) - 1} are needed"
             )
-        if self.options.can_skip:
-            for column in np.flatnonzero(self.plan.unskippable):
-                if (values[:, column] == 0).any():
-                    raise ConfigError(
-                        f"block {self.plan.gated_names[column]} has no shortcut and can't be "
-                        "skipped: choose a width"
-                    )
+        for column in np.flatnonzero(self.plan.unskippable):
+            if (values[:, column] == 0).any():
+                raise ConfigError(
+                    f"block {self.plan.gated_names[column]} has no shortcut and can't be skipped: "
+                    "choose a width"
+                )
         return np.ascontiguousarray(values, dtype=np.uint8)
 
     def _told(

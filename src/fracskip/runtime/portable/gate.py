@@ -24,8 +24,7 @@ class Gate:
         self._harm = plan.output == "harm"
         self._lean = plan.lean
         self._lean_weights = torch.tensor(bundle.plan.lean_weights)
-        can_skip = bundle.plan.option_set.can_skip
-        self._barred = [can_skip and never for never in bundle.plan.unskippable]
+        self._barred = bundle.plan.unskippable
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])

@@ -23,8 +23,8 @@ from fracskip.runtime.graph import (
     NormOp,
     PoolOp,
     executed,
-    feeds_levels,
     integer_bits,
+    left_to_clamps,
 )
 from fracskip.runtime.portable.tensors import Tensors, exact_type, route, to_levels
 
@@ -54,11 +54,7 @@ class _Program:
 
     def __init__(self, tensors: Tensors, name: str, ops: Sequence[Any], bits: int = 0) -> None:
         self.steps: list[tuple[tuple[int, ...], Function]] = []
-        clamped = set()  # whose activation the levels of the next one do
-        for position in range(len(ops) if bits else 0):
-            source = feeds_levels(ops, position)
-            if source is not None and f"{name}.{position}.input" not in tensors:
-                clamped.add(ops[position].inputs[0] - 1)
+        clamped = left_to_clamps(name, ops, bits, tensors)
         for position, op in enumerate(ops):
             act = "none" if position in clamped else getattr(op, "act", "none")
             function = _function(tensors, f"{name}.{position}", op, bits, ACTS[act])

@@ -25,7 +25,7 @@ class Tensors:
     def __init__(self, bundle: Bundle) -> None:
         self._arrays = bundle.tensors
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._arrays
 
     def __getitem__(self, name: str) -> Tensor:
