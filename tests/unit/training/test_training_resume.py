@@ -282,7 +282,8 @@ def test_ctrl_c_at_the_command_line(
         if isinstance(value, dict):
             inner = [f"{k} = {json.dumps(v)}" for k, v in value.items() if k != "image"]
             lines += [f"[{key}]", *inner]
-    lines += ["[data.image]", "size = [8, 8]"]
+    image = tiny_tree["data"]["image"]
+    lines += ["[data.image]", *[f"{k} = {json.dumps(v)}" for k, v in image.items()]]
     top = ["seed = 3", "batch_size = 12", 'options = ["skip", 4, "full"]']
     (tmp_path / "r.toml").write_text("\n".join([lines[0], *top, *lines[1:]]))
     process = subprocess.Popen(
