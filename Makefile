@@ -14,7 +14,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
-.PHONY: demo test zoo lint bundled-results resume-proof training-cost onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
+.PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
   fuzz native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -50,6 +50,11 @@ resume-proof: $(VENV)/train.stamp
 training-cost: $(VENV)/train.stamp
 	$(BIN)/python benchmarks/training_cost.py --json results/training_cost.json
 
+# Time and memory of training a converted ResNet-50, beside the plain one's.
+training-imagenet: $(VENV)-zoo/zoo.stamp
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(VENV)-zoo/bin/python tools/measure_training.py \
+	  --json results/training_imagenet.json
+
 # The bundled network as an ONNX model in ONNX Runtime, against torch, on the whole test set.
 onnx-check: $(VENV)/test.stamp
 	$(BIN)/fracskip data cifar10
@@ -75,6 +80,12 @@ budgets-r74: $(VENV)/train.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/fracskip sweep $(CPU_NET74) --data cifar10 --json results/cpu_resnet74_sweep.json
 	$(BIN)/python tools/controls.py $(CPU_NET74) --json results/cpu_resnet74_controls.json
+
+budgets-dfs-r74: $(VENV)/train.stamp
+	$(BIN)/fracskip data cifar10
+	$(BIN)/fracskip export dfs-resnet74-cifar10 --to runs/low_resnet74_45k.fsk
+	$(BIN)/fracskip sweep runs/low_resnet74_45k.fsk --data cifar10 --json results/low_resnet74_45k_sweep.json
+	$(BIN)/python tools/controls.py dfs-resnet74-cifar10 --json results/low_resnet74_45k_controls.json
 
 # The same for the bundled network; the best static allocation of the same weights; and which images
 # are expensive.
@@ -168,7 +179,7 @@ $(VENV)/bench.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 $(VENV)-zoo/zoo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-zoo
 	$(VENV)-zoo/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' torchvision timm \
-	  lightning-fabric numpy pydantic pillow rich safetensors pytest hypothesis
+	  lightning lightning-fabric numpy pydantic pillow rich safetensors pytest hypothesis
 	touch $@
 
 clean:

@@ -116,6 +116,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_bitops": lambda: bundled_curve(absolute=True),
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
     "resnet38_45k_contenders": lambda: contenders(38),
+    "resnet74_45k_contenders": lambda: contenders(74),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }
 for machine in ("", "_avx2"):

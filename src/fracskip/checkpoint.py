@@ -34,6 +34,8 @@ VERSION = 1
 BUNDLED = {
     "bundled": "dfs_resnet38_cifar10.safetensors",
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.safetensors",
+    "dfs-resnet74-cifar10": "dfs_resnet74_cifar10.safetensors",
+    "dfs-resnet38-cifar100": "dfs_resnet38_cifar100.safetensors",
     "cpu-resnet74-cifar10": "cpu_resnet74_cifar10.safetensors",
 }
 

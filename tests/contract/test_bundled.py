@@ -155,6 +155,8 @@ def test_the_published_result_is_of_this_network(
     [
         ("dfs-resnet38-cifar10", "dfs_resnet38_sweep.json"),
         ("cpu-resnet74-cifar10", "cpu_resnet74_sweep.json"),
+        ("dfs-resnet74-cifar10", "low_resnet74_45k_sweep.json"),
+        ("dfs-resnet38-cifar100", "low_resnet38_cifar100_sweep.json"),
     ],
 )
 def test_a_published_network_is_the_one_of_its_record(name: str, record: str) -> None:
@@ -170,6 +172,7 @@ def test_a_published_network_is_the_one_of_its_record(name: str, record: str) ->
     [
         ("cpu-resnet74-cifar10", "sample_cpu_resnet74.json"),
         ("dfs-resnet38-cifar10", "sample_dfs_resnet38.json"),
+        ("dfs-resnet74-cifar10", "sample_dfs_resnet74.json"),
     ],
 )
 def test_a_published_point_computed_again(name: str, record: str, sample: ImageSet) -> None:
