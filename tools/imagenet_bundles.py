@@ -17,11 +17,14 @@ import torch
 from torch import nn
 
 import fracskip
+from fracskip.config import QuantConfig
 from fracskip.models import create_backbone
 
 NETWORKS = ("resnet50", "mobilenet_v2")
 KINDS = {"dynamic": ("skip", 4, 8, "full"), "gates": ("skip", 8), "static": ("full",)}
 LEANS = {"gates": 1e6}  # they decide for 8 bits, whatever they see: what is left is their own time
+# A static network in full has no stream of levels.
+QUANT = {kind: QuantConfig(weights="own", stream="int8") for kind in ("dynamic", "gates")}
 IMAGE = (3, 224, 224)
 
 
@@ -48,6 +51,7 @@ def main() -> None:
             net = fracskip.convert(
                 plain,
                 options,
+                quant=QUANT.get(kind),
                 example_input=images[:1],
                 calibration=[images] if len(options) > 1 else (),
                 name=f"torchvision/{name}",

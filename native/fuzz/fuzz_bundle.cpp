@@ -260,7 +260,7 @@ void write_counts(std::FILE* out, const Counts& counts, std::size_t seeds, unsig
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string folder, json, dump;
+  std::string folder, json, dump, sound;
   long count = 1500;
   unsigned long seed = 1;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -269,6 +269,7 @@ int main(int argc, char** argv) {
     if (option == "--count") count = std::atol(argv[i + 1]);
     if (option == "--seed") seed = std::strtoul(argv[i + 1], nullptr, 10);
     if (option == "--json") json = argv[i + 1];
+    if (option == "--sound") sound = argv[i + 1];  // a folder for the graphs before they are damaged
     if (option == "--dump") dump = argv[i + 1];  // keeps the mutant in hand, for when it crashes
   }
   const std::vector<Bytes> seeds = folder.empty() ? std::vector<Bytes>() : read_seeds(folder);
@@ -291,6 +292,10 @@ int main(int argc, char** argv) {
     // Half of them are of graphs made for the purpose, which must be sound before they are damaged.
     const bool graph = own() % 2;
     Bytes mutant = graph ? random_graph(own) : seeds[own() % seeds.size()];
+    if (graph && !sound.empty()) {
+      std::ofstream(sound + "/" + std::to_string(i) + ".fsk", std::ios::binary)
+          .write(reinterpret_cast<const char*>(mutant.data()), static_cast<std::streamsize>(mutant.size()));
+    }
     if (graph && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound graph is refused");
     auto kind = Mutation::truncate;
     for (std::size_t times = own() % 8 == 0 ? 2 : 1; times > 0; --times) {

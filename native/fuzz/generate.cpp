@@ -17,12 +17,19 @@ struct Extent {
   bool operator==(const Extent& o) const { return c == o.c && h == o.h && w == o.w; }
 };
 
+// The levels between two parts of an 8-bit stream.
+struct Grid {
+  float step = 1.f;
+  int zero = 0;
+};
+
 // A convolution that a program holds, or the channels of a gain.
 struct Made {
   bool conv = false;
   int taken = 0, given = 0, kernel_h = 1, kernel_w = 1, groups = 1;
   bool may_be_fed = false;  // by another convolution's levels
   bool fed_by_none = false;  // which has no activation
+  bool takes_first = false;  // what the part takes
 };
 
 struct Draft {
@@ -42,6 +49,7 @@ class Generator {
     Extent at = {channels, 1 + below(9), 1 + below(9)};
     const Extent image = at;
     choose_options();
+    stream_ = below(2);
     std::string parts;
     const int count = 1 + below(4);
     for (int i = 0; i < count; ++i) parts += part(i, at) + ", ";
@@ -54,8 +62,9 @@ class Generator {
     for (std::size_t k = 0; k < options_.size(); ++k) options += (k ? ", \"" : "\"") + options_[k] + "\"";
     return pack(R"({"schema": "fracskip.bundle", "version": 2, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
                 R"(], "image": {"size": )" + pair_of(image.h, image.w) + R"(, "channels": )" + std::to_string(channels) + R"(, "mean": [)" +
-                per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": [)" + options + R"(], "stream": "float", "target": null, )" +
-                R"("cost": {"stem_macs": 1, "head_macs": 1, "blocks": []}, "network": {"classes": )" + std::to_string(classes) +
+                per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": [)" + options + R"(], "stream": ")" +
+                (stream_ ? "int8" : "float") + R"(", "target": null, "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [])" +
+                (below(2) ? R"(, "fixed_bits": 8)" : "") + R"(}, "network": {"classes": )" + std::to_string(classes) +
                 R"(, "parts": [)" + parts + R"(]}, "gate": )" + gate_json_ + "}");
   }
 
@@ -84,6 +93,7 @@ class Generator {
     made.given = given;
     made.may_be_fed = fed;
     made.fed_by_none = fed_by_none;
+    made.takes_first = value == 0;
     const int kind = below(4);
     if (kind == 0) made.groups = made.given = made.taken;
     if (kind == 1 && made.taken % 2 == 0 && made.given % 2 == 0) made.groups = 2;
@@ -112,12 +122,24 @@ class Generator {
              (p.out.w + 2 * pad_w - (made.kernel_w - 1) * dilation_w - 1) / stride_w + 1};
   }
 
+  // Pixel by pixel, to so many channels.
+  void project(Draft& p, int value, int given) {
+    Made made;
+    made.conv = true;
+    made.taken = p.out.c;
+    made.given = given;
+    made.takes_first = value == 0;
+    add(p, R"({"op": "conv", "in": [)" + std::to_string(value) + R"(], "channels": )" + pair_of(made.taken, given) +
+               R"(, "kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": "none"})", made);
+    p.out.c = given;
+  }
+
   void one_op(Draft& p, bool keeps) {
     const int at = static_cast<int>(p.ops.size());
     const std::string in = R"("in": [)" + std::to_string(at) + "]";
     Made none, gained;
     gained.given = p.out.c;
-    switch (below(9)) {
+    switch (below(12)) {
       case 0: add(p, R"({"op": "act", )" + in + R"(, "act": ")" + kActs[1 + below(7)] + "\"}", none); break;
       case 1: add(p, R"({"op": "affine", )" + in + R"(, "channels": )" + std::to_string(p.out.c) + "}", gained); break;
       case 2: add(p, R"({"op": "norm", )" + in + R"(, "channels": )" + std::to_string(p.out.c) + R"(, "eps": 1e-5})", gained); break;
@@ -140,6 +162,21 @@ class Generator {
         p.out = {p.out.c, p.out.h / 2 + 1, p.out.w + 1};
         break;
       }
+      case 6: {  // a residual
+        const bool projects = below(2);
+        conv(p, at, p.out.c, true, below(3) ? "none" : act(), false, false);
+        if (projects) conv(p, at, p.out.c, true, "none", false, false);
+        const int branch = static_cast<int>(p.ops.size()), other = projects ? at + 1 : at;
+        add(p, R"({"op": "add", "in": )" + (below(2) ? pair_of(branch, other) : pair_of(other, branch)) + "}", none);
+        if (below(2)) add(p, R"({"op": "act", "in": [)" + std::to_string(p.ops.size()) + R"(], "act": ")" + kActs[1 + below(3)] + "\"}", none);
+        break;
+      }
+      case 7: {  // as stems end
+        conv(p, at, 1 + below(20), true, kActs[below(4)], false, false);
+        add(p, R"({"op": "pool", "in": [)" + std::to_string(at + 1) +
+                   R"(], "kind": "max", "kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "count_padding": false})", none);
+        break;
+      }
       default: {
         const std::string first = kActs[below(3)];
         conv(p, at, 1 + below(20), keeps, first, false, false);
@@ -158,31 +195,29 @@ class Generator {
   std::string part(int index, Extent& at) {
     const std::string name = "parts." + std::to_string(index), label = R"({"name": "part)" + std::to_string(index) + R"(", "gated": )";
     const int kind = below(4);
-    if (kind == 0) {
-      const Draft p = program(at, 3, false);
-      tensors_of(name, p, 0);
+    if (kind == 0 || (stream_ && index == 0)) {
+      Draft p = program(at, 3, false);
+      if (stream_ && index == 0 && p.ops.empty()) conv(p, 0, 1 + below(20), false, act(), false, false);
+      tensors_of(name, p, stream_ ? 8 : 0);
+      grid(name, false, false);
       at = p.out;
       return label + R"(false, "ops": [)" + p.json + "]}";
     }
     seen_.push_back(at.c);
     Draft branch = program(at, 2, kind > 1), shortcut;
     if (kind > 1) {
-      // Any size may have changed: it is made what the shortcut's is, which has one pixel.
-      if (!(branch.out == at)) {
+      if (branch.out.h == at.h && branch.out.w == at.w && (branch.out.c != at.c || below(4) == 0) && below(2)) {
+        shortcut.out = at;
+        project(shortcut, 0, branch.out.c);
+      } else if (!(branch.out == at)) {
+        // Any size may have changed: it is made what the shortcut's is, which has one pixel.
         const int value = static_cast<int>(branch.ops.size());
         add(branch, R"({"op": "mean", "in": [)" + std::to_string(value) + "]}", {});
         branch.out.h = branch.out.w = 1;
         shortcut.out = at;
         add(shortcut, R"({"op": "mean", "in": [0]})", {});
         shortcut.out.h = shortcut.out.w = 1;
-        if (branch.out.c != at.c) {
-          Made made;
-          made.conv = true;
-          made.taken = at.c;
-          made.given = branch.out.c;
-          add(shortcut, R"({"op": "conv", "in": [1], "channels": )" + pair_of(at.c, branch.out.c) +
-                            R"(, "kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": "none"})", made);
-        }
+        if (branch.out.c != at.c) project(shortcut, 1, branch.out.c);
       }
     }
     if (branch.ops.empty()) conv(branch, 0, at.c, true, "none", false, false);
@@ -190,7 +225,9 @@ class Generator {
     write(name, branch, shortcut);
     const bool can_skip = kind > 1, hands_on = can_skip && shortcut.ops.empty() && below(2);
     at = branch.out;
-    const std::string after = can_skip && below(2) ? std::string(R"({"op": "act", "in": [0], "act": ")") + kActs[1 + below(7)] + "\"}" : "";
+    const bool clamps = can_skip && below(2) && !(stream_ && shortcut.ops.empty() && grid_.zero != 0);
+    const std::string after = clamps ? std::string(R"({"op": "act", "in": [0], "act": ")") + kActs[1 + (stream_ ? 0 : below(7))] + "\"}" : "";
+    grid(name, can_skip && shortcut.ops.empty(), clamps);
     return label + R"(true, "can_skip": )" + (can_skip ? "true" : "false") + R"(, "hands_on": )" + (hands_on ? "true" : "false") + R"(, "branch": [)" +
            branch.json + R"(], "shortcut": [)" + shortcut.json + R"(], "after": [)" + after + "]}";
   }
@@ -198,6 +235,7 @@ class Generator {
   // A branch that came out with another shape after all: it has no shortcut.
   std::string repaired(const std::string& label, const std::string& name, const Draft& branch, Extent& at) {
     write(name, branch, {});
+    grid(name, false, false);
     at = branch.out;
     return label + R"(true, "can_skip": false, "hands_on": false, "branch": [)" + branch.json + R"(], "shortcut": [], "after": []})";
   }
@@ -208,19 +246,15 @@ class Generator {
       const int bits = option == "full" ? 32 : std::stoi(option);
       tensors_of(name + "." + option, branch, bits <= 8 ? bits : 0);
     }
-    tensors_of(name + ".shortcut", shortcut, 0);
+    tensors_of(name + ".shortcut", shortcut, stream_ ? 8 : 0);
   }
 
   std::string head(int index, const Extent& at, int classes) {
     Draft p;
     add(p, R"({"op": "mean", "in": [0]})", {});
-    Made made;
-    made.conv = true;
-    made.taken = at.c;
-    made.given = classes;
-    add(p, R"({"op": "conv", "in": [1], "channels": )" + pair_of(at.c, classes) +
-               R"(, "kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": "none"})", made);
-    tensors_of("parts." + std::to_string(index), p, 0);
+    p.out = {at.c, 1, 1};
+    project(p, 1, classes);
+    tensors_of("parts." + std::to_string(index), p, stream_ ? 8 : 0);
     return R"({"name": "", "gated": false, "ops": [)" + p.json + "]}";
   }
 
@@ -286,28 +320,43 @@ class Generator {
     put(name, shape, false, values);
   }
 
+  // Of what a part gives; `kept` if it may be what the part takes.
+  void grid(const std::string& name, bool kept, bool clamps) {
+    if (!stream_) return;
+    if (!kept) grid_ = {static_cast<float>(1 + below(40)) * 0.002f, clamps || below(2) ? 0 : below(256)};
+    put(name + ".step", {1}, false, {grid_.step});
+    if (grid_.zero != 0 || below(4) == 0) put(name + ".zero", {1}, false, {static_cast<float>(grid_.zero)});
+    begun_ = true;
+  }
+
   void tensors_of(const std::string& name, const Draft& p, int bits) {
+    const float kInputs[] = {0.3f, 0.1f, 0.03f}, common = kInputs[below(3)];  // what several read alike they may share
     for (std::size_t j = 0; j < p.ops.size(); ++j) {
       const Made& op = p.ops[j];
       const std::string own = name + "." + std::to_string(j);
       if (!op.conv && op.given == 0) continue;
-      floats(own + ".bias", {op.given}, 1.0);
+      const double spread = stream_ && j + 1 == p.ops.size() ? 30.0 : 1.0;  // over the levels
+      floats(own + ".bias", {op.given}, spread);
       if (!op.conv) {
-        floats(own + ".gain", {op.given}, 1.0);
+        floats(own + ".gain", {op.given}, spread);
         continue;
       }
       const std::vector<int> shape = {op.given, op.kernel_h, op.kernel_w, op.taken / op.groups};
       if (bits == 0) {
-        floats(own + ".weight", shape, 1.0);
+        floats(own + ".weight", shape, spread);
         continue;
       }
       const int largest = (1 << (bits - 1)) - 1, top = (1 << bits) - 1;
       std::vector<float> weights(count_of(shape));
       for (float& weight : weights) weight = static_cast<float>(below(2 * largest + 1) - largest);
       put(own + ".weight", shape, true, weights);
-      floats(own + ".scale", {op.given}, 4.0 / (largest * top));
+      floats(own + ".scale", {op.given}, spread * 4.0 / (largest * top));
+      if (begun_ && op.takes_first && bits == 8 && below(4)) {  // the levels of the part before
+        if (grid_.zero != 0 || below(4) == 0) put(own + ".zero", {1}, false, {static_cast<float>(grid_.zero)});
+        continue;
+      }
       const bool fed = op.may_be_fed && below(2);
-      if (!fed) put(own + ".input", {1}, false, {static_cast<float>(top) * 0.3f});
+      if (!fed) put(own + ".input", {1}, false, {static_cast<float>(top) * (below(4) ? common : kInputs[below(3)])});
       if ((!fed || op.fed_by_none) && below(2)) put(own + ".zero", {1}, false, {static_cast<float>(below(top + 1))});
     }
   }
@@ -337,6 +386,8 @@ class Generator {
   Random& random_;
   std::vector<std::string> options_;
   std::vector<int> seen_;  // channels, by the gates
+  bool stream_ = false, begun_ = false;  // of 8 bits; whether it flows
+  Grid grid_;
   std::string gate_json_ = "null";
   std::vector<Tensor> tensors_;
 };

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -230,6 +232,33 @@ void change_part(Json& parts, Random& random) {
   }
 }
 
+// Of an 8-bit stream's grids and of what convolutions say of theirs, one goes missing or another value comes in.
+void change_grid(Json& header, Bytes& body, Random& random) {
+  auto* members = std::get_if<Json::Object>(&header.value);
+  if (!members) return;
+  std::vector<std::size_t> found;
+  for (std::size_t i = 0; i < members->size(); ++i) {
+    const std::string& name = (*members)[i].first;
+    for (const char* end : {".step", ".zero", ".input"}) {
+      const std::size_t length = std::strlen(end);
+      if (name.size() > length && name.compare(name.size() - length, length, end) == 0) found.push_back(i);
+    }
+  }
+  if (found.empty()) return;
+  const std::size_t at = found[below(random, found.size())];
+  if (chance(random, 20)) {
+    members->erase(members->begin() + static_cast<std::ptrdiff_t>(at));
+    return;
+  }
+  const Json* offsets = member((*members)[at].second, "data_offsets");
+  const auto* both = offsets ? std::get_if<Json::Array>(&offsets->value) : nullptr;
+  const auto begin = both && !both->empty() ? (*both)[0].integer() : std::nullopt;
+  if (!begin || *begin < 0 || static_cast<std::size_t>(*begin) + sizeof(float) > body.size()) return;
+  static const float kFloats[] = {0.f, 1.f, 255.f, 256.f, 127.f, 128.f, -1.f, 0.5f, 1e-38f, 1e-45f, 1e30f, 3.4e38f};
+  const float value = chance(random, 30) ? static_cast<float>(below(random, 256)) : kFloats[below(random, std::size(kFloats))];
+  std::memcpy(&body[static_cast<std::size_t>(*begin)], &value, sizeof value);
+}
+
 // Other sizes and windows that often are a network still, so that engines get odd geometries.
 void change_shape(Json& plan, Random& random) {
   const auto number = [&](std::size_t low, std::size_t high) {
@@ -347,7 +376,7 @@ Bytes change_length(Bytes out, Random& random) {
 const char* mutation_name(Mutation mutation) {
   static const char* const kNames[kMutations] = {
       "truncate", "flip_bits", "splice", "header_length", "plan_number", "plan_node",
-      "plan_text", "plan_shape", "table_number", "table_node", "deep_json", "values"};
+      "plan_text", "plan_shape", "table_number", "table_node", "deep_json", "values", "grid"};
   return kNames[static_cast<int>(mutation)];
 }
 
@@ -377,6 +406,7 @@ Bytes mutate(const Bytes& bundle, Mutation mutation, Random& random) {
       change_node(tensor && chance(random, 60) ? *tensor : parts.header, random);
       break;
     case Mutation::deep_json: return deep(std::move(parts), random);
+    case Mutation::grid: change_grid(parts.header, parts.body, random); break;
     default: change_values(parts.body, random);
   }
   return join(std::move(parts));

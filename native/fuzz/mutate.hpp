@@ -25,8 +25,9 @@ enum class Mutation {
   table_node,
   deep_json,
   values,
+  grid,
 };
-inline constexpr int kMutations = 12;
+inline constexpr int kMutations = 13;
 
 const char* mutation_name(Mutation mutation);
 

@@ -1,6 +1,5 @@
 #include "bundle.hpp"
 
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,8 +11,6 @@
 
 namespace fracskip {
 namespace {
-
-constexpr int kStreamBits = 8;
 
 // `bits` is the weights' width, or 0 for floating point.
 void fill_conv(Tensors& tensors, const std::string& name, int bits, Conv& conv) {
@@ -74,62 +71,6 @@ Network fill_network(BundlePlan plan, Tensors tensors) {
   }
   fill_gate(tensors, plan.gate, gated_channels, network);
   network.head = tensors.linear("head", network.blocks.back().options.back().branch.back().out, network.classes);
-  tensors.refuse_surplus();
-  return network;
-}
-
-// Of an op of a graph, at a width (0: in floating point). `feeder`: what may give it its levels.
-Terms read_terms(Tensors& tensors, const std::string& name, const Op& op, int bits, const Op* feeder) {
-  Terms terms;
-  if (op.kind == OpKind::affine || op.kind == OpKind::norm) {
-    terms.gain = tensors.floats(name + ".gain", {op.given});
-    terms.bias = tensors.floats(name + ".bias", {op.given});
-  }
-  if (op.kind != OpKind::conv) return terms;
-  const Extents shape = {op.given, op.window.kernel_h, op.window.kernel_w, op.taken / op.groups};
-  terms.bias = tensors.floats(name + ".bias", {op.given});
-  if (bits == 0) {
-    terms.weight_f32 = tensors.floats(name + ".weight", shape);
-    return terms;
-  }
-  terms.weight_i8 = tensors.integers(name + ".weight", shape, bits);
-  terms.scale = tensors.floats(name + ".scale", {op.given});
-  if (!feeder || tensors.has(name + ".input")) terms.input = tensors.positives(name + ".input", {1})[0];
-  if (tensors.has(name + ".zero")) {
-    const float zero = tensors.floats(name + ".zero", {1})[0];
-    if (zero < 0.f || zero > static_cast<float>((1 << bits) - 1) || zero != std::floor(zero)) {
-      throw BundleError("tensor " + name + ".zero is no level of " + std::to_string(bits) + " bits");
-    }
-    terms.zero = static_cast<int>(zero);
-  }
-  if (feeder && terms.input == 0.f && terms.zero != 0 && feeder->act != Act::none) {
-    throw BundleError("tensor " + name + ".zero is not 0, and a clamp must do what an activation would");
-  }
-  return terms;
-}
-
-std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const Program& program, int bits) {
-  std::vector<Terms> terms;
-  for (std::size_t j = 0; j < program.size(); ++j) {
-    const Op* feeder = bits > 0 ? feeder_of(program, j) : nullptr;
-    terms.push_back(read_terms(tensors, name + "." + std::to_string(j), program[j], bits, feeder));
-  }
-  return terms;
-}
-
-GraphNetwork fill_graph(BundleGraph plan, Tensors tensors) {
-  GraphNetwork network = std::move(plan.network);
-  for (std::size_t i = 0; i < network.parts.size(); ++i) {
-    Part& part = network.parts[i];
-    const std::string name = "parts." + std::to_string(i);
-    for (Way& way : part.ways) {
-      if (way.bits == kSkipBits) continue;
-      const std::string option = part.gated ? name + "." + option_label(way.bits) : name;
-      way.terms = read_program(tensors, option, part.branch, way.bits <= kMaxIntegerBits ? way.bits : 0);
-    }
-    part.shortcut_terms = read_program(tensors, name + ".shortcut", part.shortcut, 0);
-  }
-  fill_gate(tensors, plan.gate, plan.gated_channels, network);
   tensors.refuse_surplus();
   return network;
 }

@@ -147,7 +147,8 @@ void read_texts(const Field& root, const Frame& frame, const GatePlan& plan) {
     if (target < plan.smallest_budget || target > plan.largest_budget) root["target"].fail("must be among the cascade's budgets");
   }
   // What decisions cost is for those who price them; here it only has to be there.
-  root["cost"].members({"stem_macs", "blocks", "head_macs"});
+  root["cost"].members({"stem_macs", "blocks", "head_macs"}, {"fixed_bits"});
+  if (root["cost"].has("fixed_bits")) root["cost"]["fixed_bits"].integer(1, kFullBits);
 }
 
 }  // namespace fracskip

@@ -107,14 +107,15 @@ Program read_program(const Field& field) {
   return program;
 }
 
-Part read_part(const Field& field, const std::vector<int>& options) {
+// `fixed_bits`: of convolutions that every image executes.
+Part read_part(const Field& field, const std::vector<int>& options, int fixed_bits) {
   Part part;
   part.gated = field["gated"].flag();
   part.name = field["name"].text();
   if (!part.gated) {
     field.members({"name", "gated", "ops"});
     part.branch = read_program(field["ops"]);
-    part.ways.push_back({kFullBits, {}});
+    part.ways.push_back({fixed_bits, {}});
     return part;
   }
   field.members({"name", "gated", "can_skip", "hands_on", "branch", "shortcut", "after"});
@@ -136,6 +137,17 @@ Part read_part(const Field& field, const std::vector<int>& options) {
   return part;
 }
 
+// What an 8-bit stream asks of its parts besides.
+void check_stream(const GraphNetwork& network, const std::vector<Field>& items) {
+  if (items.size() == 1) items.front().fail("is all there is, and an 8-bit stream flows between parts");
+  if (network.parts.front().gated) items.front().fail("begins an 8-bit stream and must be fixed");
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (network.parts[i].branch.empty()) items[i].fail("has no operations, in an 8-bit stream");
+    const std::vector<Act>& after = network.parts[i].after;
+    if (!after.empty() && after != std::vector<Act>{Act::relu}) items[i]["after"].fail("must be empty or 'relu' in an 8-bit stream");
+  }
+}
+
 }  // namespace
 
 BundleGraph read_graph(const Field& root) {
@@ -143,7 +155,9 @@ BundleGraph read_graph(const Field& root) {
   GraphNetwork& network = plan.network;
   read_image(root["image"], network);
   network.option_bits = read_options(root["options"]);
-  if (root["stream"].text() != "float") root["stream"].fail("must be 'float'");
+  const std::string& stream = root["stream"].text();
+  if (stream != "float" && stream != "int8") root["stream"].fail("must be 'float' or 'int8'");
+  network.integer_stream = stream == "int8";
   const Field shapes = root["network"];
   shapes.members({"classes", "parts"});
   network.classes = shapes["classes"].integer(1, kMaxExtent);
@@ -153,12 +167,13 @@ BundleGraph read_graph(const Field& root) {
   std::set<std::string> names;
   std::size_t executions = 0;
   for (const Field& item : items) {
-    Part part = read_part(item, network.option_bits);
+    Part part = read_part(item, network.option_bits, network.integer_stream ? kStreamBits : kFullBits);
     executions += part.branch.size() * part.ways.size() + part.shortcut.size();
     if (executions > kMaxExecutions) shapes["parts"].fail("have too many operations");
     if (part.gated && !names.insert(part.name).second) item.fail("has the name of another gated part");
     network.parts.push_back(std::move(part));
   }
+  if (network.integer_stream) check_stream(network, items);
   plan.gate = read_gate(root["gate"], network);
   read_texts(root, network, plan.gate);
   plan.gated_channels = check_shapes(network);

@@ -10,8 +10,6 @@
 namespace fracskip {
 namespace {
 
-constexpr int kStreamLevels = 255;
-
 class Walk {
  public:
   explicit Walk(const Network& network) : network_(network) {}

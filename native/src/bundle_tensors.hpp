@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bundle_field.hpp"
+#include "bundle_plan.hpp"
 #include "network.hpp"
 #include "safetensors.hpp"
 
@@ -34,5 +35,8 @@ class Tensors {
 
 // The gate's own; `channels` of what each gated block takes.
 void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Frame& frame);
+
+// All that tensors say of a network of version 2.
+GraphNetwork fill_graph(BundleGraph plan, Tensors tensors);
 
 }  // namespace fracskip

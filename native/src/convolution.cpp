@@ -198,6 +198,7 @@ ConvArgs Convolution::arguments() const {
   a.bias = bias_.as<float>();
   a.residual_type = Residual::none;
   a.out_type = Element::u8;
+  a.input = 1.f;
   a.top = 255.f;
   a.most = std::numeric_limits<float>::infinity();
   return a;

@@ -40,11 +40,14 @@ using Program = std::vector<Op>;
 // clamp to levels does what its activation would.
 const Op* feeder_of(const Program& program, std::size_t at);
 
+// Whether an op is a convolution of the very value that its program takes: of an 8-bit stream, perhaps its levels.
+inline bool takes_first(const Op& op) { return op.kind == OpKind::conv && op.in == 0; }
+
 // What tensors say of one op. Weights are (out, kernel_h, kernel_w, in / groups), C order.
 struct Terms {
   std::vector<std::int8_t> weight_i8;
   std::vector<float> weight_f32, scale, gain, bias;
-  float input = 0.f;  // 1 / step of an integer convolution's input; 0: that is in units of its step
+  float input = 0.f;  // 1 / step of an integer convolution's input; 0: that is in units of its step, or in levels
   int zero = 0;       // the level that stands for 0
 
   bool is_integer() const { return !weight_i8.empty(); }
@@ -60,13 +63,16 @@ struct Part {
   std::string name;
   bool gated = false, can_skip = false, hands_on = false;
   Program branch;         // of a fixed part: all it does
-  std::vector<Way> ways;  // of a gated part: the network's options, in order; of a fixed one, full
+  std::vector<Way> ways;  // of a gated part: the network's options, in order; of a fixed one, the one
   Program shortcut;       // empty: what the part takes
   std::vector<Terms> shortcut_terms;
   std::vector<Act> after;
+  float step = 1.f;  // what a level of what it gives stands for
+  int zero = 0;      // and which stands for 0
 };
 
 struct GraphNetwork : Frame {
+  bool integer_stream = false;  // parts give levels of 8 bits, but for the last
   std::vector<Part> parts;
 };
 

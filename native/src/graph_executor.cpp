@@ -12,7 +12,7 @@ namespace {
 class GraphWorker final : public Worker {
  public:
   GraphWorker(const GraphPlan& plan, const ImageReader& reader, const std::vector<std::size_t>& gated, const KernelSet& kernels)
-      : plan_(plan), reader_(reader), gated_(gated), mean_(kernels.values->mean) {
+      : plan_(plan), reader_(reader), gated_(gated), values_(*kernels.values) {
     for (std::size_t bytes : plan.buffer_bytes) memory_.buffers.emplace_back(bytes);
     memory_.scratch = Buffer(plan.scratch_bytes);
     memory_.sums = Buffer(sizeof(float) * static_cast<std::size_t>(plan.most_channels));
@@ -30,19 +30,21 @@ class GraphWorker final : public Worker {
   }
 
   const float* pooled(std::size_t block) override {
-    const Place& in = plan_.parts[gated_[block]].in;
-    const Layout& l = in.layout;
+    const PlannedPart& part = plan_.parts[gated_[block]];
+    const Layout& l = part.in.layout;
     float* pooled = pooled_.as<float>();
-    if (summed_) {
+    if (part.in.is_levels()) {
+      pool_levels(part, pooled);
+    } else if (summed_) {
       const float share = 1.f / (static_cast<float>(l.h) * static_cast<float>(l.w));
       for (int c = 0; c < l.pixel; ++c) pooled[c] = memory_.sums.as<float>()[c] * share;
     } else {
       ValueArgs a{};
-      a.in = reinterpret_cast<const float*>(memory_.at(in));
+      a.in = reinterpret_cast<const float*>(memory_.at(part.in));
       a.out = pooled;
       a.pixels = l.h * l.w;
       a.channels = l.pixel;
-      mean_(a);
+      values_.mean(a);
     }
     return pooled;
   }
@@ -71,15 +73,23 @@ class GraphWorker final : public Worker {
  private:
   const Place& begun() const { return plan_.parts[gated_[0]].in; }
   static std::size_t bytes_of(const Place& value) {  // which has no border
-    return static_cast<std::size_t>(value.layout.h) * static_cast<std::size_t>(value.layout.row) * sizeof(float);
+    return static_cast<std::size_t>(value.layout.h) * static_cast<std::size_t>(value.layout.row) * value.layout.bytes_each();
+  }
+
+  void pool_levels(const PlannedPart& part, float* pooled) {
+    const Layout& l = part.in.layout;
+    if (summed_) {
+      for (int c = 0; c < l.c; ++c) pooled[c] = level_mean(memory_.sums.as<std::uint32_t>()[c], l.h * l.w, part.zero, part.step);
+    } else {
+      values_.level_mean({reinterpret_cast<const std::uint8_t*>(memory_.at(part.in)), pooled, l.h * l.w, l.pixel, l.c, part.step, part.zero});
+    }
   }
 
   void execute(const PlannedPart& part, std::size_t option) {
     const Course& course = part.options[option];
-    part.shortcut.run(memory_);
     course.run(memory_);
     // What is handed on untouched keeps its sums.
-    if (!course.steps.empty() || !part.shortcut.steps.empty()) summed_ = course.sums;
+    if (!course.steps.empty()) summed_ = course.sums;
   }
 
   void execute_fixed(std::size_t begin, std::size_t end) {
@@ -89,7 +99,7 @@ class GraphWorker final : public Worker {
   const GraphPlan& plan_;
   const ImageReader& reader_;
   const std::vector<std::size_t>& gated_;
-  ValueFunction mean_;
+  const ValueKernels& values_;
   GraphMemory memory_;
   Buffer pooled_;
   Buffer kept_, kept_sums_;
@@ -119,9 +129,7 @@ class GraphExecutor final : public Executor {
       const PlannedPart& part = plan_.parts[p];
       const bool gated = std::find(gated_.begin(), gated_.end(), p) != gated_.end();
       for (std::size_t k = 0; k < part.options.size(); ++k) {
-        KernelInfo info{names_[p], gated ? option_label(option_bits[k]) : "always", part.shortcut.kernels};
-        info.kernels.insert(info.kernels.end(), part.options[k].kernels.begin(), part.options[k].kernels.end());
-        infos.push_back(std::move(info));
+        infos.push_back({names_[p], gated ? option_label(option_bits[k]) : "always", part.options[k].kernels});
       }
     }
     return infos;

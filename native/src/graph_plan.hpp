@@ -8,27 +8,16 @@
 
 #include "convolution.hpp"
 #include "graph.hpp"
+#include "graph_memory.hpp"
 #include "kernels/kernels.hpp"
-#include "memory.hpp"
 
 namespace fracskip {
-
-// Where an activation lies: in one of a worker's buffers, in this form.
-struct Place {
-  int buffer = -1;
-  Layout layout;
-
-  // Whether it has no border and no gaps but padded channels, as programs want their values.
-  bool is_dense() const {
-    return layout.border == 0 && layout.pixel % kBlock == 0 && layout.row == static_cast<std::ptrdiff_t>(layout.w) * layout.pixel;
-  }
-};
 
 // One worker's memory.
 struct GraphMemory {
   std::vector<Buffer> buffers;
   Buffer scratch;
-  Buffer sums;  // of the channels of what a part gives, where its last step adds them up
+  Buffer sums;  // of the channels of what a part gives, where its last step adds them up: floats, or of levels integers
 
   char* at(const Place& place) {
     const auto first = place.layout.origin() * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
@@ -55,7 +44,8 @@ struct Course {
 
 struct PlannedPart {
   Place in, out;
-  Course shortcut;  // comes before every option; writes `out`
+  float step = 1.f;  // of the levels that it takes, where it takes some
+  int zero = 0;
   std::vector<Course> options;
 };
 

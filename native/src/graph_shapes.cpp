@@ -27,10 +27,13 @@ class Walk {
       }
       const Shape out = follow(part.branch, shape, widths, name);
       if (part.can_skip) {
-        const Shape shortcut = follow(part.shortcut, shape, {kFullBits}, "the shortcut of " + name);
+        const Shape shortcut = follow(part.shortcut, shape, {network_.integer_stream ? kStreamBits : kFullBits}, "the shortcut of " + name);
         if (!(shortcut == out)) {
           refuse(name + " has a branch that gives " + out.text() + " and a shortcut that gives " + shortcut.text());
         }
+      }
+      if (network_.integer_stream && out.height * out.width > kMaxSum / kStreamLevels) {  // a mean adds them up
+        refuse(name + " has channels whose levels add up to more than 32 bits hold");
       }
       shape = out;
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "graph_plan.hpp"
@@ -18,11 +19,11 @@ struct ConvolutionStep final : Step {
   };
 
   std::vector<Piece> pieces;
-  Place in, out;
+  Place in, out, residual;               // `residual` may be none, or where `out` is
   std::ptrdiff_t first_tap = 0;          // from pixel (0, 0), in elements
   int phases_h = 1, phases_w = 1;
   int phase_h = 0, phase_w = 0;          // input pixels from phase to phase
-  bool adds = false, sums = false;       // to what `out` holds; up
+  bool sums = false;                     // whether it adds up its channels
 
   void run(GraphMemory& memory) const override {
     if (sums) std::memset(memory.sums.as<void>(), 0, static_cast<std::size_t>(out.layout.pixel) * sizeof(float));
@@ -42,12 +43,16 @@ struct ConvolutionStep final : Step {
       a.out_w = (a.out_w - w + phases_w - 1) / phases_w;
       if (a.out_h <= 0 || a.out_w <= 0) return;
     }
-    const Layout &from = in.layout, &to = out.layout;
+    const Layout& from = in.layout;
     const std::ptrdiff_t first = first_tap + h * phase_h * from.row + static_cast<std::ptrdiff_t>(w) * phase_w * from.pixel + piece.in;
-    const std::ptrdiff_t place = h * to.row + static_cast<std::ptrdiff_t>(w) * to.pixel + piece.out;
+    const auto at = [&](const Place& place) {
+      const Layout& l = place.layout;
+      const std::ptrdiff_t pixel = h * l.row + static_cast<std::ptrdiff_t>(w) * l.pixel + piece.out;
+      return memory.at(place) + pixel * static_cast<std::ptrdiff_t>(l.bytes_each());
+    };
     a.in = memory.at(in) + first * static_cast<std::ptrdiff_t>(from.bytes_each());
-    a.out = memory.at(out) + place * static_cast<std::ptrdiff_t>(to.bytes_each());
-    if (adds) a.residual = a.out;
+    a.out = at(out);
+    if (residual.is_some()) a.residual = at(residual);
     if (sums) a.sums = memory.sums.as<float>() + piece.out;
     a.scratch = memory.scratch.as<void>();
     piece.conv->run(a);
@@ -56,9 +61,13 @@ struct ConvolutionStep final : Step {
 
 // One channel a group.
 struct DepthwiseStep final : Step {
+  struct Weights {
+    Buffer taps, scale, bias;
+  };
+
   DepthwiseFunction function;
   DepthwiseArgs args;
-  Buffer weights, scale, bias;
+  std::shared_ptr<const Weights> weights;
   Place in, out;
   std::ptrdiff_t first_tap = 0;
 
@@ -79,7 +88,7 @@ struct ValueStep final : Step {
   void run(GraphMemory& memory) const override {
     ValueArgs a = args;
     a.in = reinterpret_cast<const float*>(memory.at(in));
-    if (other.buffer >= 0) a.other = reinterpret_cast<const float*>(memory.at(other));
+    if (other.is_some()) a.other = reinterpret_cast<const float*>(memory.at(other));
     a.out = reinterpret_cast<float*>(memory.at(out));
     function(a);
   }
@@ -92,8 +101,8 @@ struct StageStep final : Step {
 
   void run(GraphMemory& memory) const override {
     StageArgs a = args;
-    a.in = reinterpret_cast<const float*>(memory.at(in));
-    if (factor.buffer >= 0) a.factor = reinterpret_cast<const float*>(memory.at(factor));
+    a.in = memory.at(in);
+    if (factor.is_some()) a.factor = reinterpret_cast<const float*>(memory.at(factor));
     a.out = memory.at(out);
     function(a);
   }
@@ -106,7 +115,35 @@ struct PoolStep final : Step {
 
   void run(GraphMemory& memory) const override {
     PoolArgs a = args;
+    a.in = memory.at(in);
+    a.out = memory.at(out);
+    function(a);
+  }
+};
+
+// Values to levels of the stream.
+struct RoundStep final : Step {
+  RoundFunction function;
+  RoundArgs args;
+  Place in, residual, out;  // `residual` may be none, or where `out` is
+
+  void run(GraphMemory& memory) const override {
+    RoundArgs a = args;
     a.in = reinterpret_cast<const float*>(memory.at(in));
+    if (residual.is_some()) a.residual = memory.at(residual);
+    a.out = reinterpret_cast<std::uint8_t*>(memory.at(out));
+    function(a);
+  }
+};
+
+struct LevelMeanStep final : Step {
+  LevelMeanFunction function;
+  LevelMeanArgs args;
+  Place in, out;
+
+  void run(GraphMemory& memory) const override {
+    LevelMeanArgs a = args;
+    a.in = reinterpret_cast<const std::uint8_t*>(memory.at(in));
     a.out = reinterpret_cast<float*>(memory.at(out));
     function(a);
   }

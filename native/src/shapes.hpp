@@ -11,6 +11,7 @@
 
 namespace fracskip {
 
+inline constexpr int kStreamLevels = 255;  // above 0
 inline constexpr std::int64_t kMaxSum = std::numeric_limits<std::int32_t>::max();
 
 [[noreturn]] inline void refuse(const std::string& what) { throw BundleError("plan: " + what); }

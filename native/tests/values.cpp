@@ -37,7 +37,9 @@ class Checks {
       pixels();
       norm_and_mean();
       stage();
+      round_and_mean();
       pool();
+      pool_levels();
       depthwise();
     }
     for (int act = 0; act < 8; ++act) curve(static_cast<Act>(act));
@@ -166,14 +168,24 @@ class Checks {
     Values in = make(h * w, used);
     std::vector<float> factor(static_cast<std::size_t>(in.channels));
     for (int c = 0; c < used; ++c) factor[c] = real();
-    const bool levels = pick(0, 1), multiply = pick(0, 1);
+    const bool from_levels = pick(0, 1), levels = pick(0, 1), as_they_are = from_levels && levels && pick(0, 2) == 0;
+    const bool multiply = !as_they_are && pick(0, 1);
+    std::vector<std::uint8_t> taken(in.data.size());
+    const float step = 0.02f * static_cast<float>(pick(1, 3)), in_zero = pick(0, 1) ? static_cast<float>(pick(0, 255)) : 0.f;
+    for (std::size_t i = 0; from_levels && i < taken.size(); ++i) {
+      taken[i] = static_cast<std::uint8_t>(pick(0, 255));
+      in.data[i] = (static_cast<float>(taken[i]) - in_zero) * step;
+    }
     const Layout layout = Layout::make(h, w, used, border, levels ? Element::u8 : Element::f32);
     Buffer buffer(layout.bytes());
     std::fill_n(buffer.as<std::uint8_t>(), buffer.size(), std::uint8_t{77});
     StageArgs a{};
-    a.in = in.data.data();
+    a.in = from_levels ? static_cast<const void*>(taken.data()) : in.data.data();
+    a.step = step;
+    a.in_zero = in_zero;
     a.factor = multiply ? factor.data() : nullptr;
-    a.act = pick(0, 1) ? Act::none : any_act();
+    a.act = as_they_are || pick(0, 1) ? Act::none : any_act();
+    a.used = used;
     a.h = h;
     a.w = w;
     a.channels = in.channels;
@@ -186,14 +198,24 @@ class Checks {
     a.zero = pick(0, 1) ? static_cast<float>(pick(0, static_cast<int>(a.top))) : 0.f;
     a.scale = a.top / 5;
     a.border = a.zero != 0.f ? border : 0;
-    (levels ? values_.levels : values_.copy)(a);
+    if (as_they_are) values_.copy_levels(a);
+    else if (from_levels) (levels ? values_.relevel : values_.values)(a);
+    else (levels ? values_.levels : values_.copy)(a);
     for (int y = -border; y < h + border; ++y) {
       for (int x = -border; x < w + border; ++x) {
         const bool inside = y >= 0 && x >= 0 && y < h && x < w;
-        for (int c = 0; c < used; ++c) {
+        for (int c = 0; c < (from_levels && !levels ? in.channels : used); ++c) {
           const std::ptrdiff_t at = layout.origin() + y * layout.row + static_cast<std::ptrdiff_t>(x) * layout.pixel + c;
           if (!inside) {
             if (levels) expect("border", buffer.as<std::uint8_t>()[at], a.border ? a.zero : 77.0, 0);
+            continue;
+          }
+          if (as_they_are) {
+            expect("levels as they are", buffer.as<std::uint8_t>()[at], taken[static_cast<std::size_t>((y * w + x) * in.channels + c)], 0);
+            continue;
+          }
+          if (c >= used) {
+            expect("padding", buffer.as<float>()[at], 0, 0);
             continue;
           }
           const double value = act_of(a.act, static_cast<double>(in.at(y * w + x, c)) * (multiply ? factor[c] : 1.f));
@@ -210,7 +232,35 @@ class Checks {
     }
   }
 
-  void pool() {
+  void round_and_mean() {
+    Values in = make(pick(1, 60), pick(1, 40)), other = make(in.pixels, in.used);
+    for (float& x : in.data) x *= 60.f;
+    std::vector<std::uint8_t> levels(in.data.size()), out(in.data.size());
+    for (std::uint8_t& level : levels) level = static_cast<std::uint8_t>(pick(0, 255));
+    RoundArgs a{};
+    a.in = in.data.data();
+    a.act = pick(0, 1) ? Act::none : Act::relu;
+    const int kind = pick(0, 2);
+    a.residual_type = kind == 0 ? Residual::none : kind == 1 ? Residual::u8 : Residual::f32;
+    a.residual = kind == 0 ? nullptr : kind == 1 ? static_cast<const void*>(levels.data()) : other.data.data();
+    a.out = out.data();
+    a.count = static_cast<std::ptrdiff_t>(out.size());
+    values_.round(a);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      float y = a.act == Act::relu ? std::max(in.data[i], 0.f) : in.data[i];
+      if (kind > 0) y += kind == 1 ? static_cast<float>(levels[i]) : other.data[i];
+      expect("round", out[i], std::nearbyint(std::min(std::max(y, 0.f), 255.f)), 0);
+    }
+    const int zero = pick(0, 255);
+    values_.level_mean({levels.data(), other.data.data(), in.pixels, in.channels, in.used, 0.5f, zero});
+    for (int c = 0; c < in.channels; ++c) {
+      double sum = 0;
+      for (int p = 0; p < in.pixels; ++p) sum += levels[static_cast<std::size_t>(p * in.channels + c)];
+      expect("level mean", other.data[static_cast<std::size_t>(c)], c < in.used ? (sum / in.pixels - zero) * 0.5 : 0.0, 255);
+    }
+  }
+
+  PoolArgs windows() {
     PoolArgs a{};
     a.in_h = pick(1, 12);
     a.in_w = pick(1, 12);
@@ -222,12 +272,45 @@ class Checks {
     a.pad_w = pick(0, a.kernel_w / 2);
     a.out_h = (a.in_h + 2 * a.pad_h - a.kernel_h) / a.stride_h + 1;
     a.out_w = (a.in_w + 2 * a.pad_w - a.kernel_w) / a.stride_w + 1;
+    return a;
+  }
+
+  void pool_levels() {
+    PoolArgs a = windows();
+    a.largest = true;
+    const int used = pick(1, 40);
+    const Layout from = Layout::dense(a.in_h, a.in_w, used, Element::u8), to = Layout::make(a.out_h, a.out_w, used, pick(0, 2), Element::u8);
+    Buffer in(from.bytes()), out(to.bytes());
+    for (std::ptrdiff_t i = 0; i < a.in_h * from.row; ++i) in.as<std::uint8_t>()[i] = static_cast<std::uint8_t>(pick(0, 255));
+    a.channels = from.pixel;
+    a.in = in.as<void>();
+    a.out = out.as<std::uint8_t>() + to.origin();
+    a.out_row = to.row;
+    values_.pool_levels(a);
+    for (int y = 0; y < a.out_h; ++y) {
+      for (int x = 0; x < a.out_w; ++x) {
+        for (int c = 0; c < used; ++c) {
+          int top = 0;
+          for (int h = std::max(y * a.stride_h - a.pad_h, 0); h < std::min(y * a.stride_h - a.pad_h + a.kernel_h, a.in_h); ++h) {
+            for (int w = std::max(x * a.stride_w - a.pad_w, 0); w < std::min(x * a.stride_w - a.pad_w + a.kernel_w, a.in_w); ++w) {
+              top = std::max(top, static_cast<int>(in.as<std::uint8_t>()[h * from.row + w * from.pixel + c]));
+            }
+          }
+          expect("pool of levels", out.as<std::uint8_t>()[to.origin() + y * to.row + x * to.pixel + c], top, 0);
+        }
+      }
+    }
+  }
+
+  void pool() {
+    PoolArgs a = windows();
     a.largest = pick(0, 1);
     a.count_padding = !a.largest && pick(0, 1);
     Values in = make(a.in_h * a.in_w, pick(1, 40)), out = make(a.out_h * a.out_w, in.used);
     a.channels = in.channels;
     a.in = in.data.data();
     a.out = out.data.data();
+    a.out_row = static_cast<std::ptrdiff_t>(a.out_w) * a.channels;
     values_.pool(a);
     for (int y = 0; y < a.out_h; ++y) {
       for (int x = 0; x < a.out_w; ++x) {

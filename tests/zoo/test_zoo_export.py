@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.zoo.test_zoo_contract import MODELS, dynamic_network, make_images
+from tests.zoo.test_zoo_contract import MODELS, dynamic_network, make_images, plain_network
 from torch import Tensor
 
 import fracskip
+from fracskip.config import GateConfig, QuantConfig
 from fracskip.deployment.bundle import bundle_of
 from fracskip.errors import ConfigError
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from fracskip.runtime.portable import PortableEngine
+from fracskip.runtime.portable.graph import GraphTrunk, _Grid
 
 # What a bundle has no word for, or not at this size of image.
 REFUSED = {
@@ -52,6 +54,58 @@ def test_every_part_gives_what_its_block_gives(name: str) -> None:
                 found = trunk.execute(index, x, torch.full((len(x),), option))
                 wanted = (net.trunk.head(wanted) if last else wanted).flatten(1)
                 near(found.flatten(1), wanted, net.options[option].is_quantised)
+            x = block.execute(x, net.options[-1])
+
+
+STREAMED = (
+    "torchvision/mobilenet_v2",
+    "torchvision/mobilenet_v3_large",
+    "torchvision/efficientnet_b0",
+    "torchvision/convnext_tiny",
+    "torchvision/regnet_y_400mf",
+    "timm/resnet18",
+)
+
+
+def levels(x: Tensor, grid: _Grid | None) -> Tensor:
+    """Values of an int8 stream as its levels."""
+    assert grid is not None
+    return (x / grid._step).round() + grid._zero
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
+    net = fracskip.convert(
+        plain_network(name),
+        ["skip", 4, 8, "full"],
+        quant=QuantConfig(weights="own", stream="int8"),
+        gate=GateConfig(width=8),
+        example_input=make_images(1),
+        calibration=[make_images()],
+        name=name,
+    )
+    plan, tensors = bundle_of(net)
+    trunk = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._trunk
+    assert isinstance(trunk, GraphTrunk)
+    grids = [part.grid for part in trunk._gated]
+    images = make_images()
+    with torch.no_grad():
+        x = net.begin(images)
+        off = (trunk.begin(images) - levels(x, grids[0])).abs()
+        assert float(off.mean()) < 0.01  # of a level: a value between two may go to either
+        for index, block in enumerate(net.blocks):
+            last = index == len(net.blocks) - 1
+            for option in range(len(net.options)):
+                if not (option or block.can_be_skipped):
+                    continue
+                wanted = block.execute(x, net.options[option])
+                chosen = torch.full((len(x),), option)
+                found = trunk.execute(index, levels(x, grids[index]), chosen)
+                if last:
+                    near(found.flatten(1), net.trunk.head(wanted), quantised=True)
+                else:
+                    off = (found - levels(wanted, grids[index + 1])).abs()
+                    assert float(off.mean()) < 0.05, (block.name, option)
             x = block.execute(x, net.options[-1])
 
 

@@ -68,11 +68,11 @@ __attribute__((always_inline)) static inline void emit(const ConvArgs& a, int h,
   if (R != Residual::none && both) add_residual<R>(a, from + a.residual_pixel, y[1][0], y[1][1]);
   const std::ptrdiff_t to = h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel + channel;
   if (O == Element::u8) {
-    const __m256 top = _mm256_set1_ps(a.top);
+    const __m256 top = _mm256_set1_ps(a.top), input = _mm256_set1_ps(a.input);
     __m256i q[2][2];
     for (int p = 0; p < 2; ++p) {
       // Saturation clamps at 0; the minimum keeps what is larger than an int away from it.
-      for (int half = 0; half < 2; ++half) q[p][half] = _mm256_cvtps_epi32(_mm256_min_ps(y[p][half], top));
+      for (int half = 0; half < 2; ++half) q[p][half] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(y[p][half], input), top));
     }
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i bytes = _mm256_permutevar8x32_epi32(

@@ -25,12 +25,12 @@ struct Target {
   const char* residual;
   char* out;
   std::ptrdiff_t residual_pixel, out_pixel;
-  float top, most;
+  float input, top, most;
   bool relu, add_up;
 
   // From pixel (h, w) on.
   Target(const ConvArgs& a, int block, int h, int w)
-      : scale(a.scale + block * kBlock), bias(a.bias + block * kBlock), top(a.top), most(a.most), relu(a.relu), add_up(a.sums != nullptr) {
+      : scale(a.scale + block * kBlock), bias(a.bias + block * kBlock), input(a.input), top(a.top), most(a.most), relu(a.relu), add_up(a.sums != nullptr) {
     const std::ptrdiff_t out_size = size_of(a.out_type);
     const std::ptrdiff_t residual_size = a.residual_type == Residual::f32 ? sizeof(float) : 1;
     out_pixel = a.out_pixel * out_size;
@@ -105,6 +105,8 @@ __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_
     }
     return;
   }
+#pragma GCC unroll 4
+  for (int p = 0; p < kTogether; ++p) y[p] = _mm512_mul_ps(y[p], _mm512_set1_ps(t.input));
   const __m512i levels = levels_of(y, t.top);
   if (t.add_up) add_up(sums, levels);
   const __m512i pixels = by_pixels(levels);
@@ -123,7 +125,7 @@ struct Present {
       : levels(((1u << 4 * count) - 1) * 0x0001000100010001ull), pixels(count == kTogether ? ~0ull : (1ull << 16 * count) - 1) {}
 };
 
-// Finishes four pixels whose levels, and whose residual's, lie side by side.
+// Finishes four pixels whose levels, and whose residual's, lie side by side. Values are in the levels' unit.
 template <Residual R>
 __attribute__((always_inline)) inline void finish_dense(const Target& t, const __m512i (&sum)[kTogether], const Present& present,
                                                         Sums& sums) {

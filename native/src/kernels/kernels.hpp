@@ -48,10 +48,11 @@ struct ConvArgs {
   void* out;  // pixel (0, 0); may be the residual itself
   std::ptrdiff_t out_row;
   int out_pixel;
-  float top;   // u8: largest level. Smaller than 0 becomes 0.
-  bool relu;   // bf16 and f32: whether to clamp at 0 and at `most`
+  float input;  // u8: what values are multiplied with first, 1 / step of the levels
+  float top;    // u8: largest level. Smaller than 0 becomes 0.
+  bool relu;    // bf16 and f32: whether to clamp at 0 and at `most`
   float most;
-  void* sums;  // per channel, added to: uint32 for u8, float for f32; or null
+  void* sums;   // per channel, added to: uint32 for u8, float for f32; or null
 
   void* scratch;  // as many bytes as the kernel asked for, 64-byte aligned
 };
@@ -112,24 +113,51 @@ struct ValueArgs {
 };
 
 // Pixels into the form that a convolution takes: copied, or as levels clamp(rint(x * scale) + zero, 0, top), after a product
-// by channel and `act`.
+// by channel and `act`. Of levels q, x = (q - in_zero) * step.
 struct StageArgs {
-  const float* in;
+  const void* in;
   std::ptrdiff_t in_row, in_pixel;  // from one that is taken to the next
   const float* factor;  // (channels) of each pixel's values, or null
   Act act;
   int h, w, channels;
+  int used;   // channels that are some; of levels' values those beyond become 0
   void* out;  // pixel (0, 0)
   std::ptrdiff_t out_row;
   int out_pixel;
+  float step, in_zero;
   float scale, zero, top;
   int border;  // pixels around that are to be filled with `zero`
 };
 
+// Values to levels of an 8-bit stream, in whose unit they are: clamp(rint(act(x) + residual), 0, 255), of so many in a row.
+struct RoundArgs {
+  const float* in;
+  Act act;
+  Residual residual_type;
+  const void* residual;
+  std::uint8_t* out;  // may be the residual itself
+  std::ptrdiff_t count;
+};
+
+// The mean of (q - zero) * step over pixels of levels that lie side by side.
+struct LevelMeanArgs {
+  const std::uint8_t* in;
+  float* out;
+  int pixels, channels;
+  int used;  // channels that are some; those beyond become 0
+  float step;
+  int zero;
+};
+// Of the sum of all levels, which is exact and below 2^31.
+static inline float level_mean(std::uint32_t sum, int pixels, int zero, float step) {
+  return (static_cast<float>(static_cast<std::int32_t>(sum)) / static_cast<float>(pixels) - static_cast<float>(zero)) * step;
+}
+
 // Windows over each channel by itself. The input of a pool has no border: its windows end at the edge.
 struct PoolArgs {
-  const float* in;
-  float* out;
+  const void* in;
+  void* out;
+  std::ptrdiff_t out_row;
   int in_h, in_w, out_h, out_w, channels;
   int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
   bool largest, count_padding;
@@ -152,13 +180,18 @@ struct DepthwiseArgs {
 
 using ValueFunction = void (*)(const ValueArgs&);
 using StageFunction = void (*)(const StageArgs&);
+using RoundFunction = void (*)(const RoundArgs&);
+using LevelMeanFunction = void (*)(const LevelMeanArgs&);
 using PoolFunction = void (*)(const PoolArgs&);
 using DepthwiseFunction = void (*)(const DepthwiseArgs&);
 
 struct ValueKernels {
   ValueFunction act, add, mul, affine, norm, mean;
-  StageFunction copy, levels;  // f32 to f32, f32 to u8
-  PoolFunction pool;
+  StageFunction copy, levels;                          // f32 to f32, f32 to u8
+  StageFunction copy_levels, relevel, values;          // u8 as they are (no act, no product), u8 to u8, u8 to f32
+  RoundFunction round;
+  LevelMeanFunction level_mean;
+  PoolFunction pool, pool_levels;  // of f32; of u8, the largest alone
   DepthwiseFunction depthwise_f32, depthwise_u8_to_f32, depthwise_u8;
 };
 

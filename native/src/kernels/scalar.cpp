@@ -21,7 +21,7 @@ void emit(const ConvArgs& a, int h, int w, int channel, float y) {
   if (a.residual_type == Residual::f32) y = y + static_cast<const float*>(a.residual)[at];
   const std::ptrdiff_t to = h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel + channel;
   if (a.out_type == Element::u8) {
-    const auto level = static_cast<std::uint8_t>(clamp_level(y, a.top));
+    const auto level = static_cast<std::uint8_t>(clamp_level(y * a.input, a.top));
     static_cast<std::uint8_t*>(a.out)[to] = level;
     if (a.sums) static_cast<std::uint32_t*>(a.sums)[channel] += level;
   } else {

@@ -249,7 +249,7 @@ template <Residual R>
 class QuadFinisher {
  public:
   static bool fits(const ConvArgs& a, const Geometry& g) {
-    return g.quads && g.flat && a.out_type == Element::u8 && a.out_pixel == kBlock && a.out_row == a.in_row &&
+    return g.quads && g.flat && a.out_type == Element::u8 && a.input == 1.f && a.out_pixel == kBlock && a.out_row == a.in_row &&
            (R == Residual::none || (R == Residual::u8 && a.residual_pixel == kBlock && a.residual_row == a.in_row));
   }
 

@@ -185,21 +185,26 @@ void mean(const ValueArgs& a) {
 
 // -- into the form that convolutions take ---------------------------------------------------------------
 
-template <class Store>
+inline Lanes value_of(const float* from) { return load(from); }
+inline Lanes value_of(const std::uint8_t* from) { return from_levels(from); }
+
+template <class In, class Store>
 inline void stage(const StageArgs& a, std::ptrdiff_t out_size, Store put) {
   const int channels = a.channels, height = a.h, width = a.w;
   const float* const factor = a.factor;
+  const Lanes step = all(a.step), in_zero = all(a.in_zero);
+  const auto value = [=](const In* from) { return sizeof(In) == 1 ? (value_of(from) - in_zero) * step : value_of(from); };
   const std::ptrdiff_t in_pixel = a.in_pixel, in_gap = a.in_row - width * in_pixel;
   const std::ptrdiff_t out_pixel = a.out_pixel * out_size, out_gap = a.out_row * out_size - width * out_pixel;
   with_act(a.act, [=](auto act) {
-    const float* in = a.in;
+    const In* in = static_cast<const In*>(a.in);
     char* out = static_cast<char*>(a.out);
     for (int h = 0; h < height; ++h, in += in_gap, out += out_gap) {
       for (int w = 0; w < width; ++w, in += in_pixel, out += out_pixel) {
         if (factor) {
-          for (int c = 0; c < channels; c += kLanes) put(out, c, activated<act.kAct>(load(in + c) * load(factor + c)));
+          for (int c = 0; c < channels; c += kLanes) put(out, c, activated<act.kAct>(value(in + c) * load(factor + c)));
         } else {
-          for (int c = 0; c < channels; c += kLanes) put(out, c, activated<act.kAct>(load(in + c)));
+          for (int c = 0; c < channels; c += kLanes) put(out, c, activated<act.kAct>(value(in + c)));
         }
       }
     }
@@ -207,21 +212,25 @@ inline void stage(const StageArgs& a, std::ptrdiff_t out_size, Store put) {
 }
 
 // What channels that only pad hold is no matter: their weights are zero. But it must be finite.
+template <class In>
 void copy(const StageArgs& a) {
-  stage(a, sizeof(float), [](char* out, int c, Lanes x) { store(reinterpret_cast<float*>(out) + c, x); });
+  stage<In>(a, sizeof(float), [](char* out, int c, Lanes x) { store(reinterpret_cast<float*>(out) + c, x); });
+}
+
+void values(const StageArgs& a) {
+  copy<std::uint8_t>(a);
+  for (int h = 0; a.used < a.channels && h < a.h; ++h) {
+    float* out = static_cast<float*>(a.out) + h * a.out_row;
+    for (int w = 0; w < a.w; ++w, out += a.out_pixel) {
+      for (int c = a.used; c < a.channels; ++c) out[c] = 0.f;
+    }
+  }
 }
 
 void fill(std::uint8_t* to, std::ptrdiff_t count, std::uint8_t level) { __builtin_memset(to, level, static_cast<std::size_t>(count)); }
 
-void levels(const StageArgs& a) {
-  const Lanes scale = all(a.scale), zero = all(a.zero), low = all(-a.zero), high = all(a.top - a.zero);
-  if (a.zero == 0.f) {
-    stage(a, 1, [=](char* out, int c, Lanes x) { to_levels(reinterpret_cast<std::uint8_t*>(out) + c, largest(smallest(x * scale, high), low)); });
-  } else {
-    stage(a, 1, [=](char* out, int c, Lanes x) {
-      to_levels(reinterpret_cast<std::uint8_t*>(out) + c, rounded(largest(smallest(x * scale, high), low)) + zero);
-    });
-  }
+// The border of a stage's levels.
+void surround(const StageArgs& a) {
   if (a.border == 0) return;
   const auto level = static_cast<std::uint8_t>(a.zero);
   const std::ptrdiff_t side = static_cast<std::ptrdiff_t>(a.border) * a.out_pixel;
@@ -237,17 +246,100 @@ void levels(const StageArgs& a) {
   }
 }
 
+void copy_levels(const StageArgs& a) {
+  const std::ptrdiff_t size = a.channels;
+  for (int h = 0; h < a.h; ++h) {
+    const std::uint8_t* in = static_cast<const std::uint8_t*>(a.in) + h * a.in_row;
+    std::uint8_t* out = static_cast<std::uint8_t*>(a.out) + h * a.out_row;
+    if (a.in_pixel == size && a.out_pixel == size) {
+      __builtin_memcpy(out, in, static_cast<std::size_t>(a.w * size));
+    } else {
+      for (int w = 0; w < a.w; ++w, in += a.in_pixel, out += a.out_pixel) __builtin_memcpy(out, in, static_cast<std::size_t>(size));
+    }
+  }
+  surround(a);
+}
+
+template <class In>
+void levels(const StageArgs& a) {
+  const Lanes scale = all(a.scale), zero = all(a.zero), low = all(-a.zero), high = all(a.top - a.zero);
+  if (a.zero == 0.f) {
+    stage<In>(a, 1, [=](char* out, int c, Lanes x) { to_levels(reinterpret_cast<std::uint8_t*>(out) + c, largest(smallest(x * scale, high), low)); });
+  } else {
+    stage<In>(a, 1, [=](char* out, int c, Lanes x) {
+      to_levels(reinterpret_cast<std::uint8_t*>(out) + c, rounded(largest(smallest(x * scale, high), low)) + zero);
+    });
+  }
+  surround(a);
+}
+
+// -- the 8-bit stream -----------------------------------------------------------------------------------
+
+template <class Other>
+void round_with(const RoundArgs& a) {
+  const float* const in = a.in;
+  const Other* const other = static_cast<const Other*>(a.residual);
+  std::uint8_t* const out = a.out;
+  const std::ptrdiff_t count = a.count;
+  with_act(a.act, [=](auto act) {
+    for (std::ptrdiff_t i = 0; i < count; i += kLanes) {
+      Lanes y = activated<act.kAct>(load(in + i));
+      if (other) y = y + value_of(other + i);
+      to_levels(out + i, largest(smallest(y, all(255.f)), all(0.f)));
+    }
+  });
+}
+
+void round(const RoundArgs& a) {
+  if (a.residual_type == Residual::u8) round_with<std::uint8_t>(a);
+  else round_with<float>(a);
+}
+
+void level_mean(const LevelMeanArgs& a) {
+  for (int c = 0; c < a.channels; c += kBlock) {
+    std::uint32_t sum[kBlock] = {};
+    const std::uint8_t* in = a.in + c;
+    for (int p = 0; p < a.pixels; ++p, in += a.channels) {
+      for (int i = 0; i < kBlock; ++i) sum[i] += in[i];
+    }
+    for (int i = 0; i < kBlock; ++i) a.out[c + i] = c + i < a.used ? fracskip::level_mean(sum[i], a.pixels, a.zero, a.step) : 0.f;
+  }
+}
+
 // -- windows --------------------------------------------------------------------------------------------
 
-void pool(const PoolArgs& a) {
-  float* out = a.out;
+void pool_levels(const PoolArgs& a) {
+  const int channels = a.channels;
   for (int oh = 0; oh < a.out_h; ++oh) {
+    const int top = oh * a.stride_h - a.pad_h, begin_h = top < 0 ? 0 : top;
+    const int end_h = top + a.kernel_h < a.in_h ? top + a.kernel_h : a.in_h;
+    std::uint8_t* out = static_cast<std::uint8_t*>(a.out) + oh * a.out_row;
+    for (int ow = 0; ow < a.out_w; ++ow, out += channels) {
+      const int left = ow * a.stride_w - a.pad_w, begin_w = left < 0 ? 0 : left;
+      const int end_w = left + a.kernel_w < a.in_w ? left + a.kernel_w : a.in_w;
+      for (int c = 0; c < channels; c += kBlock) {
+        std::uint8_t most[kBlock] = {};  // levels are not below it
+        for (int h = begin_h; h < end_h; ++h) {
+          const std::uint8_t* in = static_cast<const std::uint8_t*>(a.in) + (static_cast<std::ptrdiff_t>(h) * a.in_w + begin_w) * channels + c;
+          for (int w = begin_w; w < end_w; ++w, in += channels) {
+            for (int i = 0; i < kBlock; ++i) most[i] = in[i] > most[i] ? in[i] : most[i];
+          }
+        }
+        __builtin_memcpy(out + c, most, kBlock);
+      }
+    }
+  }
+}
+
+void pool(const PoolArgs& a) {
+  for (int oh = 0; oh < a.out_h; ++oh) {
+    float* out = static_cast<float*>(a.out) + oh * a.out_row;
     const int top = oh * a.stride_h - a.pad_h, left_h = top < 0 ? 0 : top;
     const int end_h = top + a.kernel_h < a.in_h ? top + a.kernel_h : a.in_h;
     for (int ow = 0; ow < a.out_w; ++ow, out += a.channels) {
       const int left = ow * a.stride_w - a.pad_w, begin_w = left < 0 ? 0 : left;
       const int end_w = left + a.kernel_w < a.in_w ? left + a.kernel_w : a.in_w;
-      const float* first = a.in + (static_cast<std::ptrdiff_t>(left_h) * a.in_w + begin_w) * a.channels;
+      const float* first = static_cast<const float*>(a.in) + (static_cast<std::ptrdiff_t>(left_h) * a.in_w + begin_w) * a.channels;
       const float count = a.count_padding ? static_cast<float>(a.kernel_h) * static_cast<float>(a.kernel_w)
                                           : static_cast<float>(end_h - left_h) * static_cast<float>(end_w - begin_w);
       const Lanes share = all(1.f / count);
@@ -264,9 +356,6 @@ void pool(const PoolArgs& a) {
     }
   }
 }
-
-inline Lanes value_of(const float* from) { return load(from); }
-inline Lanes value_of(const std::uint8_t* from) { return from_levels(from); }
 
 // `Pixels` pixels of a row by one set of lanes. Of `Taps` neighbouring taps, each pixel that they reach is read
 // once; more than one only where stride and dilation are 1.
@@ -339,7 +428,8 @@ void depthwise(const DepthwiseArgs& a) {
 }
 
 constexpr ValueKernels value_kernels(DepthwiseFunction u8_to_f32, DepthwiseFunction u8) {
-  return {act, add, mul, affine, norm, mean, copy, levels, pool, depthwise<float, float>, u8_to_f32, u8};
+  return {act, add, mul, affine, norm, mean, copy<float>, levels<float>, copy_levels, levels<std::uint8_t>, values,
+          round, level_mean, pool, pool_levels, depthwise<float, float>, u8_to_f32, u8};
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fracskip.errors import ConfigError
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.graph import GatedPart, GraphPlan, Shape, follow
+from fracskip.runtime.graph import GatedPart, GraphPlan
+from fracskip.runtime.operations import Shape, follow
 from fracskip.runtime.plan import Plan
 from fracskip.runtime.residual import ResidualPlan
 

@@ -120,7 +120,8 @@ class QuantConfig(Frozen):
         calibration_images: Training images that initialise ranges and BatchNorm statistics.
         stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
             learned step per stage; the first block and projection shortcuts then run at 8 bits
-            too). Only 'modern' quantisation has the latter.
+            too, and in all networks but CIFAR ResNets whatever else no gate decides for). Only
+            'modern' quantisation has the latter.
     """
 
     scheme: Literal["modern", "paper"] = "modern"

@@ -72,11 +72,19 @@ class BlockProfile:
 
 @dataclass(frozen=True)
 class NetworkProfile:
-    """A whole network: stem, blocks in order, head."""
+    """A whole network: stem, blocks in order, head.
+
+    Attributes:
+        stem_macs: What comes before the first block.
+        blocks: In order.
+        head_macs: What comes after the last one.
+        fixed_bits: Width of stem and head.
+    """
 
     stem_macs: int
     blocks: tuple[BlockProfile, ...]
     head_macs: int
+    fixed_bits: int = FULL_BITS
 
     @cached_property
     def gated(self) -> tuple[BlockProfile, ...]:
@@ -102,7 +110,8 @@ class NetworkProfile:
         are not executed again.
         """
         repeated = itertools.dropwhile(lambda block: not block.gated, self.blocks)
-        return sum(block.fixed_cost for block in repeated) + self.head_macs + self.gate_macs
+        blocks = sum(block.fixed_cost for block in repeated)
+        return blocks + self._at_fixed_bits(self.head_macs) + self.gate_macs
 
     @property
     def fixed_macs(self) -> float:
@@ -111,4 +120,8 @@ class NetworkProfile:
         MACs at b bits count for (b / 32)²: as many as have the same BitOps at 32 bits.
         """
         blocks = sum(block.fixed_cost for block in self.blocks)
-        return self.stem_macs + blocks + self.head_macs + self.gate_macs
+        ends = self._at_fixed_bits(self.stem_macs + self.head_macs)
+        return ends + blocks + self.gate_macs
+
+    def _at_fixed_bits(self, macs: int) -> float:
+        return macs * (self.fixed_bits / FULL_BITS) ** 2

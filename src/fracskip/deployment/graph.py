@@ -11,26 +11,25 @@ import torch
 from torch import nn
 
 from fracskip.deployment.lowering import Lowered, Scaled, Source, Value, Weighted, lower
+from fracskip.deployment.units import Grid, ending_in_units, in_units
 from fracskip.deployment.writer import TensorWriter
 from fracskip.dynamic import DynamicNetwork
+from fracskip.dynamic.block import STREAM_OPTION
 from fracskip.dynamic.folding import FoldedLayer, fold, folded_norm
-from fracskip.dynamic.traced import TracedBlock
-from fracskip.dynamic.trunk import Section, TracedTrunk
+from fracskip.dynamic.traced import FULL, Section, TracedBlock
+from fracskip.dynamic.trunk import TracedTrunk
 from fracskip.models.structure import Block
-from fracskip.options import FULL_BITS, Option
+from fracskip.options import Option
 from fracskip.runtime.graph import (
-    ConvOp,
     FixedPart,
     GatedPart,
     GraphNetwork,
     GraphPlan,
     Part,
     executed,
-    feeds_levels,
     integer_bits,
 )
-
-FULL = Option(FULL_BITS)
+from fracskip.runtime.operations import ConvOp, feeds_levels
 
 
 class GraphWriter(TensorWriter):
@@ -39,23 +38,41 @@ class GraphWriter(TensorWriter):
     def __init__(self, net: DynamicNetwork) -> None:
         super().__init__(net)
         image = net.spec.image
+        self._trunk = cast(TracedTrunk, net.trunk)
+        self._fixed_option = FULL if net.stream is None else STREAM_OPTION
         self._parts: list[Part] = []
-        self._at = Value(0, "first", (1, image.channels, *image.size))  # what the next part takes
+        # What the next part takes, and its grid in an int8 stream.
+        self._at = Value(0, "first", (1, image.channels, *image.size))
+        self._grid: Grid | None = None
 
     def plan(self) -> GraphPlan:
         """See `TensorWriter.plan`."""
-        trunk = cast(TracedTrunk, self.net.trunk)
-        self._fixed("stem", trunk.begins)
-        structured = zip(trunk.blocks, trunk.structure.blocks, trunk.goes_on, strict=True)
-        for block, found, section in structured:
-            self._gated(block, found)
-            self._fixed(f"after {block.name}", section)
-        self._fixed("head", trunk.ends)
+        trunk = self._trunk
+        grids = [self._grid_of(stage) for stage in trunk.stages]
+        self._fixed("stem", trunk.begins, grids[0])
+        for block, found, section, own, onward in zip(
+            trunk.blocks,
+            trunk.structure.blocks,
+            trunk.goes_on,
+            grids[1::2],
+            grids[2::2],
+            strict=True,
+        ):
+            self._gated(block, found, own)
+            self._fixed(f"after {block.name}", section, onward)
+        self._fixed("head", trunk.ends, None)
         network = GraphNetwork(classes=len(self.net.spec.class_names), parts=tuple(self._parts))
-        return GraphPlan(network=network, **self.common())
+        stream = self.net.spec.quant.stream
+        return GraphPlan(stream=stream, network=network, **self.common())
+
+    def _grid_of(self, stage: int) -> Grid | None:
+        stream = self.net.stream
+        if stream is None:
+            return None
+        return Grid(float(stream.step(stage).detach()), stream.zero(stage))
 
     def _lowered(self, section: Section, taken: Value) -> Lowered:
-        trunk = cast(TracedTrunk, self.net.trunk)
+        trunk = self._trunk
         return lower(
             trunk.backbone,
             section.nodes,
@@ -65,14 +82,16 @@ class GraphWriter(TensorWriter):
             trunk.structure.measured,
         )
 
-    def _fixed(self, name: str, section: Section) -> None:
+    def _fixed(self, name: str, section: Section, grid: Grid | None) -> None:
         program = self._lowered(section, self._at)
         self._at = program.output
-        if program.ops:
-            self._write(f"parts.{len(self._parts)}", program, FULL)
-            self._parts.append(FixedPart(name=name, gated=False, ops=program.ops))
+        # Another grid for the same values is something to compute.
+        if program.ops or (grid is not None and grid != self._grid):
+            program = ending_in_units(program, grid)
+            self._write(f"parts.{len(self._parts)}", program, self._fixed_option, grid)
+            self._add(FixedPart(name=name, gated=False, ops=program.ops), grid)
 
-    def _gated(self, block: TracedBlock, found: Block) -> None:
+    def _gated(self, block: TracedBlock, found: Block, grid: Grid | None) -> None:
         branch = self._lowered(Section(found.branch, found.entry, found.branch[-1]), self._at)
         ways = found.shortcut or ()
         shortcut = self._lowered(
@@ -80,71 +99,92 @@ class GraphWriter(TensorWriter):
         )
         total = found.sum or found.output
         after = self._lowered(Section(found.after, total, found.output), branch.output)
-        name = f"parts.{len(self._parts)}"
-        for option in executed(self.net.options.labels):
-            self._write(f"{name}.{option.label}", branch, option)
-        self._write(f"{name}.shortcut", shortcut, FULL)
         self._at = after.output
-        self._parts.append(
-            GatedPart(
-                name=block.name,
-                gated=True,
-                can_skip=block.can_be_skipped,
-                hands_on=block.skips_for_free,
-                branch=branch.ops,
-                shortcut=shortcut.ops,
-                after=after.ops,
-            )
+        name = f"parts.{len(self._parts)}"
+        # One of the two that are added brings the level of 0 along.
+        added = grid if grid is None or not block.can_be_skipped else Grid(grid.step)
+        branch = ending_in_units(branch, added)
+        for option in executed(self.net.options.labels):
+            self._write(f"{name}.{option.label}", branch, option, added)
+        if shortcut.ops:
+            shortcut = ending_in_units(shortcut, grid)
+            self._write(f"{name}.shortcut", shortcut, self._fixed_option, grid)
+        part = GatedPart(
+            name=block.name,
+            gated=True,
+            can_skip=block.can_be_skipped,
+            hands_on=block.skips_for_free,
+            branch=branch.ops,
+            shortcut=shortcut.ops,
+            after=after.ops,
         )
+        self._add(part, grid)
+
+    def _add(self, part: Part, grid: Grid | None) -> None:
+        name = f"parts.{len(self._parts)}"
+        if grid is not None:
+            self.put(f"{name}.step", torch.tensor([grid.step]))
+            if grid.zero:
+                self.put(f"{name}.zero", torch.tensor([float(grid.zero)]))
+        self._parts.append(part)
+        self._grid = grid
 
     # -- tensors ---------------------------------------------------------------------------------
 
-    def _write(self, name: str, program: Lowered, option: Option) -> None:
-        """A program's tensors at an option; a fixed one's in full."""
+    def _write(self, name: str, program: Lowered, option: Option, grid: Grid | None) -> None:
+        """A program's tensors at an option, its result in units of a grid if it has one."""
         bits = integer_bits(option)
         folded = [_folded(source, option) for source in program.sources]
+        units: dict[int, Grid] = {}
+        if grid is not None:
+            found = in_units(program.ops, grid)
+            assert found is not None
+            units = found
         # What convolutions count in whose values become the levels of the next one: its step.
-        units: dict[int, float] = {}
-        for position in range(len(folded) if bits else 0):
-            if _levels_fit(program, folded, position, bits):
-                step = cast(FoldedLayer, folded[position]).input_step
-                assert step is not None
-                units[cast(ConvOp, program.ops[position]).inputs[0] - 1] = step
-        for position, (op, source, layer) in enumerate(
-            zip(program.ops, program.sources, folded, strict=True)
-        ):
-            place = f"{name}.{position}"
+        fed = [
+            position
+            for position in range(len(folded) if bits else 0)
+            if _levels_fit(program, folded, position, bits)
+        ]
+        for position in fed:
+            step = cast(FoldedLayer, folded[position]).input_step
+            assert step is not None
+            units[cast(ConvOp, program.ops[position]).inputs[0] - 1] = Grid(step)
+        for position, (source, layer) in enumerate(zip(program.sources, folded, strict=True)):
+            place, unit = f"{name}.{position}", units.get(position, Grid(1.0))
             if layer is not None and not bits:
-                self._float(place, layer)
+                self._float(place, layer, unit)
             elif layer is not None:
-                fed = op.inputs[0] - 1 in units
-                self._integer(place, layer, units.get(position, 1.0), fed)
+                self._integer(place, layer, unit, position in fed)
             elif isinstance(source, Scaled):
-                self._scaled(place, source, option)
+                self._scaled(place, source, option, unit)
 
-    def _float(self, name: str, folded: FoldedLayer) -> None:
+    def _float(self, name: str, folded: FoldedLayer, unit: Grid) -> None:
         gain = folded.gain if folded.weight_step is None else folded.gain * folded.weight_step
-        weight = folded.weight.double() * gain[:, None, None, None]
+        weight = folded.weight.double() * (gain / unit.step)[:, None, None, None]
         self.put(f"{name}.weight", weight.permute(0, 2, 3, 1))
-        self.put(f"{name}.bias", folded.offset)
+        self.put(f"{name}.bias", folded.offset / unit.step + unit.zero)
 
-    def _integer(self, name: str, folded: FoldedLayer, unit: float, fed: bool) -> None:
-        """A convolution of levels to values in units of `unit`; `fed`: its levels are given."""
+    def _integer(self, name: str, folded: FoldedLayer, unit: Grid, fed: bool) -> None:
+        """A convolution of levels to values in units of a grid; `fed`: its levels are given."""
         assert folded.weight_step is not None
-        assert folded.input_step is not None
-        scale = folded.weight_step * folded.gain * folded.input_step
+        # Without a step of its own it takes the stream's levels.
+        own = folded.input_step is not None
+        taken = Grid(folded.input_step, folded.input_zero) if own else self._grid  # type: ignore[arg-type]
+        assert taken is not None
+        scale = folded.weight_step * folded.gain * taken.step
         bias = folded.offset
-        if folded.input_zero:
-            bias = bias - folded.input_zero * scale * folded.weight.double().sum((1, 2, 3))
-            self.put(f"{name}.zero", torch.tensor([float(folded.input_zero)]))
-        if not fed:
-            step = torch.tensor([folded.input_step], dtype=torch.float32)
+        if taken.zero:
+            bias = bias - taken.zero * scale * folded.weight.double().sum((1, 2, 3))
+            self.put(f"{name}.zero", torch.tensor([float(taken.zero)]))
+        if own and not fed:
+            step = torch.tensor([taken.step], dtype=torch.float32)
             self.put(f"{name}.input", step.reciprocal())
         self.put(f"{name}.weight", folded.weight.permute(0, 2, 3, 1))
-        self.put(f"{name}.scale", scale / unit)
-        self.put(f"{name}.bias", bias / unit)
+        self.put(f"{name}.scale", scale / unit.step)
+        self.put(f"{name}.bias", bias / unit.step + unit.zero)
 
-    def _scaled(self, name: str, source: Scaled, option: Option) -> None:
+    def _scaled(self, name: str, source: Scaled, option: Option, unit: Grid) -> None:
         norm = source.norm
         if isinstance(norm, nn.BatchNorm2d):
             gain, bias = folded_norm(norm, option)
@@ -157,8 +197,8 @@ class GraphWriter(TensorWriter):
             assert known is not None
             gain = torch.ones_like(known) if source.gain is None else source.gain
             bias = torch.zeros_like(known) if source.bias is None else source.bias
-        self.put(f"{name}.gain", gain)
-        self.put(f"{name}.bias", bias)
+        self.put(f"{name}.gain", gain / unit.step)
+        self.put(f"{name}.bias", bias / unit.step + unit.zero)
 
 
 def _folded(source: Source, option: Option) -> FoldedLayer | None:

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from fracskip.errors import ConfigError
 from fracskip.models.graph import Measured, module_of
-from fracskip.models.structure import SUMS
-from fracskip.runtime.graph import (
+from fracskip.models.structure import SUMS, hands_on
+from fracskip.runtime.operations import (
     Act,
     ActOp,
     AffineOp,
@@ -33,12 +33,8 @@ from fracskip.runtime.graph import (
 )
 
 PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-NOTHING = ("contiguous", "clone", F.dropout, F.dropout2d)
 FLATTENS = (torch.flatten, "flatten", "reshape", "view", "squeeze")
 PERMUTES = (torch.permute, "permute")
-# In evaluation mode.
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
-IDENTITY_NAMES = ("StochasticDepth", "DropPath")
 ACTS: dict[Any, Act] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardsigmoid: "hardsigmoid", nn.Hardswish: "hardswish",
     nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.GELU: "gelu",
@@ -222,7 +218,9 @@ class _Lowering:
     def add(self, node: fx.Node) -> None:
         """Lowers one step."""
         module = module_of(self._net, node)
-        if module is not None:
+        if hands_on(self._net, node):
+            self._same(node)
+        elif module is not None:
             self._module(node, module)
         elif node.target in ACTS:
             approximate = node.kwargs.get("approximate", "none")
@@ -233,8 +231,6 @@ class _Lowering:
             self._binary(node, "add")
         elif node.target in PRODUCTS:
             self._binary(node, "mul")
-        elif node.target in NOTHING:
-            self._same(node)
         elif node.target in FLATTENS:
             self._flatten(node)
         elif node.target in PERMUTES:
@@ -265,8 +261,6 @@ class _Lowering:
             self._activate(node, ACTS[kind])
         elif kind.__module__.startswith("timm.") and kind.__name__ in TIMM_ACTS:
             self._activate(node, TIMM_ACTS[kind.__name__])
-        elif isinstance(module, IDENTITIES) or kind.__name__ in IDENTITY_NAMES:
-            self._same(node)
         elif kind.__name__ == "Permute":
             self._permute(node, tuple(module.dims))  # type: ignore[arg-type]
         elif isinstance(module, nn.Flatten):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fracskip.deployment.onnx_graph import FLOAT, Graph
+from fracskip.deployment.onnx_graph import FLOAT, UINT8, Graph
 from fracskip.deployment.onnx_pieces import (
     Arrays,
     Flow,
@@ -20,17 +20,15 @@ from fracskip.deployment.onnx_pieces import (
     window,
 )
 from fracskip.options import Option
-from fracskip.runtime.graph import (
+from fracskip.runtime.graph import FixedPart, GraphPlan
+from fracskip.runtime.operations import (
     ActOp,
     AffineOp,
     BinaryOp,
     ConvOp,
-    FixedPart,
-    GraphPlan,
     MeanOp,
     NormOp,
     PoolOp,
-    integer_bits,
     left_to_clamps,
 )
 
@@ -48,6 +46,7 @@ class ProgramWriter:
 
     def __init__(self, plan: GraphPlan, tensors: Arrays) -> None:
         self._plan, self._tensors = plan, tensors
+        self._programs = {program.name: program for program in plan.programs}
         self.parts = tuple(
             (part.name or f"part{index}", part.gated)
             for index, part in enumerate(plan.network.parts)
@@ -60,6 +59,8 @@ class ProgramWriter:
     def pooled(self, graph: Graph, index: int, x: Flow, name: str) -> str:
         """Adds the mean over height and width of a part's input: (1, C)."""
         mean = graph.node("GlobalAveragePool", [x.floats], f"{name}.mean")
+        if self._plan.stream == "int8":
+            mean = self._values(graph, index - 1, mean, f"{name}.values")
         return graph.node("Flatten", [mean], name)
 
     def block(self, graph: Graph, index: int, x: Flow, choice: str | None) -> Flow:
@@ -74,37 +75,49 @@ class ProgramWriter:
         """
         part, (name, _) = self._plan.network.parts[index], self.parts[index]
         key = f"parts.{index}"
+        rounds = self._plan.stream == "int8" and index + 1 < len(self.parts)
         if isinstance(part, FixedPart):
-            y = self._program(graph, key, part.ops, x.raw, name)
-            return Flow(y, y)
-        shortcut = x.raw
-        if part.shortcut:  # every option needs it
-            shortcut = self._program(
-                graph, f"{key}.shortcut", part.shortcut, x.raw, f"{name}/shortcut"
-            )
+            return self._flow(graph, self._program(graph, key, x, name), rounds)
+        # Every option needs it.
+        shortcut = self._program(graph, f"{key}.shortcut", x, f"{name}/shortcut")
 
         def execute(into: Graph, option: Option, path: str) -> str:
             if option.is_skip and not part.can_skip:
                 # Never chosen; an `If` needs something there, of the other options' shape.
                 option = self._plan.option_set[1]
-            if option.is_skip:
-                y = shortcut
-            else:
-                branch = f"{key}.{option.label}"
-                bits = integer_bits(option)
-                y = self._program(into, branch, part.branch, x.raw, f"{path}/branch", bits)
+            if option.is_skip and part.hands_on:
+                return into.node("Identity", [x.raw], path)
+            y = shortcut
+            if not option.is_skip:
+                y = self._program(into, f"{key}.{option.label}", x, f"{path}/branch")
                 if part.can_skip:
                     y = into.node("Add", [y, shortcut], f"{path}.sum")
-            if not (option.is_skip and part.hands_on):
-                y = self._program(into, f"{key}.after", part.after, y, f"{path}/after")
-            return into.node("Identity", [y], path)
+            for position, op in enumerate(part.after):
+                assert isinstance(op, ActOp)
+                y = activate(into, op.act, y, f"{path}/after.{position}")
+            return quantise(into, y, 8, path) if rounds else into.node("Identity", [y], path)
 
         if choice is None:
             (option,) = self._plan.option_set
             y = execute(graph, option, name)
         else:
-            y = choose(graph, choice, list(self._plan.option_set), name, FLOAT, execute)
-        return Flow(y, y)
+            kind = UINT8 if rounds else FLOAT
+            y = choose(graph, choice, list(self._plan.option_set), name, kind, execute)
+        return Flow(y, dequantise(graph, y, f"{y}.levels") if rounds else y)
+
+    def _flow(self, graph: Graph, y: str, rounds: bool) -> Flow:
+        if not rounds:
+            return Flow(y, y)
+        raw = quantise(graph, y, 8, f"{y}.rounded")
+        return Flow(raw, dequantise(graph, raw, f"{y}.levels"))
+
+    def _values(self, graph: Graph, part: int, levels: str, name: str) -> str:
+        """Adds what makes values of the levels that a part gives, or of means of them."""
+        zero = self._tensors.get(f"parts.{part}.zero")
+        if zero is not None:
+            offset = graph.tensor(f"{name}.zero", zero[0])
+            levels = graph.node("Sub", [levels, offset], f"{name}.centred")
+        return multiply(graph, levels, self._tensors[f"parts.{part}.step"][0], name)
 
     def head(self, graph: Graph, x: Flow, name: str) -> str:
         """Adds what makes a row of the last part's values."""
@@ -112,26 +125,34 @@ class ProgramWriter:
 
     # -- programs --------------------------------------------------------------------------------
 
-    def _program(
-        self, graph: Graph, key: str, ops: Sequence[Any], x: str, name: str, bits: int = 0
-    ) -> str:
-        """Adds operations; `bits` is the width of integers, 0 is float32."""
-        clamped = left_to_clamps(key, ops, bits, self._tensors)
-        values = [x]
-        for position, op in enumerate(ops):
-            place = f"{name}.{position}"
+    def _program(self, graph: Graph, key: str, x: Flow, name: str) -> str:
+        """Adds a program's operations; none give what they take, levels as levels."""
+        program = self._programs[key]
+        clamped = left_to_clamps(key, program.ops, program.bits, self._tensors)
+        raw = [
+            program.takes_levels(position) and f"{key}.{position}.input" not in self._tensors
+            for position in range(len(program.ops))
+        ]
+        first = x.floats
+        if program.entry is not None and any(
+            0 in op.inputs and not taken for op, taken in zip(program.ops, raw, strict=True)
+        ):
+            first = self._values(graph, program.entry, first, f"{name}.values")
+        values = [first]
+        for position, op in enumerate(program.ops):
+            place, own = f"{name}.{position}", f"{key}.{position}"
             inputs = [values[index] for index in op.inputs]
-            y = self._operation(graph, f"{key}.{position}", op, inputs, place, bits)
+            if isinstance(op, ConvOp):
+                taken = x.floats if raw[position] else inputs[0]
+                y = self._convolution(graph, own, op, taken, place, program.bits, raw[position])
+            else:
+                y = self._operation(graph, own, op, inputs, place)
             act = "none" if position in clamped else getattr(op, "act", "none")
             values.append(activate(graph, act, y, f"{place}.act"))
         return values[-1]
 
-    def _operation(
-        self, graph: Graph, key: str, op: Any, inputs: list[str], name: str, bits: int
-    ) -> str:
+    def _operation(self, graph: Graph, key: str, op: Any, inputs: list[str], name: str) -> str:
         (x, *_) = inputs
-        if isinstance(op, ConvOp):
-            return self._convolution(graph, key, op, x, name, bits)
         if isinstance(op, PoolOp):
             if op.kind == "max":
                 return graph.node("MaxPool", [x], name, **window(op))
@@ -162,7 +183,10 @@ class ProgramWriter:
         )
         return graph.node("Transpose", [normed], name, perm=[0, 3, 1, 2])
 
-    def _convolution(self, graph: Graph, key: str, op: ConvOp, x: str, name: str, bits: int) -> str:
+    def _convolution(
+        self, graph: Graph, key: str, op: ConvOp, x: str, name: str, bits: int, raw: bool
+    ) -> str:
+        """Adds a convolution of values, or - if `raw` - of levels as they are."""
         attributes = {**window(op), "dilations": op.dilation, "group": op.groups}
         if bits:
             inverse = self._tensors.get(f"{key}.input")
@@ -170,8 +194,9 @@ class ProgramWriter:
             level = 0 if zero is None else int(zero[0])
             if inverse is not None:
                 x = multiply(graph, x, inverse[0], f"{name}.unrounded")
-            x = quantise(graph, x, bits, f"{name}.input", level)
-            x = dequantise(graph, x, f"{name}.levels")
+            if not raw:
+                x = quantise(graph, x, bits, f"{name}.input", level)
+                x = dequantise(graph, x, f"{name}.levels")
             if level and any(op.padding):
                 # A border of levels that stand for 0.
                 high, wide = op.padding

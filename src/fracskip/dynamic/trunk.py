@@ -5,8 +5,9 @@ Shapes: B images, C channels, H height, W width, N classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +17,21 @@ from fracskip.config import ModelSpec
 from fracskip.cost.profile import BlockProfile, NetworkProfile
 from fracskip.dynamic.block import STREAM_OPTION, STREAM_OPTIONS, FractionalBlock, stages_of
 from fracskip.dynamic.routing import RoutedBlock
-from fracskip.dynamic.traced import TracedBlock
+from fracskip.dynamic.traced import FixedSteps, Section, TracedBlock
 from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet
-from fracskip.models.graph import Steps, module_of, owner
+from fracskip.models.graph import module_of, owner
 from fracskip.models.profile import profile_backbone
-from fracskip.models.structure import FIRST, Block, Structure, find_blocks, quantisable
+from fracskip.models.structure import (
+    FIRST,
+    Block,
+    Structure,
+    find_blocks,
+    hands_on,
+    is_relu,
+    never_negative,
+    quantisable,
+)
 from fracskip.quant.quantisers import thinned
 from fracskip.quant.stream import StreamQuantiser
 
@@ -152,26 +162,12 @@ class CifarTrunk:
         ]
 
 
-@dataclass(frozen=True)
-class Section:
-    """What is always executed between two values.
-
-    Attributes:
-        nodes: Its steps, in order.
-        entry: The value it begins with.
-        output: The value it ends with.
-    """
-
-    nodes: tuple[fx.Node, ...]
-    entry: fx.Node
-    output: fx.Node
-
-
 class TracedTrunk:
     """Any network that can be traced.
 
     What lies before the first block that is decided for, between two of them and behind the last is
-    executed as it is, in full.
+    always executed: in full, or at 8 bits where the stream between blocks is of 8-bit integers. All
+    projections are, too.
 
     Attributes:
         structure: Where its blocks are.
@@ -179,15 +175,11 @@ class TracedTrunk:
         begins: What lies before the first of them.
         goes_on: What lies between each of them and the next; nothing after the last.
         ends: What lies behind the last.
+        stages: Of an int8 stream: of what lies before the first block gives, then of what each
+            block gives and what lies between it and the next.
     """
 
-    stream: StreamQuantiser | None = None
-
     def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
-        if spec.quant.stream != "float":
-            raise ConfigError(
-                f"stream {spec.quant.stream!r} is for CIFAR ResNets alone: use quant.stream 'float'"
-            )
         for module in backbone.modules():
             if getattr(module, "inplace", False):
                 # What a block is given, its other options need as well.
@@ -200,18 +192,6 @@ class TracedTrunk:
         nodes, found = list(structure.nodes), structure.blocks
         last = nodes[-1].all_input_nodes[0]
         untils = [*(block.entry for block in found[1:]), found[-1].output]
-        self.blocks = tuple(
-            TracedBlock(
-                backbone,
-                block,
-                structure.channels(block),
-                spec.option_set,
-                spec.quant,
-                _between(nodes, block.output, until),
-                until,
-            )
-            for block, until in zip(found, untils, strict=True)
-        )
         start, entry, end = nodes[0], found[0].entry, found[-1].output
         self.begins = Section(tuple(_between(nodes, start, entry)), start, entry)
         self.goes_on = tuple(
@@ -219,25 +199,106 @@ class TracedTrunk:
             for block, until in zip(found, untils, strict=True)
         )
         self.ends = Section(tuple(_between(nodes, end, last)), end, last)
-        self._begin = Steps(backbone, self.begins.nodes, [start], entry)
-        self._head = Steps(backbone, self.ends.nodes, [end], last)
+        self.stages, signed = _stages(backbone, found, self.goes_on)
+        self.stream: StreamQuantiser | None = None
+        if spec.quant.stream == "int8":
+            _check_stream(backbone, found)
+            self.stream = StreamQuantiser(len(signed), signed)
+            narrow = [replace(b, fixed_bits=STREAM_OPTION.bits) for b in self.profile.blocks]
+            self.profile = replace(
+                self.profile, blocks=tuple(narrow), fixed_bits=STREAM_OPTION.bits
+            )
+        fixed = functools.partial(FixedSteps, backbone, quant=spec.quant, stream=self.stream)
+        first, *others = self.stages
+        self._begin = fixed(self.begins, stage=first, levels_in=False)
+        blocks = []
+        for block, section, (own, onward) in zip(
+            found, self.goes_on, zip(others[::2], others[1::2], strict=True), strict=True
+        ):
+            between = fixed(section, stage=onward if onward != own else None)
+            channels, options = structure.channels(block), spec.option_set
+            blocks.append(
+                TracedBlock(
+                    backbone, block, channels, options, spec.quant, between, self.stream, own
+                )
+            )
+        self.blocks = tuple(blocks)
+        self._head = fixed(self.ends)
 
     def begin(self, images: Tensor) -> Tensor:
         """See `Trunk.begin`."""
-        out: Tensor = self._begin(images)
-        return out
+        return self._begin(images)
 
     def head(self, x: Tensor) -> Tensor:
         """See `Trunk.head`."""
-        out: Tensor = self._head(x)
-        return out
+        return self._head(x)
 
+    @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """See `Trunk.calibrate`: there is nothing."""
+        """See `Trunk.calibrate`: the stream's steps, and the ranges of what is always executed."""
+        if self.stream is None:
+            return
+        seen: list[list[Tensor]] = [[] for _ in range(max(self.stages) + 1)]
+        x = self._begin.observe(batches[0])
+        seen[self.stages[0]].append(thinned(x))
+        for block, own, onward in zip(
+            self.blocks, self.stages[1::2], self.stages[2::2], strict=True
+        ):
+            x = block.observe(x)
+            seen[own].append(thinned(x))
+            x = block.onward.observe(x)
+            seen[onward].append(thinned(x))
+        self._head.observe(x)
+        self.stream.observe(seen)
 
     def described(self) -> list[dict[str, Any]]:
         """See `Trunk.described`."""
         return self._rows
+
+
+def _stages(
+    net: nn.Module, blocks: Sequence[Block], goes_on: Sequence[Section]
+) -> tuple[list[int], list[bool]]:
+    """The stages of an int8 stream, and whether values of each have both signs.
+
+    A block without a projection gives values of the stage that it takes, so that it can hand them
+    on as they are; everything else that computes something begins a stage.
+
+    Returns:
+        The stage of what the first block takes, then of what each block gives and of what the next
+        one takes.
+    """
+    stages = [0]
+    signed = [not never_negative(net, blocks[0].entry)]
+    for block, section in zip(blocks, goes_on, strict=True):
+        for begins, value in (
+            (not block.can_be_skipped or block.shortcut is not None, block.output),
+            (not all(hands_on(net, node) for node in section.nodes), section.output),
+        ):
+            negative = not never_negative(net, value)
+            if begins:
+                signed.append(negative)
+            stages.append(len(signed) - 1)
+            signed[-1] = signed[-1] or negative
+    return stages, signed
+
+
+def _check_stream(net: nn.Module, blocks: Sequence[Block]) -> None:
+    """Refuses what rounding to levels cannot end."""
+    advice = "use quant.stream 'float'"
+    for block in blocks:
+        if not all(is_relu(net, node) for node in block.after):
+            raise ConfigError(
+                f"stream 'int8' takes sums that a ReLU follows, or nothing; that of {block.name} "
+                f"is followed by something else: {advice}"
+            )
+        identity = block.can_be_skipped and block.shortcut is None
+        if identity and block.after and not never_negative(net, block.entry):
+            raise ConfigError(
+                f"stream 'int8' has one grid for what a block takes and gives where its shortcut "
+                f"is the identity; {block.name} takes values of both signs and gives what a ReLU "
+                f"does: {advice}"
+            )
 
 
 def _between(nodes: list[fx.Node], before: fx.Node, until: fx.Node) -> list[fx.Node]:

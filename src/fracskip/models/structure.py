@@ -59,6 +59,11 @@ KEEP_SIGN_CALLS = (
     F.max_pool2d,
 )
 
+# What gives, in evaluation mode, what it takes.
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
+IDENTITY_NAMES = ("StochasticDepth", "DropPath")
+IDENTITY_CALLS = ("contiguous", "clone", F.dropout, F.dropout2d)
+
 FIRST = "the first block is always executed"
 
 Chooser = Iterable[str] | Callable[[str, nn.Module], bool] | None
@@ -277,6 +282,14 @@ def never_negative(net: nn.Module, node: fx.Node) -> bool:
         inputs = node.all_input_nodes
         return len(inputs) == 2 and all(never_negative(net, each) for each in inputs)
     return isinstance(module, NEVER_NEGATIVE) or node.target in NEVER_NEGATIVE_CALLS
+
+
+def hands_on(net: nn.Module, node: fx.Node) -> bool:
+    """Whether a step gives what it takes, in evaluation mode."""
+    module = module_of(net, node)
+    if module is None:
+        return node.target in IDENTITY_CALLS
+    return isinstance(module, IDENTITIES) or type(module).__name__ in IDENTITY_NAMES
 
 
 def _with_activation(

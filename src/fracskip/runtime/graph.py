@@ -1,12 +1,12 @@
 """The plan of any other network's bundle: version 2 (docs/bundle.md).
 
-A network is a chain of parts between which one value flows; a part executes programs, and a
-program is a list of operations on values (height, width, channels).
+A network is a chain of parts between which one value flows; a part executes programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -14,186 +14,25 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fracskip.options import Option
+from fracskip.runtime.operations import ActOp, ConvOp, Program, Shape, feeds_levels, follow
 from fracskip.runtime.plan import (
     MAX_BLOCKS,
     WIDEST_INTEGERS,
-    NotNegative,
     Plan,
     Positive,
-    Size,
     Strict,
     TensorSpec,
-    Window,
     bounded,
     canonical,
     gate_tensors,
 )
 
-MAX_OPS = 4096
+STREAM_BITS = 8  # of an int8 stream
 MAX_EXECUTIONS = 2**18  # operations times options
-# Clamping to levels does what these would.
-CLAMPED = ("none", "relu", "relu6")
-
-Shape = tuple[int, Size]  # channels, (height, width)
-Act = Literal["none", "relu", "relu6", "hardsigmoid", "hardswish", "sigmoid", "silu", "gelu"]
-One = tuple[NotNegative]
-Two = tuple[NotNegative, NotNegative]
-
-
-class _Op(Strict):
-    """Attributes: inputs: Values that it takes, by number."""
-
-    def out_shape(self, *taken: Shape) -> Shape:
-        """The shape of what it gives.
-
-        Raises:
-            ValueError: if it can't take that.
-        """
-        return taken[0]
-
-    def tensors(self, bits: int) -> dict[str, TensorSpec]:
-        """What it needs at a width; 0 is float32."""
-        return {}
-
-
-class ConvOp(_Op, Window):
-    """A convolution and an activation; BatchNorm is folded into it."""
-
-    op: Literal["conv"] = "conv"
-    inputs: One = Field(alias="in")
-    channels: tuple[Positive, Positive]
-    dilation: tuple[Positive, Positive]
-    groups: Positive
-    act: Act
-
-    @model_validator(mode="after")
-    def _groups_divide_channels(self) -> ConvOp:
-        if any(count % self.groups for count in self.channels):
-            raise ValueError(f"{self.groups} groups do not divide channels {self.channels}")
-        return self
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """(O, kh, kw, I / groups)."""
-        taken, given = self.channels
-        return (given, *self.kernel, taken // self.groups)
-
-    def out_shape(self, *taken: Shape) -> Shape:
-        """See `_Op.out_shape`."""
-        channels, size = taken[0]
-        if channels != self.channels[0]:
-            raise ValueError(f"a convolution takes {self.channels[0]} channels, it gets {channels}")
-        high, wide = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
-        reach = Window.model_construct(
-            kernel=(high, wide), stride=self.stride, padding=self.padding
-        )
-        return self.channels[1], reach.out_size(size)
-
-    def tensors(self, bits: int) -> dict[str, TensorSpec]:
-        """See `_Op.tensors`."""
-        out = (self.channels[1],)
-        table = {"weight": TensorSpec(self.weight_shape, bits), "bias": TensorSpec(out)}
-        if bits:
-            table["scale"] = TensorSpec(out)
-            table["input"] = TensorSpec((1,), positive=True)
-            table["zero"] = TensorSpec((1,), optional=True, levels=bits)
-        return table
-
-
-class PoolOp(_Op, Window):
-    """The largest or the mean of a window; padding never wins."""
-
-    op: Literal["pool"] = "pool"
-    inputs: One = Field(alias="in")
-    kind: Literal["max", "mean"]
-    count_padding: bool
-
-    @model_validator(mode="after")
-    def _every_window_sees_the_image(self) -> PoolOp:
-        if any(2 * pad > edge for pad, edge in zip(self.padding, self.kernel, strict=True)):
-            raise ValueError("a pool's padding is at most half of its kernel")
-        if self.kind == "max" and self.count_padding:
-            raise ValueError("a max pool counts no padding")
-        return self
-
-    def out_shape(self, *taken: Shape) -> Shape:
-        """See `_Op.out_shape`."""
-        channels, size = taken[0]
-        return channels, self.out_size(size)
-
-
-class MeanOp(_Op):
-    """The mean over height and width."""
-
-    op: Literal["mean"] = "mean"
-    inputs: One = Field(alias="in")
-
-    def out_shape(self, *taken: Shape) -> Shape:
-        """See `_Op.out_shape`."""
-        return taken[0][0], (1, 1)
-
-
-class ActOp(_Op):
-    """An activation by itself."""
-
-    op: Literal["act"] = "act"
-    inputs: One = Field(alias="in")
-    act: Act
-
-    @model_validator(mode="after")
-    def _it_does_something(self) -> ActOp:
-        if self.act == "none":
-            raise ValueError("an act of its own is not 'none'")
-        return self
-
-
-class BinaryOp(_Op):
-    """A sum or a product; the second value may be one a channel."""
-
-    op: Literal["add", "mul"]
-    inputs: Two = Field(alias="in")
-
-    def out_shape(self, *taken: Shape) -> Shape:
-        """See `_Op.out_shape`."""
-        first, second = taken
-        if second not in (first, (first[0], (1, 1))):
-            raise ValueError(f"{self.op} can't take values of {first} and {second}")
-        return first
-
-
-class AffineOp(_Op):
-    """A gain and an offset a channel."""
-
-    op: Literal["affine"] = "affine"
-    inputs: One = Field(alias="in")
-    channels: Positive
-
-    def out_shape(self, *taken: Shape) -> Shape:
-        """See `_Op.out_shape`."""
-        if taken[0][0] != self.channels:
-            raise ValueError(f"{self.op} takes {self.channels} channels, it gets {taken[0][0]}")
-        return taken[0]
-
-    def tensors(self, bits: int) -> dict[str, TensorSpec]:
-        """See `_Op.tensors`."""
-        return {"gain": TensorSpec((self.channels,)), "bias": TensorSpec((self.channels,))}
-
-
-class NormOp(AffineOp):
-    """LayerNorm over the channels of each pixel."""
-
-    op: Literal["norm"] = "norm"  # type: ignore[assignment]
-    eps: Annotated[float, Field(gt=0)]
-
-
-Op = Annotated[
-    ConvOp | PoolOp | MeanOp | ActOp | BinaryOp | AffineOp | NormOp, Field(discriminator="op")
-]
-Program = Annotated[tuple[Op, ...], Field(max_length=MAX_OPS)]
 
 
 class FixedPart(Strict):
-    """What is always executed, in float32."""
+    """What is always executed: in float32, or at 8 bits where the stream is of those."""
 
     name: str
     gated: Literal[False]
@@ -241,75 +80,34 @@ class GraphNetwork(Strict):
     parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
 
 
-def follow(program: Sequence[_Op], shape: Shape, what: str) -> Shape:
-    """The shape of what a program gives.
+@dataclass(frozen=True)
+class NamedProgram:
+    """A program as a bundle has it.
 
-    Args:
-        program: Its operations.
-        shape: Of what it takes.
-        what: The part, for errors.
-
-    Raises:
-        ValueError: if a value is not there, is not used, does not fit or is too large.
-    """
-    shapes = [shape]
-    used: set[int] = set()
-    for position, op in enumerate(program):
-        where = f"{what}, operation {position}"
-        inputs: tuple[int, ...] = op.inputs  # type: ignore[attr-defined]
-        if max(inputs) > position:
-            raise ValueError(f"{where} takes value {max(inputs)}, which nothing gave yet")
-        used.update(inputs)
-        try:
-            found = op.out_shape(*(shapes[index] for index in inputs))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        shapes.append(bounded(*found, where))
-    if unused := set(range(len(program))) - used:
-        raise ValueError(f"{what}: nothing uses value {min(unused)}")
-    return shapes[-1]
-
-
-def feeds_levels(branch: Sequence[_Op], position: int) -> ConvOp | None:
-    """The convolution that may give an integer convolution of a branch its levels, if there is one.
-
-    Args:
-        branch: The branch's operations.
-        position: Of the integer convolution.
-    """
-    op = branch[position]
-    if not isinstance(op, ConvOp) or not op.inputs[0]:
-        return None
-    source = branch[op.inputs[0] - 1]
-    takers = [other for other in branch if op.inputs[0] in other.inputs]  # type: ignore[attr-defined]
-    if isinstance(source, ConvOp) and source.act in CLAMPED and len(takers) == 1:
-        return source
-    return None
-
-
-def left_to_clamps(
-    name: str, program: Sequence[_Op], bits: int, tensors: Container[str]
-) -> set[int]:
-    """The operations of a program whose activation is not executed: a clamp to levels does it.
-
-    Args:
-        name: Of the program's tensors.
-        program: Its operations.
+    Attributes:
+        name: Of its tensors.
+        ops: Its operations.
         bits: Width of its integers; 0 is float32.
-        tensors: Names of the bundle's.
+        entry: The part whose levels it takes; None where it takes values in float32.
     """
-    return {
-        op.inputs[0] - 1  # type: ignore[attr-defined]
-        for position, op in enumerate(program if bits else ())
-        if feeds_levels(program, position) is not None and f"{name}.{position}.input" not in tensors
-    }
+
+    name: str
+    ops: Program
+    bits: int
+    entry: int | None
+
+    def takes_levels(self, position: int) -> bool:
+        """Whether an operation may take the stream's levels as they are."""
+        op = self.ops[position]
+        of_the_stream = self.bits == STREAM_BITS and self.entry is not None
+        return of_the_stream and isinstance(op, ConvOp) and op.inputs == (0,)
 
 
 class GraphPlan(Plan):
     """The whole plan."""
 
     version: Literal[2] = 2
-    stream: Literal["float"] = "float"
+    stream: Literal["float", "int8"] = "float"
     network: GraphNetwork
 
     @cached_property
@@ -366,29 +164,57 @@ class GraphPlan(Plan):
         )
         if executed > MAX_EXECUTIONS:
             raise ValueError("the network has too many operations")
+        if self.stream == "int8":
+            self._check_stream()
         _ = self.entries
         return self
+
+    def _check_stream(self) -> None:
+        first, *others = self.network.parts
+        if not (isinstance(first, FixedPart) and others):
+            raise ValueError("an int8 stream needs a fixed first part, and others")
+        for part in self.network.parts:
+            if isinstance(part, FixedPart) and not part.ops:
+                raise ValueError(f"part {part.name!r} of an int8 stream has no operations")
+            if isinstance(part, GatedPart) and [op.act for op in part.after] not in ([], ["relu"]):  # type: ignore[union-attr]
+                raise ValueError(f"{part.name}: in an int8 stream, a ReLU may follow a sum")
+
+    @property
+    def fixed_bits(self) -> int:
+        """Width of the integers of what is always executed; 0 is float32."""
+        return STREAM_BITS if self.stream == "int8" else 0
+
+    @cached_property
+    def programs(self) -> tuple[NamedProgram, ...]:
+        """All programs that have tensors, part by part."""
+        found = []
+        for index, part in enumerate(self.network.parts):
+            name = f"parts.{index}"
+            entry = index - 1 if self.stream == "int8" and index else None
+            if isinstance(part, FixedPart):
+                found.append(NamedProgram(name, part.ops, self.fixed_bits, entry))
+                continue
+            for option in executed(self.options):
+                branch = f"{name}.{option.label}"
+                found.append(NamedProgram(branch, part.branch, integer_bits(option), entry))
+            found.append(NamedProgram(f"{name}.shortcut", part.shortcut, self.fixed_bits, entry))
+        return tuple(found)
 
     @cached_property
     def tensor_table(self) -> dict[str, TensorSpec]:
         """See `Plan.tensor_table`."""
         table: dict[str, TensorSpec] = {}
-
-        def add(name: str, program: Sequence[_Op], bits: int = 0) -> None:
-            for position, op in enumerate(program):
-                for kind, spec in op.tensors(bits).items():
-                    if kind == "input" and feeds_levels(program, position) is not None:
-                        spec = TensorSpec((1,), positive=True, optional=True)
-                    table[f"{name}.{position}.{kind}"] = spec
-
-        for index, part in enumerate(self.network.parts):
-            name = f"parts.{index}"
-            if isinstance(part, FixedPart):
-                add(name, part.ops)
-                continue
-            for option in executed(self.options):
-                add(f"{name}.{option.label}", part.branch, integer_bits(option))
-            add(f"{name}.shortcut", part.shortcut)
+        for program in self.programs:
+            for position, op in enumerate(program.ops):
+                fed = feeds_levels(program.ops, position) is not None
+                for kind, spec in op.tensors(program.bits).items():
+                    if kind == "input" and (fed or program.takes_levels(position)):
+                        spec = replace(spec, optional=True)
+                    table[f"{program.name}.{position}.{kind}"] = spec
+        if self.stream == "int8":
+            for index in range(len(self.network.parts) - 1):
+                table[f"parts.{index}.step"] = TensorSpec((1,), positive=True)
+                table[f"parts.{index}.zero"] = TensorSpec((1,), optional=True, levels=STREAM_BITS)
         if self.gate is not None:
             pairs = zip(self.network.parts, self.entries, strict=True)
             channels = [shape[0] for part, shape in pairs if part.gated]
@@ -396,17 +222,30 @@ class GraphPlan(Plan):
         return table
 
     def fault(self, tensors: Mapping[str, NDArray[Any]]) -> str:
-        """See `Plan.fault`: where an activation is left to the clamp, the level of 0 is 0."""
-        for index, part in enumerate(self.network.parts):
-            for option in executed(self.options) if isinstance(part, GatedPart) else ():
-                assert isinstance(part, GatedPart)
-                for position in range(len(part.branch)):
-                    name = f"parts.{index}.{option.label}.{position}"
-                    source = feeds_levels(part.branch, position)
-                    if source is None or source.act == "none" or f"{name}.input" in tensors:
-                        continue
-                    if f"{name}.zero" in tensors and tensors[f"{name}.zero"][0]:
-                        return f"{name}.zero is not 0, and a clamp must do what {source.act} would"
+        """See `Plan.fault`: what clamps do, and grids that several have in common."""
+
+        def number(name: str) -> float:
+            return float(tensors[name][0]) if name in tensors else 0.0
+
+        for program in self.programs:
+            for position in range(len(program.ops) if program.bits else 0):
+                name = f"{program.name}.{position}"
+                source, zero = feeds_levels(program.ops, position), number(f"{name}.zero")
+                if f"{name}.input" in tensors or f"{name}.weight" not in tensors:
+                    continue
+                if source is not None and source.act != "none" and zero:
+                    return f"{name}.zero is not 0, and a clamp must do what {source.act} would"
+                if source is None and zero != number(f"parts.{program.entry}.zero"):
+                    return f"{name}.zero is not that of the levels that it takes"
+        for index, part in enumerate(self.network.parts if self.stream == "int8" else ()):
+            if not isinstance(part, GatedPart) or not part.can_skip:
+                continue
+            name, before = f"parts.{index}", f"parts.{index - 1}"
+            if part.after and number(f"{name}.zero"):
+                return f"{name}.zero is not 0, and a clamp must do what a ReLU would"
+            for kind in ("step", "zero"):
+                if not part.shortcut and number(f"{name}.{kind}") != number(f"{before}.{kind}"):
+                    return f"{name}.{kind} is not that of the levels that its shortcut hands on"
         return ""
 
 

@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_serializer,
     model_serializer,
     model_validator,
 )
@@ -181,6 +182,16 @@ class Plan(Strict):
     network: Any
     gate: GatePlan | None
 
+    @field_serializer("cost", mode="wrap")
+    def _without_full_width(
+        self, cost: NetworkProfile, serialise: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leaves out what older readers do not know, where it says nothing."""
+        tree: dict[str, Any] = serialise(cost)
+        if cost.fixed_bits == FULL_BITS:
+            del tree["fixed_bits"]
+        return tree
+
     @property
     def gated_names(self) -> tuple[str, ...]:
         """The gated blocks in order: the columns of a decision matrix."""
@@ -246,7 +257,8 @@ class Plan(Strict):
             check_cascade(self.gate.cascade, self.gate.curve, self.target)
         if any(macs < 0 for macs in _macs(self.cost)):
             raise ValueError("MACs are never negative")
-        if any(not 0 < block.fixed_bits <= FULL_BITS for block in self.cost.blocks):
+        widths = [self.cost.fixed_bits, *(block.fixed_bits for block in self.cost.blocks)]
+        if any(not 0 < bits <= FULL_BITS for bits in widths):
             raise ValueError(f"what is fixed has 1 to {FULL_BITS} bits")
         return self
 

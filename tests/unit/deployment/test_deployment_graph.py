@@ -34,7 +34,8 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
-from fracskip.runtime.graph import ConvOp, FixedPart, GatedPart, GraphPlan
+from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
+from fracskip.runtime.operations import ConvOp
 
 OPTIONS = ("skip", 2, 4, 8, "full")
 Kind = Callable[[int, int, int], nn.Module]
@@ -333,7 +334,7 @@ def test_what_is_not_changed_is_read_again() -> None:
         (lambda t: t["network"]["parts"].pop(), "logits"),  # type: ignore[index]
         (lambda t: t["network"]["parts"][1].update({"hands_on": True, "can_skip": False}), "skip"),  # type: ignore[index]
         (lambda t: t["network"]["parts"][1].update({"name": "x"}), "does not list"),  # type: ignore[index]
-        (lambda t: t.update({"stream": "int8"}), "stream"),
+        (lambda t: t.update({"stream": "bf16"}), "stream"),
     ],
 )
 def test_impossible_plans_are_refused(

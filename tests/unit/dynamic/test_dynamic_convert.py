@@ -335,7 +335,6 @@ def test_what_can_not_be_converted_is_refused(change: Any, message: str) -> None
         ({"example_input": torch.zeros(1, 4, 8, 8)}, r"shape \(1, 4, 8, 8\) holds no images"),
         ({"options": "lower"}, "option preset 'lower' is unknown"),
         ({"options": ["skip"]}, "'skip' alone executes nothing"),
-        ({"quant": QuantConfig(stream="int8")}, "stream 'int8' .* CIFAR ResNets alone"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments: dict[str, Any], message: str) -> None:

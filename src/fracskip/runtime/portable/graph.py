@@ -13,20 +13,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fracskip.runtime.graph import (
+    STREAM_BITS,
+    FixedPart,
+    GatedPart,
+    GraphPlan,
+    NamedProgram,
+    executed,
+    integer_bits,
+)
+from fracskip.runtime.operations import (
     ActOp,
     AffineOp,
     BinaryOp,
     ConvOp,
-    FixedPart,
-    GatedPart,
-    GraphPlan,
     NormOp,
     PoolOp,
-    executed,
-    integer_bits,
     left_to_clamps,
 )
-from fracskip.runtime.portable.tensors import Tensors, exact_type, route, to_levels
+from fracskip.runtime.portable.tensors import Tensors, exact_type, route
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -42,37 +46,55 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 Function = Callable[..., Tensor]
 
 
+class _Grid:
+    """Levels of an int8 stream between two parts."""
+
+    def __init__(self, tensors: Tensors, part: int) -> None:
+        self._step = tensors[f"parts.{part}.step"]
+        zero = f"parts.{part}.zero"
+        self._zero = float(tensors[zero]) if zero in tensors else 0.0
+
+    def values(self, levels: Tensor) -> Tensor:
+        """What levels, or means of them, stand for."""
+        return (levels - self._zero) * self._step
+
+
 class _Program:
     """Operations one after the other: (B, C, H, W) -> (B, C', H', W').
 
     Args:
         tensors: The bundle's.
-        name: Of its tensors.
-        ops: The operations.
-        bits: Width of the convolutions' integers; 0 is float32.
+        program: What they are.
+        grid: Of the levels that it takes; None where it takes values.
     """
 
-    def __init__(self, tensors: Tensors, name: str, ops: Sequence[Any], bits: int = 0) -> None:
-        self.steps: list[tuple[tuple[int, ...], Function]] = []
-        clamped = left_to_clamps(name, ops, bits, tensors)
-        for position, op in enumerate(ops):
+    def __init__(self, tensors: Tensors, program: NamedProgram, grid: _Grid | None = None) -> None:
+        self._steps: list[tuple[tuple[int, ...], bool, Function]] = []
+        self._grid = grid
+        clamped = left_to_clamps(program.name, program.ops, program.bits, tensors)
+        for position, op in enumerate(program.ops):
             act = "none" if position in clamped else getattr(op, "act", "none")
-            function = _function(tensors, f"{name}.{position}", op, bits, ACTS[act])
-            self.steps.append((op.inputs, function))
+            name = f"{program.name}.{position}"
+            raw = program.takes_levels(position) and f"{name}.input" not in tensors
+            function = _function(tensors, name, op, program.bits, ACTS[act], raw)
+            self._steps.append((op.inputs, raw, function))
 
     def __call__(self, x: Tensor) -> Tensor:
-        values = [x]
-        for inputs, function in self.steps:
-            values.append(function(*(values[index] for index in inputs)))
+        """What it gives; no operations give what they take, levels as levels."""
+        values = [x if self._grid is None or not self._steps else self._grid.values(x)]
+        for inputs, raw, function in self._steps:
+            values.append(function(*(x if raw else values[index] for index in inputs)))
         return values[-1]
 
 
 def _function(
-    tensors: Tensors, name: str, op: Any, bits: int, act: Callable[[Tensor], Tensor]
+    tensors: Tensors, name: str, op: Any, bits: int, act: Callable[[Tensor], Tensor], raw: bool
 ) -> Function:
-    """What an operation computes."""
+    """What an operation computes; `raw`: from levels as they are."""
+    if isinstance(op, ConvOp) and bits:
+        return _integer(tensors, name, op, bits, act, raw)
     if isinstance(op, ConvOp):
-        return _integer(tensors, name, op, bits, act) if bits else _float(tensors, name, op, act)
+        return _float(tensors, name, op, act)
     if isinstance(op, PoolOp):
         window = (op.kernel, op.stride, op.padding)
         if op.kind == "max":
@@ -108,7 +130,7 @@ def _float(tensors: Tensors, name: str, op: ConvOp, act: Callable[[Tensor], Tens
 
 
 def _integer(
-    tensors: Tensors, name: str, op: ConvOp, bits: int, act: Callable[[Tensor], Tensor]
+    tensors: Tensors, name: str, op: ConvOp, bits: int, act: Callable[[Tensor], Tensor], raw: bool
 ) -> Function:
     integers = tensors[f"{name}.weight"]
     dtype = exact_type(integers)
@@ -119,12 +141,12 @@ def _integer(
     high, wide = op.padding
     rest = (op.stride, 0, op.dilation, op.groups)
 
-    def execute(x: Tensor) -> Tensor:
+    def to_own_levels(x: Tensor) -> Tensor:
         values = x.clone() if inverse is None else x * inverse
-        if zero:
-            levels = values.round_().add_(zero).clamp_(0, 2**bits - 1)
-        else:
-            levels = to_levels(values, bits)
+        return values.round_().add_(zero).clamp_(0, 2**bits - 1)
+
+    def execute(x: Tensor) -> Tensor:
+        levels = x if raw else to_own_levels(x)
         padded = F.pad(levels, (wide, wide, high, high), value=zero)
         acc = F.conv2d(padded.to(dtype), weight, None, *rest)
         # In place, and not as one operation: each step rounds once.
@@ -134,26 +156,49 @@ def _integer(
 
 
 class _Part:
-    """Every option of one gated part."""
+    """A gated part's options, or what a fixed part always does.
 
-    def __init__(self, plan: GraphPlan, part: GatedPart, tensors: Tensors, name: str) -> None:
-        self._part = part
-        self._shortcut = _Program(tensors, f"{name}.shortcut", part.shortcut)
-        self._after = _Program(tensors, f"{name}.after", part.after)
-        options = [
-            _Program(tensors, f"{name}.{option.label}", part.branch, integer_bits(option))
-            for option in executed(plan.options)
-        ]
-        skips = [None] if plan.option_set.can_skip else []
-        self._branches: list[_Program | None] = [*skips, *options]
+    Args:
+        part: The part.
+        branches: Its programs: one an option, in order, None being skip.
+        shortcut: What is added to them.
+        grid: Of the levels that it takes; None where it takes values.
+        rounds: Whether it gives levels.
+    """
 
-    def execute(self, x: Tensor, option: int) -> Tensor:
+    def __init__(
+        self,
+        part: FixedPart | GatedPart,
+        branches: Sequence[_Program | None],
+        shortcut: _Program | None,
+        grid: _Grid | None,
+        rounds: bool,
+    ) -> None:
+        self.gated, self.grid = part.gated, grid
+        self._branches, self._shortcut, self._rounds = branches, shortcut, rounds
+        self._hands_on = part.gated and part.hands_on
+        after = part.after if part.gated else ()
+        self._acts = [ACTS[op.act] for op in after if isinstance(op, ActOp)]
+
+    def execute(self, x: Tensor, option: int = 0) -> Tensor:
         """One option for all images: (B, C, H, W) -> (B, C', H', W')."""
         branch = self._branches[option]
+        if branch is None and self._hands_on:
+            return x
         if branch is None:
-            return x if self._part.hands_on else self._after(self._shortcut(x))
-        y = branch(x)
-        return self._after(y + self._shortcut(x)) if self._part.can_skip else y
+            assert self._shortcut is not None
+            y = self._shortcut(x)
+        else:
+            y = branch(x)
+            y = y if self._shortcut is None else y + self._shortcut(x)
+        for act in self._acts:
+            y = act(y)
+        return y.round().clamp_(0, 2**STREAM_BITS - 1) if self._rounds else y
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The means of what it takes over height and width, (B, C)."""
+        mean = x.mean((2, 3))
+        return mean if self.grid is None else self.grid.values(mean)
 
 
 class GraphTrunk:
@@ -168,18 +213,28 @@ class GraphTrunk:
         self._plan = plan
         self._gated: list[_Part] = []
         # What is always executed before the first gated part, and after each.
-        self._always: list[list[_Program]] = [[]]
+        self._always: list[list[_Part]] = [[]]
+        programs, skips = iter(plan.programs), [None] if plan.option_set.can_skip else []
+        last = len(plan.network.parts) - 1
         for index, part in enumerate(plan.network.parts):
-            name = f"parts.{index}"
+            grid = _Grid(tensors, index - 1) if plan.stream == "int8" and index else None
+            rounds = plan.stream == "int8" and index < last
+
+            def program(grid: _Grid | None = grid) -> _Program:
+                return _Program(tensors, next(programs), grid)
+
             if isinstance(part, FixedPart):
-                self._always[-1].append(_Program(tensors, name, part.ops))
-            else:
-                self._gated.append(_Part(plan, part, tensors, name))
-                self._always.append([])
+                self._always[-1].append(_Part(part, [program()], None, grid, rounds))
+                continue
+            branches = [*skips, *(program() for _ in executed(plan.options))]
+            shortcut = program()
+            taken = shortcut if part.can_skip else None
+            self._gated.append(_Part(part, branches, taken, grid, rounds))
+            self._always.append([])
 
     def _onward(self, after: int, x: Tensor) -> Tensor:
-        for program in self._always[after]:
-            x = program(x)
+        for part in self._always[after]:
+            x = part.execute(x)
         return x
 
     def begin(self, images: Tensor) -> Tensor:
@@ -188,7 +243,7 @@ class GraphTrunk:
 
     def pool(self, gated: int, x: Tensor) -> Tensor:
         """See `Trunk.pool`."""
-        return x.mean((2, 3))
+        return self._gated[gated].pool(x)
 
     def execute(self, gated: int, x: Tensor, choice: Tensor) -> Tensor:
         """See `Trunk.execute`."""
@@ -203,12 +258,15 @@ class GraphTrunk:
         found = []
         for part in self._plan.network.parts:
             if isinstance(part, FixedPart):
-                count = sum(isinstance(op, ConvOp) for op in part.ops)
-                found.append((part.name, "always", ["torch_float32"] * count))
+                names = _names(part.ops, self._plan.fixed_bits)
+                found.append((part.name, "always", names))
                 continue
-            count = sum(isinstance(op, ConvOp) for op in part.branch)
             for option in self._plan.option_set:
-                bits = integer_bits(option)
-                kind = f"torch_int{bits}" if bits else "torch_float32"
-                found.append((part.name, option.label, [] if option.is_skip else [kind] * count))
+                names = [] if option.is_skip else _names(part.branch, integer_bits(option))
+                found.append((part.name, option.label, names))
         return found
+
+
+def _names(ops: Sequence[Any], bits: int) -> list[str]:
+    kind = f"torch_int{bits}" if bits else "torch_float32"
+    return [kind for op in ops if isinstance(op, ConvOp)]

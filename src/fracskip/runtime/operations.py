@@ -1,0 +1,247 @@
+"""Operations of a bundle of version 2, and programs of them (docs/bundle.md).
+
+An operation takes values (height, width, channels) and gives one; value 0 of a program is what it
+takes, value k + 1 what operation k gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fracskip.runtime.plan import (
+    NotNegative,
+    Positive,
+    Size,
+    Strict,
+    TensorSpec,
+    Window,
+    bounded,
+)
+
+MAX_OPS = 4096
+# Clamping to levels does what these would.
+CLAMPED = ("none", "relu", "relu6")
+
+Shape = tuple[int, Size]  # channels, (height, width)
+Act = Literal["none", "relu", "relu6", "hardsigmoid", "hardswish", "sigmoid", "silu", "gelu"]
+One = tuple[NotNegative]
+Two = tuple[NotNegative, NotNegative]
+
+
+class Operation(Strict):
+    """Attributes: inputs: Values that it takes, by number."""
+
+    def out_shape(self, *taken: Shape) -> Shape:
+        """The shape of what it gives.
+
+        Raises:
+            ValueError: if it can't take that.
+        """
+        return taken[0]
+
+    def tensors(self, bits: int) -> dict[str, TensorSpec]:
+        """What it needs at a width; 0 is float32."""
+        return {}
+
+
+class ConvOp(Operation, Window):
+    """A convolution and an activation; BatchNorm is folded into it."""
+
+    op: Literal["conv"] = "conv"
+    inputs: One = Field(alias="in")
+    channels: tuple[Positive, Positive]
+    dilation: tuple[Positive, Positive]
+    groups: Positive
+    act: Act
+
+    @model_validator(mode="after")
+    def _groups_divide_channels(self) -> ConvOp:
+        if any(count % self.groups for count in self.channels):
+            raise ValueError(f"{self.groups} groups do not divide channels {self.channels}")
+        return self
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """(O, kh, kw, I / groups)."""
+        taken, given = self.channels
+        return (given, *self.kernel, taken // self.groups)
+
+    def out_shape(self, *taken: Shape) -> Shape:
+        """See `Operation.out_shape`."""
+        channels, size = taken[0]
+        if channels != self.channels[0]:
+            raise ValueError(f"a convolution takes {self.channels[0]} channels, it gets {channels}")
+        high, wide = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        reach = Window.model_construct(
+            kernel=(high, wide), stride=self.stride, padding=self.padding
+        )
+        return self.channels[1], reach.out_size(size)
+
+    def tensors(self, bits: int) -> dict[str, TensorSpec]:
+        """See `Operation.tensors`."""
+        out = (self.channels[1],)
+        table = {"weight": TensorSpec(self.weight_shape, bits), "bias": TensorSpec(out)}
+        if bits:
+            table["scale"] = TensorSpec(out)
+            table["input"] = TensorSpec((1,), positive=True)
+            table["zero"] = TensorSpec((1,), optional=True, levels=bits)
+        return table
+
+
+class PoolOp(Operation, Window):
+    """The largest or the mean of a window; padding never wins."""
+
+    op: Literal["pool"] = "pool"
+    inputs: One = Field(alias="in")
+    kind: Literal["max", "mean"]
+    count_padding: bool
+
+    @model_validator(mode="after")
+    def _every_window_sees_the_image(self) -> PoolOp:
+        if any(2 * pad > edge for pad, edge in zip(self.padding, self.kernel, strict=True)):
+            raise ValueError("a pool's padding is at most half of its kernel")
+        if self.kind == "max" and self.count_padding:
+            raise ValueError("a max pool counts no padding")
+        return self
+
+    def out_shape(self, *taken: Shape) -> Shape:
+        """See `Operation.out_shape`."""
+        channels, size = taken[0]
+        return channels, self.out_size(size)
+
+
+class MeanOp(Operation):
+    """The mean over height and width."""
+
+    op: Literal["mean"] = "mean"
+    inputs: One = Field(alias="in")
+
+    def out_shape(self, *taken: Shape) -> Shape:
+        """See `Operation.out_shape`."""
+        return taken[0][0], (1, 1)
+
+
+class ActOp(Operation):
+    """An activation by itself."""
+
+    op: Literal["act"] = "act"
+    inputs: One = Field(alias="in")
+    act: Act
+
+    @model_validator(mode="after")
+    def _it_does_something(self) -> ActOp:
+        if self.act == "none":
+            raise ValueError("an act of its own is not 'none'")
+        return self
+
+
+class BinaryOp(Operation):
+    """A sum or a product; the second value may be one a channel."""
+
+    op: Literal["add", "mul"]
+    inputs: Two = Field(alias="in")
+
+    def out_shape(self, *taken: Shape) -> Shape:
+        """See `Operation.out_shape`."""
+        first, second = taken
+        if second not in (first, (first[0], (1, 1))):
+            raise ValueError(f"{self.op} can't take values of {first} and {second}")
+        return first
+
+
+class AffineOp(Operation):
+    """A gain and an offset a channel."""
+
+    op: Literal["affine"] = "affine"
+    inputs: One = Field(alias="in")
+    channels: Positive
+
+    def out_shape(self, *taken: Shape) -> Shape:
+        """See `Operation.out_shape`."""
+        if taken[0][0] != self.channels:
+            raise ValueError(f"{self.op} takes {self.channels} channels, it gets {taken[0][0]}")
+        return taken[0]
+
+    def tensors(self, bits: int) -> dict[str, TensorSpec]:
+        """See `Operation.tensors`."""
+        return {"gain": TensorSpec((self.channels,)), "bias": TensorSpec((self.channels,))}
+
+
+class NormOp(AffineOp):
+    """LayerNorm over the channels of each pixel."""
+
+    op: Literal["norm"] = "norm"  # type: ignore[assignment]
+    eps: Annotated[float, Field(gt=0)]
+
+
+Op = Annotated[
+    ConvOp | PoolOp | MeanOp | ActOp | BinaryOp | AffineOp | NormOp, Field(discriminator="op")
+]
+Program = Annotated[tuple[Op, ...], Field(max_length=MAX_OPS)]
+
+
+def follow(program: Sequence[Operation], shape: Shape, what: str) -> Shape:
+    """The shape of what a program gives.
+
+    Args:
+        program: Its operations.
+        shape: Of what it takes.
+        what: The part, for errors.
+
+    Raises:
+        ValueError: if a value is not there, is not used, does not fit or is too large.
+    """
+    shapes = [shape]
+    used: set[int] = set()
+    for position, op in enumerate(program):
+        where = f"{what}, operation {position}"
+        inputs: tuple[int, ...] = op.inputs  # type: ignore[attr-defined]
+        if max(inputs) > position:
+            raise ValueError(f"{where} takes value {max(inputs)}, which nothing gave yet")
+        used.update(inputs)
+        try:
+            found = op.out_shape(*(shapes[index] for index in inputs))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        shapes.append(bounded(*found, where))
+    if unused := set(range(len(program))) - used:
+        raise ValueError(f"{what}: nothing uses value {min(unused)}")
+    return shapes[-1]
+
+
+def feeds_levels(branch: Sequence[Operation], position: int) -> ConvOp | None:
+    """The convolution that may give an integer convolution of a branch its levels, if there is one.
+
+    Args:
+        branch: The branch's operations.
+        position: Of the integer convolution.
+    """
+    op = branch[position]
+    if not isinstance(op, ConvOp) or not op.inputs[0]:
+        return None
+    source = branch[op.inputs[0] - 1]
+    takers = [other for other in branch if op.inputs[0] in other.inputs]  # type: ignore[attr-defined]
+    if isinstance(source, ConvOp) and source.act in CLAMPED and len(takers) == 1:
+        return source
+    return None
+
+
+def left_to_clamps(
+    name: str, program: Sequence[Operation], bits: int, tensors: Container[str]
+) -> set[int]:
+    """The operations of a program whose activation is not executed: a clamp to levels does it.
+
+    Args:
+        name: Of the program's tensors.
+        program: Its operations.
+        bits: Width of its integers; 0 is float32.
+        tensors: Names of the bundle's.
+    """
+    return {
+        op.inputs[0] - 1  # type: ignore[attr-defined]
+        for position, op in enumerate(program if bits else ())
+        if feeds_levels(program, position) is not None and f"{name}.{position}.input" not in tensors
+    }
