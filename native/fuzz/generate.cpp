@@ -197,7 +197,7 @@ class Generator {
     const int kind = below(4);
     if (kind == 0 || (stream_ && index == 0)) {
       Draft p = program(at, 3, false);
-      if (stream_ && index == 0 && p.ops.empty()) conv(p, 0, 1 + below(20), false, act(), false, false);
+      if (stream_ && p.ops.empty()) conv(p, 0, 1 + below(20), false, act(), false, false);
       tensors_of(name, p, stream_ ? 8 : 0);
       grid(name, false, false);
       at = p.out;
