@@ -10,8 +10,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from fracskip.deployment.lowering import Lowered, Scaled, Source, Value, Weighted, lower
-from fracskip.deployment.units import Grid, ending_in_units, in_units
+from fracskip.deployment.lowered import Lowered, Scaled, Source, Value, Weighted
+from fracskip.deployment.lowering import lower
+from fracskip.deployment.units import Grid, Units, in_units
 from fracskip.deployment.writer import TensorWriter
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.block import STREAM_OPTION
@@ -48,18 +49,12 @@ class GraphWriter(TensorWriter):
     def plan(self) -> GraphPlan:
         """See `TensorWriter.plan`."""
         trunk = self._trunk
-        grids = [self._grid_of(stage) for stage in trunk.stages]
-        self._fixed("stem", trunk.begins, grids[0])
-        for block, found, section, own, onward in zip(
-            trunk.blocks,
-            trunk.structure.blocks,
-            trunk.goes_on,
-            grids[1::2],
-            grids[2::2],
-            strict=True,
+        self._fixed("stem", trunk.begins, self._grid_of(0))
+        for block, found, section, (own, onward) in zip(
+            trunk.blocks, trunk.structure.blocks, trunk.goes_on, trunk.stages, strict=True
         ):
-            self._gated(block, found, own)
-            self._fixed(f"after {block.name}", section, onward)
+            self._gated(block, found, self._grid_of(own))
+            self._fixed(f"after {block.name}", section, self._grid_of(onward))
         self._fixed("head", trunk.ends, None)
         network = GraphNetwork(classes=len(self.net.spec.class_names), parts=tuple(self._parts))
         stream = self.net.spec.quant.stream
@@ -87,8 +82,8 @@ class GraphWriter(TensorWriter):
         self._at = program.output
         # Another grid for the same values is something to compute.
         if program.ops or (grid is not None and grid != self._grid):
-            program = ending_in_units(program, grid)
-            self._write(f"parts.{len(self._parts)}", program, self._fixed_option, grid)
+            program, units = in_units(program, grid)
+            self._write(f"parts.{len(self._parts)}", program, self._fixed_option, units)
             self._add(FixedPart(name=name, gated=False, ops=program.ops), grid)
 
     def _gated(self, block: TracedBlock, found: Block, grid: Grid | None) -> None:
@@ -103,12 +98,12 @@ class GraphWriter(TensorWriter):
         name = f"parts.{len(self._parts)}"
         # One of the two that are added brings the level of 0 along.
         added = grid if grid is None or not block.can_be_skipped else Grid(grid.step)
-        branch = ending_in_units(branch, added)
+        branch, units = in_units(branch, added)
         for option in executed(self.net.options.labels):
-            self._write(f"{name}.{option.label}", branch, option, added)
+            self._write(f"{name}.{option.label}", branch, option, units)
         if shortcut.ops:
-            shortcut = ending_in_units(shortcut, grid)
-            self._write(f"{name}.shortcut", shortcut, self._fixed_option, grid)
+            shortcut, units = in_units(shortcut, grid)
+            self._write(f"{name}.shortcut", shortcut, self._fixed_option, units)
         part = GatedPart(
             name=block.name,
             gated=True,
@@ -131,15 +126,11 @@ class GraphWriter(TensorWriter):
 
     # -- tensors ---------------------------------------------------------------------------------
 
-    def _write(self, name: str, program: Lowered, option: Option, grid: Grid | None) -> None:
-        """A program's tensors at an option, its result in units of a grid if it has one."""
+    def _write(self, name: str, program: Lowered, option: Option, units: Units) -> None:
+        """A program's tensors at an option, values of some operations in units of their own."""
         bits = integer_bits(option)
         folded = [_folded(source, option) for source in program.sources]
-        units: dict[int, Grid] = {}
-        if grid is not None:
-            found = in_units(program.ops, grid)
-            assert found is not None
-            units = found
+        units = dict(units)
         # What convolutions count in whose values become the levels of the next one: its step.
         fed = [
             position

@@ -8,16 +8,15 @@ what it gives.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fracskip.deployment.lowered import Layout, Lowered, Scaled, Source, Value, Weighted
 from fracskip.errors import ConfigError
 from fracskip.models.graph import Measured, module_of
 from fracskip.models.structure import SUMS, hands_on
@@ -29,6 +28,7 @@ from fracskip.runtime.operations import (
     ConvOp,
     MeanOp,
     NormOp,
+    Op,
     PoolOp,
 )
 
@@ -50,71 +50,6 @@ TIMM_ACTS: dict[str, Act] = {
 }  # fmt: skip
 PLAIN_LINEAR = ("timm.layers.linear.Linear",)  # with casts for scripts
 CHANNEL_NORMS = ("LayerNorm2d",)  # torchvision's and timm's, over channels that come first
-
-Layout = Literal["first", "last", "flat"]
-Norm = nn.BatchNorm2d
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value of a program.
-
-    Attributes:
-        index: Its number there.
-        layout: Where the traced network has the channels: first, last, or nothing but them.
-        shape: The traced network's, for one image.
-    """
-
-    index: int
-    layout: Layout
-    shape: tuple[int, ...]
-
-    @property
-    def channels(self) -> int:
-        """How many it has."""
-        return self.shape[-1] if self.layout == "last" else self.shape[1]
-
-    @property
-    def is_pixel(self) -> bool:
-        """Whether it has no height and width."""
-        return math.prod(self.shape) == self.channels
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """A convolution or linear layer and the BatchNorm that folds into it."""
-
-    path: str
-    layer: nn.Conv2d | nn.Linear
-    norm: Norm | None = None
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """Terms of each channel: a BatchNorm's, a LayerNorm's, or constants."""
-
-    norm: Norm | nn.LayerNorm | None = None
-    gain: Tensor | None = None
-    bias: Tensor | None = None
-
-
-Operation = ConvOp | PoolOp | MeanOp | ActOp | BinaryOp | AffineOp | NormOp
-Source = Weighted | Scaled | None
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A program and where its tensors come from.
-
-    Attributes:
-        ops: Its operations.
-        sources: Of each: what has its terms.
-        output: What it gives.
-    """
-
-    ops: tuple[Operation, ...]
-    sources: tuple[Source, ...]
-    output: Value
 
 
 def lower(
@@ -150,7 +85,7 @@ class _Lowering:
     ) -> None:
         self._net, self._measured = net, measured
         self._values: dict[fx.Node, Value] = {entry: Value(0, taken.layout, taken.shape)}
-        self._ops: list[Operation] = []
+        self._ops: list[Op] = []
         self._sources: list[Source] = []
 
     def finished(self, output: fx.Node) -> Lowered:
@@ -170,9 +105,7 @@ class _Lowering:
 
     # -- values ----------------------------------------------------------------------------------
 
-    def _give(
-        self, node: fx.Node, op: Operation, source: Source = None, layout: Layout = "first"
-    ) -> None:
+    def _give(self, node: fx.Node, op: Op, source: Source = None, layout: Layout = "first") -> None:
         self._ops.append(op)
         self._sources.append(source)
         self._values[node] = Value(len(self._ops), layout, self._measured[node.name].shape)

@@ -29,7 +29,6 @@ from fracskip.runtime.operations import (
     MeanOp,
     NormOp,
     PoolOp,
-    left_to_clamps,
 )
 
 
@@ -128,11 +127,8 @@ class ProgramWriter:
     def _program(self, graph: Graph, key: str, x: Flow, name: str) -> str:
         """Adds a program's operations; none give what they take, levels as levels."""
         program = self._programs[key]
-        clamped = left_to_clamps(key, program.ops, program.bits, self._tensors)
-        raw = [
-            program.takes_levels(position) and f"{key}.{position}.input" not in self._tensors
-            for position in range(len(program.ops))
-        ]
+        clamped = program.left_to_clamps(self._tensors)
+        raw = [program.takes_levels(k, self._tensors) for k in range(len(program.ops))]
         first = x.floats
         if program.entry is not None and any(
             0 in op.inputs and not taken for op, taken in zip(program.ops, raw, strict=True)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fracskip.deployment.lowering import Lowered, Operation, Scaled
+from fracskip.deployment.lowered import Lowered, Scaled
 from fracskip.runtime.operations import (
     ActOp,
     AffineOp,
     BinaryOp,
     ConvOp,
     MeanOp,
+    Op,
     PoolOp,
 )
 
@@ -35,18 +36,37 @@ class Grid:
     zero: int = 0
 
 
-def in_units(ops: Sequence[Operation], grid: Grid) -> dict[int, Grid] | None:
-    """Which operations' terms bring a program's result into units of a grid.
+Units = dict[int, Grid]
+"""For operations, by position: what their values are divided by, and what is then added."""
+
+
+def in_units(program: Lowered, grid: Grid | None) -> tuple[Lowered, Units]:
+    """A program whose result is in units of a grid.
 
     Args:
-        ops: The program.
-        grid: The grid.
+        program: Any.
+        grid: The grid; None where the result is not rounded.
 
     Returns:
-        For each of them, what its values are divided by and what is then added; None if terms
-        alone can't do it.
+        The program, with an operation more where terms can't do it, and which operations' terms do.
     """
-    found: dict[int, Grid] = {}
+    if grid is None:
+        return program, {}
+    units = _units(program.ops, grid)
+    if units is not None:
+        return program, units
+    output = replace(program.output, index=len(program.ops) + 1)
+    # Its gain is 1 but for the units.
+    channels = output.channels
+    affine = AffineOp(inputs=(len(program.ops),), channels=channels)
+    nothing = Scaled(gain=torch.ones(channels, dtype=torch.float64))
+    ended = Lowered((*program.ops, affine), (*program.sources, nothing), output)
+    return ended, {len(program.ops): grid}
+
+
+def _units(ops: Sequence[Op], grid: Grid) -> Units | None:
+    """Which operations' terms bring the last value into units; None if terms alone can't do it."""
+    found: Units = {}
 
     def reach(value: int, wanted: Grid) -> bool:
         """Whether value `value` can be brought into units."""
@@ -73,20 +93,3 @@ def in_units(ops: Sequence[Operation], grid: Grid) -> dict[int, Grid] | None:
         return False
 
     return found if reach(len(ops), grid) else None
-
-
-def ending_in_units(program: Lowered, grid: Grid | None) -> Lowered:
-    """The program, with an operation more where its terms can't bring its result into units.
-
-    Args:
-        program: Any.
-        grid: Of its result; None where that is not rounded.
-    """
-    if grid is None or in_units(program.ops, grid) is not None:
-        return program
-    output = replace(program.output, index=len(program.ops) + 1)
-    # Its gain is 1 but for the units.
-    channels = output.channels
-    affine = AffineOp(inputs=(len(program.ops),), channels=channels)
-    nothing = Scaled(gain=torch.ones(channels, dtype=torch.float64))
-    return Lowered((*program.ops, affine), (*program.sources, nothing), output)

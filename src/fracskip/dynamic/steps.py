@@ -77,9 +77,6 @@ class FractionalSteps:
                     self._folded.add(path)
         self._steps = Steps(net, nodes, [entry], output)
 
-    def __bool__(self) -> bool:
-        return bool(self._steps)
-
     def __call__(self, x: Tensor, option: Option) -> Tensor:
         """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
         y: Tensor = self._steps(x, execute=functools.partial(self._layer, option))

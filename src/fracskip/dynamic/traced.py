@@ -69,15 +69,12 @@ class FixedSteps:
             else FractionalSteps(net, nodes, entry, output, STREAM_OPTIONS, quant, levels_in)
         )
 
-    def __bool__(self) -> bool:
-        return bool(self._steps)
-
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), or what the network ends with."""
         if isinstance(self._steps, Steps):
             out: Tensor = self._steps(x)
             return out
-        y = self._steps(x, STREAM_OPTION) if self._steps else x
+        y = self._steps(x, STREAM_OPTION)
         return y if self._stage is None else self._stream(y, self._stage)  # type: ignore[misc]
 
     def observe(self, x: Tensor) -> Tensor:

@@ -175,8 +175,8 @@ class TracedTrunk:
         begins: What lies before the first of them.
         goes_on: What lies between each of them and the next; nothing after the last.
         ends: What lies behind the last.
-        stages: Of an int8 stream: of what lies before the first block gives, then of what each
-            block gives and what lies between it and the next.
+        stages: Of an int8 stream, for each block: the stage of what it gives, and of what the next
+            one takes. What the first one takes is of stage 0.
     """
 
     def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
@@ -209,12 +209,9 @@ class TracedTrunk:
                 self.profile, blocks=tuple(narrow), fixed_bits=STREAM_OPTION.bits
             )
         fixed = functools.partial(FixedSteps, backbone, quant=spec.quant, stream=self.stream)
-        first, *others = self.stages
-        self._begin = fixed(self.begins, stage=first, levels_in=False)
+        self._begin = fixed(self.begins, stage=0, levels_in=False)
         blocks = []
-        for block, section, (own, onward) in zip(
-            found, self.goes_on, zip(others[::2], others[1::2], strict=True), strict=True
-        ):
+        for block, section, (own, onward) in zip(found, self.goes_on, self.stages, strict=True):
             between = fixed(section, stage=onward if onward != own else None)
             channels, options = structure.channels(block), spec.option_set
             blocks.append(
@@ -238,12 +235,10 @@ class TracedTrunk:
         """See `Trunk.calibrate`: the stream's steps, and the ranges of what is always executed."""
         if self.stream is None:
             return
-        seen: list[list[Tensor]] = [[] for _ in range(max(self.stages) + 1)]
+        seen: list[list[Tensor]] = [[] for _ in self.stream.steps]
         x = self._begin.observe(batches[0])
-        seen[self.stages[0]].append(thinned(x))
-        for block, own, onward in zip(
-            self.blocks, self.stages[1::2], self.stages[2::2], strict=True
-        ):
+        seen[0].append(thinned(x))
+        for block, (own, onward) in zip(self.blocks, self.stages, strict=True):
             x = block.observe(x)
             seen[own].append(thinned(x))
             x = block.onward.observe(x)
@@ -258,28 +253,31 @@ class TracedTrunk:
 
 def _stages(
     net: nn.Module, blocks: Sequence[Block], goes_on: Sequence[Section]
-) -> tuple[list[int], list[bool]]:
+) -> tuple[list[tuple[int, int]], list[bool]]:
     """The stages of an int8 stream, and whether values of each have both signs.
 
     A block without a projection gives values of the stage that it takes, so that it can hand them
     on as they are; everything else that computes something begins a stage.
 
     Returns:
-        The stage of what the first block takes, then of what each block gives and of what the next
-        one takes.
+        For each block the stage of what it gives and of what the next one takes; and of each stage
+        whether it is signed. The first block takes values of stage 0.
     """
-    stages = [0]
     signed = [not never_negative(net, blocks[0].entry)]
+
+    def stage_of(value: fx.Node, begins: bool) -> int:
+        negative = not never_negative(net, value)
+        if begins:
+            signed.append(negative)
+        signed[-1] = signed[-1] or negative
+        return len(signed) - 1
+
+    stages = []
     for block, section in zip(blocks, goes_on, strict=True):
-        for begins, value in (
-            (not block.can_be_skipped or block.shortcut is not None, block.output),
-            (not all(hands_on(net, node) for node in section.nodes), section.output),
-        ):
-            negative = not never_negative(net, value)
-            if begins:
-                signed.append(negative)
-            stages.append(len(signed) - 1)
-            signed[-1] = signed[-1] or negative
+        identity = block.can_be_skipped and block.shortcut is None
+        computes = not all(hands_on(net, node) for node in section.nodes)
+        own = stage_of(block.output, not identity)
+        stages.append((own, stage_of(section.output, computes)))
     return stages, signed
 
 

@@ -5,7 +5,7 @@ A network is a chain of parts between which one value flows; a part executes pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -96,11 +96,28 @@ class NamedProgram:
     bits: int
     entry: int | None
 
-    def takes_levels(self, position: int) -> bool:
+    def may_take_levels(self, position: int) -> bool:
         """Whether an operation may take the stream's levels as they are."""
         op = self.ops[position]
         of_the_stream = self.bits == STREAM_BITS and self.entry is not None
         return of_the_stream and isinstance(op, ConvOp) and op.inputs == (0,)
+
+    def takes_levels(self, position: int, tensors: Container[str]) -> bool:
+        """Whether it does, in a bundle with these tensors."""
+        return self.may_take_levels(position) and f"{self.name}.{position}.input" not in tensors
+
+    def left_to_clamps(self, tensors: Container[str]) -> set[int]:
+        """The operations whose activation is not executed: a clamp to levels does it.
+
+        Args:
+            tensors: Names of the bundle's.
+        """
+        return {
+            op.inputs[0] - 1
+            for position, op in enumerate(self.ops if self.bits else ())
+            if feeds_levels(self.ops, position) is not None
+            and f"{self.name}.{position}.input" not in tensors
+        }
 
 
 class GraphPlan(Plan):
@@ -208,7 +225,7 @@ class GraphPlan(Plan):
             for position, op in enumerate(program.ops):
                 fed = feeds_levels(program.ops, position) is not None
                 for kind, spec in op.tensors(program.bits).items():
-                    if kind == "input" and (fed or program.takes_levels(position)):
+                    if kind == "input" and (fed or program.may_take_levels(position)):
                         spec = replace(spec, optional=True)
                     table[f"{program.name}.{position}.{kind}"] = spec
         if self.stream == "int8":

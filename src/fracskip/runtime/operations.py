@@ -6,7 +6,7 @@ takes, value k + 1 what operation k gives.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -227,21 +227,3 @@ def feeds_levels(branch: Sequence[Operation], position: int) -> ConvOp | None:
     if isinstance(source, ConvOp) and source.act in CLAMPED and len(takers) == 1:
         return source
     return None
-
-
-def left_to_clamps(
-    name: str, program: Sequence[Operation], bits: int, tensors: Container[str]
-) -> set[int]:
-    """The operations of a program whose activation is not executed: a clamp to levels does it.
-
-    Args:
-        name: Of the program's tensors.
-        program: Its operations.
-        bits: Width of its integers; 0 is float32.
-        tensors: Names of the bundle's.
-    """
-    return {
-        op.inputs[0] - 1  # type: ignore[attr-defined]
-        for position, op in enumerate(program if bits else ())
-        if feeds_levels(program, position) is not None and f"{name}.{position}.input" not in tensors
-    }

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from tests.support.deployed import Kind, pixels, plain_of, session_of
 from tests.support.residual_networks import (
     KINDS,
     Bottleneck,
@@ -32,13 +33,11 @@ from fracskip.config import QuantConfig
 from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
-from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from fracskip.runtime.operations import ConvOp
 
 OPTIONS = ("skip", 2, 4, 8, "full")
-Kind = Callable[[int, int, int], nn.Module]
 
 
 def dynamic(plain: nn.Module, options: object = OPTIONS, **others: object) -> DynamicNetwork:
@@ -49,16 +48,6 @@ def dynamic(plain: nn.Module, options: object = OPTIONS, **others: object) -> Dy
     return net
 
 
-def session_of(net: DynamicNetwork, folder: Path) -> InferenceSession:
-    fracskip.export(net, folder / "net.fsk")
-    return InferenceSession(folder / "net.fsk", engine="portable")
-
-
-def pixels(images: Tensor) -> np.ndarray:
-    """Normalised images as a session takes them."""
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def paths(net: DynamicNetwork, count: int, seed: int = 0) -> Tensor:
     """Every image by options drawn for itself."""
     draw = torch.Generator().manual_seed(seed)
@@ -67,11 +56,6 @@ def paths(net: DynamicNetwork, count: int, seed: int = 0) -> Tensor:
         if not block.can_be_skipped:
             chosen[:, column].clamp_(min=1)
     return chosen
-
-
-def plain_of(kind: Kind | type[Loose]) -> nn.Module:
-    torch.manual_seed(0)
-    return settled(Loose(), make_images(8)) if kind is Loose else make_plain(kind)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, Twice, Loose])

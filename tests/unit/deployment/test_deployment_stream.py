@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from tests.support.deployed import Kind, pixels, plain_of, session_of
 from tests.support.residual_networks import (
     KINDS,
     Bottleneck,
@@ -21,8 +21,6 @@ from tests.support.residual_networks import (
     Twice,
     conv,
     make_images,
-    make_plain,
-    settled,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,19 +31,12 @@ from fracskip.config import QuantConfig
 from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
-from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import encode_bundle
 from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from fracskip.runtime.operations import AffineOp, ConvOp
 
 OPTIONS = ("skip", 2, 4, 8, "full")
 INT8 = QuantConfig(weights="own", stream="int8")
-Kind = Callable[[int, int, int], nn.Module]
-
-
-def plain_of(kind: Kind | type[Loose]) -> nn.Module:
-    torch.manual_seed(0)
-    return settled(Loose(), make_images(8)) if kind is Loose else make_plain(kind)  # type: ignore[arg-type]
 
 
 def dynamic(kind: Kind | type[Loose], options: object = OPTIONS) -> DynamicNetwork:
@@ -56,15 +47,6 @@ def dynamic(kind: Kind | type[Loose], options: object = OPTIONS) -> DynamicNetwo
     curve = ((0.01, -60.0), (0.5, 60.0))
     net.spec = net.spec.model_copy(update={"target": 0.1, "curve": curve})
     return net
-
-
-def session_of(net: DynamicNetwork, folder: Path) -> InferenceSession:
-    fracskip.export(net, folder / "net.fsk")
-    return InferenceSession(folder / "net.fsk", engine="portable")
-
-
-def pixels(images: Tensor) -> np.ndarray:
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def everywhere(net: DynamicNetwork, option: int, count: int) -> Tensor:

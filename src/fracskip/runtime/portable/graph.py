@@ -28,7 +28,6 @@ from fracskip.runtime.operations import (
     ConvOp,
     NormOp,
     PoolOp,
-    left_to_clamps,
 )
 from fracskip.runtime.portable.tensors import Tensors, exact_type, route
 
@@ -71,11 +70,11 @@ class _Program:
     def __init__(self, tensors: Tensors, program: NamedProgram, grid: _Grid | None = None) -> None:
         self._steps: list[tuple[tuple[int, ...], bool, Function]] = []
         self._grid = grid
-        clamped = left_to_clamps(program.name, program.ops, program.bits, tensors)
+        clamped = program.left_to_clamps(tensors)
         for position, op in enumerate(program.ops):
             act = "none" if position in clamped else getattr(op, "act", "none")
             name = f"{program.name}.{position}"
-            raw = program.takes_levels(position) and f"{name}.input" not in tensors
+            raw = program.takes_levels(position, tensors)
             function = _function(tensors, name, op, program.bits, ACTS[act], raw)
             self._steps.append((op.inputs, raw, function))
 
@@ -174,7 +173,7 @@ class _Part:
         grid: _Grid | None,
         rounds: bool,
     ) -> None:
-        self.gated, self.grid = part.gated, grid
+        self.grid = grid
         self._branches, self._shortcut, self._rounds = branches, shortcut, rounds
         self._hands_on = part.gated and part.hands_on
         after = part.after if part.gated else ()
