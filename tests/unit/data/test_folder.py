@@ -185,6 +185,8 @@ def stop(done, total):
 
 if __name__ == "__main__":
     os.setpgid(0, 0)
+    # A shell that starts tests in the background has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     load_folder(Path(sys.argv[1]), "train", ImageConfig(size=(8, 8)), workers=2, progress=stop)
 """
 
