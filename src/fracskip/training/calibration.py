@@ -31,12 +31,20 @@ class LeanSearch:
         net: The network.
         data: Validation images; labels are not used.
         images: How many of them to use.
+        expected: Leans and about what they cost: where to look first.
     """
 
-    def __init__(self, net: DynamicNetwork, data: Labelled, images: int = 1000) -> None:
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        data: Labelled,
+        images: int = 1000,
+        expected: Sequence[tuple[float, float]] = (),
+    ) -> None:
         self._net = net
         self._pixels = data.images[:images]
         self._cost: dict[tuple[float | None, float], float] = {}
+        self._expected = list(expected)
 
     def cost_at(self, lean: float, budget: float | None = None) -> float:
         """The computation share at a lean, the gate being told a budget."""
@@ -61,18 +69,35 @@ class LeanSearch:
             target: Computation share.
             tolerance: How far off, as a share of the target, is near enough to stop.
         """
-        self.cost_at(0.0, target)
-        for _ in range(ROUNDS):
+        for _ in range(1 + ROUNDS):
             costs = self._measured(target)
-            best = min(costs, key=lambda lean: (abs(costs[lean] - target), abs(lean)))
-            if abs(costs[best] - target) <= tolerance * target:
+            if any(abs(cost - target) <= tolerance * target for cost in costs.values()):
                 break
-            under = [lean for lean, cost in costs.items() if cost < target]
-            over = [lean for lean, cost in costs.items() if cost >= target]
-            low, high = max(under, default=-WIDEST_LEAN), min(over, default=WIDEST_LEAN)
-            self.cost_at(_between(low, high), target)
+            self.cost_at(self._next(costs, target), target)
         costs = self._measured(target)
         return min(costs, key=lambda lean: (abs(costs[lean] - target), abs(lean)))
+
+    def _next(self, costs: dict[float, float], target: float) -> float:
+        """The lean to look at next.
+
+        Costs at other budgets say about where it lies until this one's own do.
+        """
+        known = [*self._expected, *((lean, cost) for (_, lean), cost in self._cost.items())]
+        under = [lean for lean, cost in costs.items() if cost < target]
+        over = [lean for lean, cost in costs.items() if cost >= target]
+        low, high = max(under, default=-WIDEST_LEAN), min(over, default=WIDEST_LEAN)
+        within = [(lean, cost) for lean, cost in known if low < lean < high]
+        likely_low = max((lean for lean, cost in within if cost < target), default=low)
+        likely_high = min((lean for lean, cost in within if cost >= target), default=high)
+        if not known:
+            return 0.0
+        if not costs:
+            return _between(likely_low, likely_high)
+        if not under and likely_low > low:
+            return likely_low
+        if not over and likely_high < high:
+            return likely_high
+        return _between(low, high)
 
 
 def _between(low: float, high: float) -> float:
@@ -138,7 +163,8 @@ def measure_curve(
         images: How many images to use.
     """
     lean = net.spec.lean
-    search = LeanSearch(net, data, images)
+    known = [(leaned, cost) for cost, leaned in net.spec.curve]
+    search = LeanSearch(net, data, images, known)
     found = {budget: search.nearest(budget, CLOSE_ENOUGH) for budget in sorted(budgets)}
     for tolerance in (FAR_OFF, FARTHEST_OFF):
         points: list[tuple[float, float]] = []
