@@ -136,7 +136,7 @@ def bench(folder: Path, name: str, count: int, rounds: int) -> dict[str, Any]:
     pixels = images.test.images[:4]
     follows = proportion(session, pixels, 2 * rounds)
     decided = InferenceSession(folder / f"{name}.gates.fsk", engine="native")
-    gate = gate_time(decided, pixels, 8 * rounds)
+    gate = gate_time(decided, pixels, 24 * rounds)
     blocks = len(session.plan.gated_names)
     print(
         f"{name}: halves skipped within {follows['largest_deviation']:.1%} (mean "

@@ -56,6 +56,8 @@ def main() -> None:
                 calibration=[images] if len(options) > 1 else (),
                 name=f"torchvision/{name}",
             )
+            if net.gate is not None:
+                net.gate.round_embeddings()  # as training does
             net.spec = net.spec.model_copy(update={"target": 0.05, "lean": LEANS.get(kind, 0.0)})
             path = folder / f"{name}.{kind}.fsk"
             fracskip.export(net, path)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
 namespace fracskip {
@@ -21,6 +22,26 @@ Buffer transposed(const Linear& linear, int padded) {
   Buffer buffer(sizeof(float) * static_cast<std::size_t>(linear.in + 1) * padded);
   transpose(linear, padded, buffer.as<float>());
   return buffer;
+}
+
+bool all_bf16(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits & 0xffffu) == 0;
+  });
+}
+
+// Rows of a multiple of 16 values, as gate.inl's HalfRows has them.
+Buffer in_halves(const Buffer& floats) {
+  const std::size_t count = floats.size() / sizeof(float);
+  Buffer halves(count * sizeof(std::uint16_t));
+  const auto* from = floats.as<std::uint32_t>();
+  auto* to = halves.as<std::uint32_t>();
+  for (std::size_t group = 0; group < count; group += 16) {
+    for (std::size_t j = 0; j < 8; ++j) *to++ = from[group + j] >> 16 | (from[group + 8 + j] & 0xffff0000u);
+  }
+  return halves;
 }
 
 // The LSTM's four parts each get their own padded width.
@@ -59,7 +80,13 @@ Gates::Gates(const Frame& frame, const KernelSet& set, std::size_t blocks)
   for (std::size_t g = 0; g < gate.embed.size(); ++g) {
     Own planned;
     planned.channels = gate.embed[g].in;
-    planned.embed = transposed(gate.embed[g], padded_width);
+    Linear embed = gate.embed[g];
+    planned.embed_bias = Buffer(sizeof(float) * padded_width);
+    std::copy(embed.bias.begin(), embed.bias.end(), planned.embed_bias.as<float>());
+    embed.bias.clear();
+    planned.embed_bf16 = padded_width % 16 == 0 && all_bf16(embed.weight);
+    planned.embed = transposed(embed, padded_width);
+    if (planned.embed_bf16) planned.embed = in_halves(planned.embed);
     planned.out = transposed(gate.out[gate.kind == GateKind::recurrent ? 0 : g], padded_options);
     if (!gate.block_bias.empty()) {
       planned.block_bias = Buffer(sizeof(float) * padded_options);
@@ -107,7 +134,9 @@ int GateState::decide(std::size_t block, const float* pooled, float lean, int fi
   a.options = gates_.options;
   a.padded_options = gates_.padded_options;
   a.recurrent = gates_.kind == GateKind::recurrent;
-  a.embed = own.embed.as<float>();
+  a.embed = own.embed.as<void>();
+  a.embed_bf16 = own.embed_bf16;
+  a.embed_bias = own.embed_bias.as<float>();
   a.budget = gates_.budget.size() ? part(2) : nullptr;
   a.lstm = gates_.lstm.as<float>();
   a.out = own.out.as<float>();

@@ -15,8 +15,9 @@ struct Gates {
   Gates(const Frame& frame, const KernelSet& kernels, std::size_t count);
 
   struct Own {
-    Buffer embed, out, block_bias;
+    Buffer embed, embed_bias, out, block_bias;
     int channels = 0;
+    bool embed_bf16 = false;  // as gates are trained: the same values in half of the bytes
   };
 
   const KernelSet& kernels;

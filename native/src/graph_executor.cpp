@@ -79,7 +79,11 @@ class GraphWorker final : public Worker {
   void pool_levels(const PlannedPart& part, float* pooled) {
     const Layout& l = part.in.layout;
     if (summed_) {
-      for (int c = 0; c < l.c; ++c) pooled[c] = level_mean(memory_.sums.as<std::uint32_t>()[c], l.h * l.w, part.zero, part.step);
+      // Nothing that the loop reads may seem to change with what it writes: it would not become vectors.
+      const auto* sums = memory_.sums.as<std::uint32_t>();
+      const int channels = l.c, pixels = l.h * l.w, zero = part.zero;
+      const float step = part.step;
+      for (int c = 0; c < channels; ++c) pooled[c] = level_mean(sums[c], pixels, zero, step);
     } else {
       values_.level_mean({reinterpret_cast<const std::uint8_t*>(memory_.at(part.in)), pooled, l.h * l.w, l.pixel, l.c, part.step, part.zero});
     }

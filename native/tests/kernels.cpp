@@ -1,5 +1,6 @@
 // Holds every convolution kernel of this CPU to plain loops over the definition in docs/bundle.md:
-// integers to the bit, floats to a tolerance. In bfloat16 the definition sees rounded values and weights. `kernels --bench` times them instead.
+// integers to the bit, floats to a tolerance. In bfloat16 the definition sees rounded values and weights. Gates are held to plain code.
+// `kernels --bench` times them instead.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -254,35 +255,93 @@ void bench(const Case& which, Isa isa, bool winograd) {
               which.in, which.out, which.kernel_h, which.kernel_w, which.stride, times[times.size() / 2], times[0], macs / times[times.size() / 2] / 1e3);
 }
 
-void bench_gate(Isa isa, int channels) {
-  constexpr int kWidth = 10, kPadded = 16, kOptions = 8;
-  const Buffer embed(sizeof(float) * (channels + 1) * kPadded), lstm(sizeof(float) * (2 * kWidth + 1) * 4 * kPadded);
-  const Buffer out(sizeof(float) * (kWidth + 1) * kOptions), pooled(sizeof(float) * channels);
-  Buffer state(sizeof(float) * (7 * kPadded + kOptions));
-  GateArgs a{};
-  a.pooled = pooled.as<float>();
-  a.channels = channels;
-  a.width = kWidth;
-  a.padded_width = kPadded;
-  a.options = 3;
-  a.padded_options = kOptions;
-  a.recurrent = true;
-  a.embed = embed.as<float>();
-  a.lstm = lstm.as<float>();
-  a.out = out.as<float>();
-  a.hidden = state.as<float>();
-  a.cell = a.hidden + kPadded;
-  a.work = a.cell + kPadded;
-  a.logits = a.work + 5 * kPadded;
+// A recurrent gate of random weights, its embedding in float32 or, the same values, in bfloat16.
+struct RandomGate {
+  static constexpr int kWidth = 10, kPadded = 16, kOptions = 8;
+  Buffer embed, halves, bias, lstm, out, pooled, state;
+  GateArgs args{};
+
+  explicit RandomGate(int channels, std::uint32_t seed = 1)
+      : embed(sizeof(float) * channels * kPadded), halves(sizeof(std::uint16_t) * channels * kPadded), bias(sizeof(float) * kPadded),
+        lstm(sizeof(float) * (2 * kWidth + 1) * 4 * kPadded), out(sizeof(float) * (kWidth + 1) * kOptions), pooled(sizeof(float) * channels),
+        state(sizeof(float) * (7 * kPadded + kOptions)) {
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<float> draw(-1.f, 1.f);
+    for (Buffer* each : {&bias, &lstm, &out, &pooled}) {
+      for (std::size_t i = 0; i < each->size() / sizeof(float); ++i) each->as<float>()[i] = draw(random);
+    }
+    for (int i = 0; i < channels * kPadded; ++i) {
+      const float value = draw(random) / static_cast<float>(channels);
+      std::uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      const auto half = static_cast<std::uint16_t>(bits >> 16);
+      halves.as<std::uint16_t>()[i / 16 * 16 + i % 8 * 2 + i / 8 % 2] = half;  // pairs of j and j + 8
+      embed.as<float>()[i] = from_bf16(half);
+    }
+    args.pooled = pooled.as<float>();
+    args.channels = channels;
+    args.width = kWidth;
+    args.padded_width = kPadded;
+    args.options = 3;
+    args.padded_options = kOptions;
+    args.recurrent = true;
+    args.embed_bias = bias.as<float>();
+    args.lstm = lstm.as<float>();
+    args.out = out.as<float>();
+    args.hidden = state.as<float>();
+    args.cell = args.hidden + kPadded;
+    args.work = args.cell + kPadded;
+    args.logits = args.work + 5 * kPadded;
+    use(false);
+  }
+
+  void use(bool bf16) {
+    args.embed_bf16 = bf16;
+    args.embed = bf16 ? halves.as<void>() : embed.as<void>();
+  }
+
+  std::vector<float> logits(Isa isa) {
+    std::fill_n(state.as<float>(), state.size() / sizeof(float), 0.f);
+    kernel_set(isa).gate(args);
+    return {args.logits, args.logits + kOptions};
+  }
+};
+
+// All instruction sets and both forms of an embedding give the same bits.
+int check_gates(int rounds) {
+  int checks = 0;
+  for (int round = 0; round < rounds; ++round) {
+    RandomGate gate(1 + round * 7 % 600, static_cast<std::uint32_t>(round));
+    const std::vector<float> expected = gate.logits(Isa::scalar);
+    for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+      if (!isa_supported(isa)) continue;
+      for (const bool bf16 : {false, true}) {
+        gate.use(bf16);
+        if (std::memcmp(gate.logits(isa).data(), expected.data(), expected.size() * sizeof(float)) != 0) {
+          std::printf("gate of %d channels, %s, %s: other logits than plain code's\n", gate.args.channels, isa_name(isa), bf16 ? "bfloat16" : "float32");
+          return 1;
+        }
+        ++checks;
+      }
+    }
+  }
+  std::printf("%d gates agree\n", checks);
+  return 0;
+}
+
+void bench_gate(Isa isa, int channels, bool bf16) {
+  RandomGate gate(channels);
+  gate.use(bf16);
   std::vector<double> times;
   int chosen = 0;
   for (int i = 0; i < 41; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    for (int j = 0; j < 1000; ++j) chosen += kernel_set(isa).gate(a);
+    for (int j = 0; j < 1000; ++j) chosen += kernel_set(isa).gate(gate.args);
     times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() / 1000);
   }
   std::sort(times.begin(), times.end());
-  std::printf("%s gate, %d channels, LSTM of 10: %.3f us (min %.3f)%s\n", kernel_set(isa).name, channels, times[times.size() / 2], times[0], chosen ? "!" : "");
+  std::printf("%s gate, %d channels in %s, LSTM of 10: %.3f us (min %.3f)%s\n", kernel_set(isa).name, channels, bf16 ? "bfloat16" : "float32",
+              times[times.size() / 2], times[0], chosen ? "" : " ");
 }
 
 }  // namespace
@@ -292,7 +351,9 @@ int main(int argc, char** argv) {
     for (const Isa isa : {Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
       if (!isa_supported(isa)) continue;
       const KernelState state(kernel_set(isa));
-      for (const int channels : {16, 32, 64}) bench_gate(isa, channels);
+      for (const int channels : {16, 32, 64, 2048}) {
+        for (const bool bf16 : {false, true}) bench_gate(isa, channels, bf16);
+      }
       for (const Element element : {Element::u8, Element::bf16, Element::f32}) {
         if (element == Element::bf16 && !kernel_set(isa).tiles_bf16) continue;
         const bool integer = element == Element::u8;
@@ -310,5 +371,5 @@ int main(int argc, char** argv) {
     return 0;
   }
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 300;
-  return run_checks(rounds) + check_values(rounds) != 0;
+  return run_checks(rounds) + check_values(rounds) + check_gates(rounds) != 0;
 }

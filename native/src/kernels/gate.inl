@@ -4,6 +4,7 @@
 // Included after kernels.hpp, with FRACSKIP_GATE_NAMESPACE naming the set.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace fracskip {
 namespace FRACSKIP_GATE_NAMESPACE {
@@ -54,24 +55,61 @@ static inline Lanes hyperbolic_tangent(Lanes x) {
   return x > 0.f ? t : -t;
 }
 
-// out += in · weights; weights (count, width). `Groups` vectors stay in registers, in `Ways` partial
-// sums, because one sum would wait for itself at every step.
-template <int Groups, int Ways>
-static inline void multiply_groups(const float* in, int count, const float* weights, int width,
-                                   float* out) {
-  Lanes sum[Ways][Groups] = {};
+// A gate's weights are seldom in a near cache: they are asked for so far ahead.
+inline constexpr int kAheadBytes = 4096;
+
+// Weights (count, width) in float32.
+struct FloatRows {
+  const float* at;
+  int width;
+  FloatRows from(int column) const { return {at + column, width}; }
+  template <int Groups>
+  void read(int row, Lanes (&to)[Groups]) const {
+    const float* values = at + row * width;
+    __builtin_prefetch(values + kAheadBytes / sizeof *at);
+#pragma GCC unroll 4
+    for (int g = 0; g < Groups; ++g) to[g] = load(values + g * kLanes);
+  }
+};
+
+// Weights (count, width) in bfloat16, the upper half of a float32: of 16 columns, word j holds j in its lower half and j + 8.
+struct HalfRows {
+  const std::uint32_t* at;
+  int width;
+  HalfRows from(int column) const { return {at + column / 2, width}; }
+  template <int Groups>
+  void read(int row, Lanes (&to)[Groups]) const {
+    const std::uint32_t* words = at + row * width / 2;
+    __builtin_prefetch(words + kAheadBytes / sizeof *at);
+    static_assert(Groups % 2 == 0);
+#pragma GCC unroll 2
+    for (int g = 0; g < Groups; g += 2) {
+      IntLanes pair;
+      std::memcpy(&pair, words + g / 2 * kLanes, sizeof pair);
+      const IntLanes low = pair << 16, high = pair & ~0xffff;
+      std::memcpy(&to[g], &low, sizeof low);
+      std::memcpy(&to[g + 1], &high, sizeof high);
+    }
+  }
+};
+
+// out += in · weights. `Groups` vectors stay in registers, in `Ways` partial sums, because one sum would wait for itself at
+// every step.
+template <int Groups, int Ways, class Rows>
+static inline void multiply_groups(const float* in, int count, const Rows& weights, float* out) {
+  Lanes sum[Ways][Groups] = {}, row[Groups];
   int i = 0;
   for (; i + Ways <= count; i += Ways) {
 #pragma GCC unroll 4
     for (int way = 0; way < Ways; ++way) {
+      weights.read(i + way, row);
 #pragma GCC unroll 4
-      for (int g = 0; g < Groups; ++g) {
-        sum[way][g] += in[i + way] * load(weights + (i + way) * width + g * kLanes);
-      }
+      for (int g = 0; g < Groups; ++g) sum[way][g] += in[i + way] * row[g];
     }
   }
   for (; i < count; ++i) {
-    for (int g = 0; g < Groups; ++g) sum[0][g] += in[i] * load(weights + i * width + g * kLanes);
+    weights.read(i, row);
+    for (int g = 0; g < Groups; ++g) sum[0][g] += in[i] * row[g];
   }
   for (int g = 0; g < Groups; ++g) {
     Lanes total = sum[0][g];
@@ -80,25 +118,26 @@ static inline void multiply_groups(const float* in, int count, const float* weig
   }
 }
 
-static inline void multiply(const float* in, int count, const float* weights, int width,
-                            float* out) {
+template <class Rows>
+static inline void multiply(const float* in, int count, const Rows& weights, float* out) {
+  const int width = weights.width;
   int done = 0;
-  for (; done + 4 * kLanes <= width; done += 4 * kLanes) {
-    multiply_groups<4, 2>(in, count, weights + done, width, out + done);
-  }
-  for (; done + 2 * kLanes <= width; done += 2 * kLanes) {
-    multiply_groups<2, 4>(in, count, weights + done, width, out + done);
-  }
-  for (; done < width; done += kLanes) {
-    multiply_groups<1, 4>(in, count, weights + done, width, out + done);
+  for (; done + 4 * kLanes <= width; done += 4 * kLanes) multiply_groups<4, 2>(in, count, weights.from(done), out + done);
+  for (; done + 2 * kLanes <= width; done += 2 * kLanes) multiply_groups<2, 4>(in, count, weights.from(done), out + done);
+  if constexpr (std::is_same_v<Rows, FloatRows>) {
+    for (; done < width; done += kLanes) multiply_groups<1, 4>(in, count, weights.from(done), out + done);
   }
 }
 
 static int decide(const GateArgs& a) {
   const int padded = a.padded_width;
   float* features = a.work;
-  std::memcpy(features, a.embed + a.channels * padded, padded * sizeof(float));
-  multiply(a.pooled, a.channels, a.embed, padded, features);
+  std::memcpy(features, a.embed_bias, padded * sizeof(float));
+  if (a.embed_bf16) {
+    multiply(a.pooled, a.channels, HalfRows{static_cast<const std::uint32_t*>(a.embed), padded}, features);
+  } else {
+    multiply(a.pooled, a.channels, FloatRows{static_cast<const float*>(a.embed), padded}, features);
+  }
   if (a.budget) {
     for (int i = 0; i < padded; ++i) features[i] += a.budget[i];
   }
@@ -106,8 +145,8 @@ static int decide(const GateArgs& a) {
   if (a.recurrent) {
     float* parts = a.work + padded;
     std::memcpy(parts, a.lstm + 2 * a.width * 4 * padded, 4 * padded * sizeof(float));
-    multiply(features, a.width, a.lstm, 4 * padded, parts);
-    multiply(a.hidden, a.width, a.lstm + a.width * 4 * padded, 4 * padded, parts);
+    multiply(features, a.width, FloatRows{a.lstm, 4 * padded}, parts);
+    multiply(a.hidden, a.width, FloatRows{a.lstm + a.width * 4 * padded, 4 * padded}, parts);
     for (int i = 0; i < padded; i += kLanes) {
       const Lanes in = sigmoid(load(parts + i));
       const Lanes keep = sigmoid(load(parts + padded + i));
@@ -122,7 +161,7 @@ static int decide(const GateArgs& a) {
     for (int i = 0; i < padded; ++i) features[i] = features[i] > 0.f ? features[i] : 0.f;
   }
   std::memcpy(a.logits, a.out + a.width * a.padded_options, a.padded_options * sizeof(float));
-  multiply(last, a.width, a.out, a.padded_options, a.logits);
+  multiply(last, a.width, FloatRows{a.out, a.padded_options}, a.logits);
   if (a.block_bias) {
     for (int k = 0; k < a.options; ++k) a.logits[k] += a.block_bias[k];
   }

@@ -82,7 +82,9 @@ struct GateArgs {
   int padded_width;  // rounded up to 8
   int options, padded_options;
   bool recurrent;
-  const float* embed;       // (channels, padded_width), then the bias (padded_width)
+  const void* embed;        // (channels, padded_width)
+  bool embed_bf16;          // in pairs of bfloat16 instead of float32; then padded_width is a multiple of 16
+  const float* embed_bias;  // (padded_width)
   const float* budget;      // added to the features, (padded_width), or null
   const float* lstm;        // (2 width, 4 padded_width), then the bias (4 padded_width)
   const float* out;         // (width, padded_options), then the bias (padded_options)

@@ -161,6 +161,8 @@ class StageSequence:
 
     def _begin_joint(self, net: DynamicNetwork) -> Stage:
         joint, gates, trust = self._recipe.joint, self._recipe.gates, None
+        if net.gate is not None:
+            net.gate.round_embeddings()
         if (gates.trusts or gates.block_trusts) and net.gate is not None:
             budgets = sorted(joint.budgets) or [joint.target]
             few = budgets[:: max(1, len(budgets) // TRUST_BUDGETS)]
@@ -210,6 +212,7 @@ class StageSequence:
         gain: float | None = None
         joint = self._recipe.joint
         if net.gate is not None:
+            net.gate.round_embeddings()
             self._settle(net)
             if joint.aim != "budgets":
                 measure_curve(net, self._validation, joint.budgets)

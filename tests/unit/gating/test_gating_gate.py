@@ -244,6 +244,16 @@ def test_decisions_cannot_be_fixed_where_all_blocks_share_their_bias() -> None:
         make("recurrent").fix([0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounded_embeddings_are_exact_in_bfloat16_and_say_the_same(kind: str) -> None:
+    gate, inputs = make(kind), pooled(8)
+    before = walk(gate, inputs)
+    assert any(not torch.equal(each.weight, each.weight.bfloat16().float()) for each in gate.embed)
+    gate.round_embeddings()
+    assert all(torch.equal(each.weight, each.weight.bfloat16().float()) for each in gate.embed)
+    torch.testing.assert_close(walk(gate, inputs), before, rtol=0, atol=5e-3)
+
+
 # -- gates that say what harm options do ----------------------------------------------------------
 
 

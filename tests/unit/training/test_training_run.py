@@ -82,6 +82,9 @@ def test_the_trained_network(tiny_recipe: Make, run: Go, pictures: Path) -> None
     assert net.notes["recipe"] == "tiny"
     assert net.notes["seed"] == 3
     assert set(net.notes["versions"]) == {"python", "fracskip", "torch", "numpy"}
+    assert net.gate is not None
+    weights = [value for name, value in net.gate.state_dict().items() if "embed" in name]
+    assert all(torch.equal(value, value.bfloat16().float()) for value in weights if value.ndim > 1)
     again = loop.evaluate(net, load_split(f"folder:{pictures}", "test", net.spec.image))
     for key in ("accuracy", "cp", "option_share", "images"):
         assert again[key] == done.summary["test"][key]
