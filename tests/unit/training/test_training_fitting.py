@@ -121,6 +121,7 @@ def test_epochs_are_reported(fitted: tuple[DynamicNetwork, dict[str, Any]]) -> N
 
 
 def test_one_budget_is_a_target(trained: nn.Module) -> None:
+    torch.manual_seed(0)
     net = convert(
         trained, ["skip", 4, 8], gate=GateConfig(width=4, output="harm", block_bias=True),
         quant=QuantConfig(), example_input=torch.zeros(1, 3, *SIZE),
