@@ -30,6 +30,7 @@ SURFACE = {
         "--limit": ("N", False, 1),
         "--json": ("FILE", False, 1),
         "--budget": ("B", False, 1),
+        "--examples": ("N", False, 1),
     },
     "sweep": {
         "checkpoint": ("NETWORK", True, 1),
@@ -116,6 +117,7 @@ def test_defaults() -> None:
         "limit": None,
         "json": None,
         "budget": None,
+        "examples": 12,
     }
     assert vars(parse(["sweep", "c", "--data", "d"])) == {
         "command": "sweep",

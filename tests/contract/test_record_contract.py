@@ -213,6 +213,6 @@ def test_a_runs_summary(folder: Path) -> None:
     }
     assert set(recipe["data"]) == {
         *("name", "image", "validation", "train_limit", "augment", "crop_padding", "crop_scale"),
-        *("flip", "balance", "on_corrupt", "workers"),
+        *("flip", "balance", "on_corrupt", "workers", "examples"),
     }
     assert set(recipe["data"]["image"]) == {"size", "channels", "mean", "std"}

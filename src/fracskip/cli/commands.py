@@ -63,12 +63,12 @@ def _some(names: tuple[str, ...], most: int = 4) -> str:
 
 
 def _measure(
-    net: Network, data: ImageSet, name: str, budget: float | None = None
+    net: Network, data: ImageSet, name: str, budget: float | None = None, examples: int = 12
 ) -> dict[str, Any]:
     card = subject_of(net).card
     passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)
     with console.counting("images", passes * len(data)) as advance:
-        return evaluate(net, data, name=name, budget=budget, progress=advance)
+        return evaluate(net, data, name=name, budget=budget, examples=examples, progress=advance)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -162,7 +162,9 @@ def _keep(record: dict[str, Any], options: argparse.Namespace) -> int:
 def run_eval(options: argparse.Namespace) -> int:
     """A network on a data set."""
     net = _load(options.checkpoint)
-    record = _measure(net, _images_for(net, options), options.checkpoint, options.budget)
+    record = _measure(
+        net, _images_for(net, options), options.checkpoint, options.budget, options.examples
+    )
     console.show_evaluation(record)
     return _keep(record, options)
 

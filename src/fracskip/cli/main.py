@@ -34,6 +34,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is given, a whole number from 0 is needed")
+    return int(text)
+
+
 def _share(text: str) -> float:
     try:
         value = float(text)
@@ -149,8 +155,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--limit", type=_positive, metavar="N", help="use N images, evenly spaced in the set"
     )
     evaluate.add_argument("--json", metavar="FILE", help="write the record here")
-
     evaluate.add_argument("--budget", type=_share, metavar="B", help=budget)
+    evaluate.add_argument(
+        "--examples",
+        type=_count,
+        default=12,
+        metavar="N",
+        help="pictures of the cheapest and of the dearest images in the record; 0: none, so that "
+        "it can be given away",
+    )
 
     curve = command(
         "sweep",

@@ -66,6 +66,8 @@ class DataConfig(Frozen):
             ('skip'; the record lists them).
         workers: Processes that decode a folder; 0 decodes with threads of this one. The images are
             the same.
+        examples: How many of the cheapest and of the dearest test images the record shows; with 0
+            it holds no pictures, and can be given away where the images cannot.
     """
 
     name: str = "cifar10"
@@ -79,6 +81,7 @@ class DataConfig(Frozen):
     balance: Literal["none", "sample", "loss"] = "none"
     on_corrupt: Literal["error", "skip"] = "error"
     workers: Count = 0
+    examples: Count = 12
 
     @model_validator(mode="before")
     @classmethod

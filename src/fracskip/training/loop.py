@@ -278,7 +278,8 @@ class _Run:
         test = self._load("test", self.recipe.data.image)
         if test.skipped:
             self.watcher.note(_skipped(test.skipped))
-        found = evaluate(net, test, name=self.recipe.name)
+        examples = self.recipe.data.examples
+        found = evaluate(net, test, name=self.recipe.name, examples=examples)
         self.record.append(
             {
                 "event": "end",

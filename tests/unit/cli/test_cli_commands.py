@@ -58,6 +58,16 @@ def test_eval_of_another_split(fracskip: Run, checkpoint_file: Path, pictures: P
     assert (record["images"], record["data"]["split"]) == (48, "train")
 
 
+def test_a_record_without_pictures(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
+    words = ("eval", checkpoint_file, "--data", f"folder:{pictures}", "--json", "r.json")
+    for wanted, kept in (((), 12), (("--examples", 2), 2), (("--examples", 0), 0)):
+        assert fracskip(*words, *wanted).code == 0
+        text = Path("r.json").read_text()
+        examples = json.loads(text)["examples"]
+        assert [len(examples[side]) for side in ("easiest", "hardest")] == [kept, kept]
+        assert text.count('"png"') == 2 * kept
+
+
 def test_a_limit_is_spread_over_the_set(
     fracskip: Run, checkpoint_file: Path, pictures: Path
 ) -> None:

@@ -60,6 +60,7 @@ def recipe(pictures: Path) -> Path:
         (["eval", "bundled"], "the following arguments are required: --data"),
         (["eval", "bundled", "--data", "sample", "--limit", "0"], "'0' is given, a whole number"),
         (["eval", "bundled", "--data", "sample", "--limit", "-3"], "'-3' is given"),
+        (["eval", "bundled", "--data", "sample", "--examples", "-1"], "a whole number from 0"),
         (["eval", "bundled", "--data", "sample", "--limit", "2.5"], "'2.5' is given"),
         (["eval", "bundled", "--data", "sample", "--limit", "many"], "'many' is given"),
         (["eval", "bundled", "--data", "sample", "--split", "dev"], "invalid choice: 'dev'"),
