@@ -178,6 +178,7 @@ def test_events_of_a_run(folder: Path) -> None:
         "curve": list,
         "cascade": list,
         "cascade_gain": type(None),
+        "norms": str,
         "seconds": float,
     }
     assert types(end["test"]) == EVALUATION
@@ -198,6 +199,7 @@ def test_a_runs_summary(folder: Path) -> None:
         "curve": list,
         "cascade": list,
         "cascade_gain": type(None),
+        "norms": str,
         "test": dict,
         "seconds": float,
     }

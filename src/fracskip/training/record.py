@@ -68,7 +68,7 @@ class Record:
             "data": {**start.get("data", {}), "skipped_test": end.get("skipped", [])},
             "notes": start.get("notes", []),
             "epochs": [event for event in events if event["event"] == "epoch"],
-            **{key: end.get(key) for key in ("lean", "curve", "cascade", "cascade_gain")},
+            **{key: end.get(key) for key in ("lean", "curve", "cascade", "cascade_gain", "norms")},
             "test": end.get("test"),
             "seconds": end.get("seconds"),
         }

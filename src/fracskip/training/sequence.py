@@ -21,6 +21,7 @@ from fracskip.training.depth import elimination_order
 from fracskip.training.gates import GateTraining
 from fracskip.training.harms import HarmTraining
 from fracskip.training.joint import JointTraining
+from fracskip.training.norms import choose_norms
 from fracskip.training.objective import spread
 from fracskip.training.randomness import derive_seed, generator_at
 from fracskip.training.stages import BackboneTraining, Stage
@@ -210,10 +211,11 @@ class StageSequence:
             What was found, for the record.
         """
         gain: float | None = None
+        norms: str | None = None
         joint = self._recipe.joint
         if net.gate is not None:
             net.gate.round_embeddings()
-            self._settle(net)
+            norms = self._settle(net)
             if joint.aim != "budgets":
                 measure_curve(net, self._validation, joint.budgets)
             if joint.looks == 2 and net.spec.curve:
@@ -225,16 +227,23 @@ class StageSequence:
             "curve": net.spec.curve,
             "cascade": net.spec.cascade,
             "cascade_gain": gain,
+            "norms": norms,
         }
 
-    def _settle(self, net: DynamicNetwork) -> None:
-        """Brings costs to what is asked for, and BatchNorm statistics to the paths taken."""
+    def _settle(self, net: DynamicNetwork) -> str | None:
+        """Brings costs to what is asked for, and BatchNorm statistics to the weights.
+
+        Returns:
+            How statistics were estimated, if they were; see `choose_norms`.
+        """
         self._meet(net)
         images = self._norm_images()
-        if images:
-            net.reestimate(images, decisions=self._taken(net, images))
-            # Other statistics, slightly other decisions.
-            self._meet(net)
+        if not images:
+            return None
+        norms = choose_norms(net, images, self._taken(net, images), self._validation)
+        # Other statistics, slightly other decisions.
+        self._meet(net)
+        return norms
 
     def _meet(self, net: DynamicNetwork) -> None:
         joint = self._recipe.joint

@@ -55,6 +55,7 @@ def test_the_summary_is_the_whole_run(record: Record, tmp_path: Path) -> None:
         "curve": [],
         "cascade": [],
         "cascade_gain": None,
+        "norms": "options",
         "test": {"accuracy": 1},
         "seconds": 2.5,
     }
