@@ -104,6 +104,19 @@ def contenders(depth: int) -> str:
     return accuracy_curves(curves, axis, curve.images, ident=f"contenders-{depth}")
 
 
+def photographs() -> str:
+    """Two networks at every budget, and the widths of the one with many."""
+    low, clock = (sweep(f"photos5_{name}_resnet18_sweep") for name in ("dfs", "cpu"))
+    widths = plain("photos5_dfs_resnet18")["test"]["static"]
+    axis = CostAxis()
+    curves = [
+        swept(low, "skip and 2 to 8 bits", axis),
+        Curve("its widths", tuple(Spot(one["cp"], one["accuracy"]) for one in widths)),
+        swept(clock, "skip and 8 bits", axis),
+    ]
+    return accuracy_curves(curves, axis, low.images, ident="photographs")
+
+
 def examples(name: str) -> str:
     """The images that cost least and most."""
     record = load_record(RESULTS / f"{name}.json")
@@ -117,6 +130,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
     "resnet38_45k_contenders": lambda: contenders(38),
     "resnet74_45k_contenders": lambda: contenders(74),
+    "photos5_resnet18": photographs,
+    "bench_photos5": lambda: accuracy_latency(plain("bench_photos5")),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }
 for machine in ("", "_avx2"):
