@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from fracskip.cost import BudgetCurve
-from fracskip.dynamic import DynamicNetwork
+from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
 from fracskip.training.batches import Labelled
 from fracskip.training.objective import spread
 
 PLACES = (1 / 6, 1 / 2, 5 / 6)  # on a curve, where the loss is measured
-LEAST = 1e-9  # a probability that is 0 in float32 has a logarithm all the same
+BATCH = 250
 
 
 def choose_norms(
@@ -32,6 +35,9 @@ def choose_norms(
 ) -> str:
     """Estimates statistics in both ways and keeps those with which the loss is less.
 
+    Both are judged along the same paths, those that the gates choose before: with other statistics
+    they choose others, which cost more or less.
+
     Args:
         net: A network with gates, which is changed.
         images: Normalised batches (B, C, H, W) to estimate them from.
@@ -42,31 +48,44 @@ def choose_norms(
     Returns:
         'options' or 'paths'.
     """
+    judged = [predict(net, data.images[:most], budget=budget).decisions for budget in _budgets(net)]
     for option in net.options:
         if not option.is_skip:
             alone = [net.forced(option, len(batch)) for batch in images]
             net.reestimate(images, decisions=alone)
-    by_option, kept = _loss(net, data, most), _statistics(net)
+    by_option, kept = _loss(net, data, judged), _statistics(net)
     net.reestimate(images, decisions=decisions)
-    if _loss(net, data, most) <= by_option:
+    if _loss(net, data, judged) <= by_option:
         return "paths"
     net.load_state_dict(kept, strict=False)
     return "options"
 
 
-def _loss(net: DynamicNetwork, data: Labelled, most: int) -> float:
-    """The mean cross-entropy, over a few budgets if the network takes any."""
-    budgets: list[float | None] = [None]
-    if net.spec.curve:
-        low, high = BudgetCurve(net.spec.curve).range
-        budgets = [spread(low, high, place) for place in PLACES]
-    labels = data.labels[:most]
-    losses = []
-    for budget in budgets:
-        said = predict(net, data.images[:most], budget=budget).probabilities
-        right = said[np.arange(len(labels)), labels]
-        losses.append(-float(np.log(np.maximum(right, LEAST)).mean()))
-    return sum(losses) / len(losses)
+def _budgets(net: DynamicNetwork) -> list[float | None]:
+    """Where on its curve a network is judged; None: where it has no curve."""
+    if not net.spec.curve:
+        return [None]
+    low, high = BudgetCurve(net.spec.curve).range
+    return [spread(low, high, place) for place in PLACES]
+
+
+@torch.no_grad()
+def _loss(net: DynamicNetwork, data: Labelled, judged: Sequence[NDArray[np.int64]]) -> float:
+    """The mean cross-entropy along some paths, decisions (N, L) of the first N images each."""
+    was_training = net.training
+    net.eval()
+    device = next(net.parameters()).device
+    total = 0.0
+    for decisions in judged:
+        for start in range(0, len(decisions), BATCH):
+            taken = torch.from_numpy(decisions[start : start + BATCH])
+            here = slice(start, start + len(taken))
+            pixels = preprocess(torch.from_numpy(data.images[here]).to(device), net.spec.image)
+            labels = torch.from_numpy(data.labels[here]).to(device)
+            said = net(pixels, decisions=taken.to(device)).logits.float()
+            total += float(F.cross_entropy(said, labels, reduction="sum"))
+    net.train(was_training)
+    return total / sum(len(decisions) for decisions in judged)
 
 
 def _statistics(net: DynamicNetwork) -> dict[str, Tensor]:

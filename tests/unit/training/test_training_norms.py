@@ -5,9 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.evaluation import predict
 from fracskip.training import norms
 from fracskip.training.norms import choose_norms
 
@@ -72,14 +75,41 @@ def test_each_option_alone_is_what_calibration_estimates(
             assert torch.equal(statistics(net)[name], value), name
 
 
-def test_the_loss_is_the_cross_entropy_of_what_the_gates_choose(
-    make_net: Net, data: ImageSet
-) -> None:
-    net = make_net().eval()
-    labels = torch.from_numpy(data.labels)
+def test_the_loss_is_the_cross_entropy_along_the_paths(make_net: Net, data: ImageSet) -> None:
+    net = make_net()
+    draw = torch.Generator().manual_seed(0)
+    paths = [
+        torch.randint(0, len(net.options), (count, len(net.blocks)), generator=draw)
+        for count in (COUNT, 40)
+    ]
+    labels, total = torch.from_numpy(data.labels), 0.0
+    pixels = torch.cat(batches(net, data))
+    net.eval()
     with torch.no_grad():
-        logits = torch.cat([net(batch).logits for batch in batches(net, data)])
-    expected = torch.nn.functional.cross_entropy(logits, labels)
-    assert norms._loss(net, data, COUNT) == pytest.approx(float(expected), rel=1e-4)
-    first = torch.nn.functional.cross_entropy(logits[:40], labels[:40])
-    assert norms._loss(net, data, 40) == pytest.approx(float(first), rel=1e-4)
+        for path in paths:
+            logits = net(pixels[: len(path)], decisions=path).logits
+            total += float(
+                nn.functional.cross_entropy(logits, labels[: len(path)], reduction="sum")
+            )
+    found = norms._loss(net.train(), data, [path.numpy() for path in paths])
+    assert found == pytest.approx(total / (COUNT + 40), rel=1e-4)
+    assert net.training
+
+
+def test_both_are_judged_along_the_same_paths(
+    make_net: Net, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = make_net()
+    chosen = predict(net, data.images).decisions
+    seen: list[list[NDArray[np.int64]]] = []
+
+    def loss(net: DynamicNetwork, data: ImageSet, judged: list[NDArray[np.int64]]) -> float:
+        seen.append(judged)
+        return 0.0
+
+    monkeypatch.setattr(norms, "_loss", loss)
+    choose_norms(net, batches(net, data), None, data)
+    assert len(seen) == 2
+    for judged in seen:
+        assert len(judged) == 1
+        np.testing.assert_array_equal(judged[0], chosen)
