@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from fracskip.cost import BudgetCurve
-from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.dynamic import DynamicNetwork
 from fracskip.evaluation import predict
 from fracskip.training.batches import Labelled
+from fracskip.training.judging import Judge
 from fracskip.training.objective import spread
 
 PLACES = (1 / 6, 1 / 2, 5 / 6)  # on a curve, where the loss is measured
-BATCH = 250
 
 
 def choose_norms(
@@ -48,17 +45,24 @@ def choose_norms(
     Returns:
         'options' or 'paths'.
     """
-    judged = [predict(net, data.images[:most], budget=budget).decisions for budget in _budgets(net)]
+    was_training = net.training
+    net.eval()
+    judge = Judge(net, data, most)
+    paths = [
+        torch.from_numpy(predict(net, data.images[:most], budget=budget).decisions)
+        for budget in _budgets(net)
+    ]
     for option in net.options:
         if not option.is_skip:
             alone = [net.forced(option, len(batch)) for batch in images]
             net.reestimate(images, decisions=alone)
-    by_option, kept = _loss(net, data, judged), _statistics(net)
+    by_option, kept = _loss(judge, paths), _statistics(net)
     net.reestimate(images, decisions=decisions)
-    if _loss(net, data, judged) <= by_option:
-        return "paths"
-    net.load_state_dict(kept, strict=False)
-    return "options"
+    better = "paths" if _loss(judge, paths) <= by_option else "options"
+    if better == "options":
+        net.load_state_dict(kept, strict=False)
+    net.train(was_training)
+    return better
 
 
 def _budgets(net: DynamicNetwork) -> list[float | None]:
@@ -69,23 +73,9 @@ def _budgets(net: DynamicNetwork) -> list[float | None]:
     return [spread(low, high, place) for place in PLACES]
 
 
-@torch.no_grad()
-def _loss(net: DynamicNetwork, data: Labelled, judged: Sequence[NDArray[np.int64]]) -> float:
-    """The mean cross-entropy along some paths, decisions (N, L) of the first N images each."""
-    was_training = net.training
-    net.eval()
-    device = next(net.parameters()).device
-    total = 0.0
-    for decisions in judged:
-        for start in range(0, len(decisions), BATCH):
-            taken = torch.from_numpy(decisions[start : start + BATCH])
-            here = slice(start, start + len(taken))
-            pixels = preprocess(torch.from_numpy(data.images[here]).to(device), net.spec.image)
-            labels = torch.from_numpy(data.labels[here]).to(device)
-            said = net(pixels, decisions=taken.to(device)).logits.float()
-            total += float(F.cross_entropy(said, labels, reduction="sum"))
-    net.train(was_training)
-    return total / sum(len(decisions) for decisions in judged)
+def _loss(judge: Judge, paths: Sequence[Tensor]) -> float:
+    """The mean cross-entropy, over the paths (N, L) of several budgets."""
+    return sum(judge.loss(path) for path in paths) / len(paths)
 
 
 def _statistics(net: DynamicNetwork) -> dict[str, Tensor]:

@@ -352,4 +352,7 @@ class StageSequence:
         return [self._batches.get(purpose, 0, step)[0] for step in steps]
 
     def _norm_images(self) -> list[torch.Tensor]:
+        """What to estimate statistics from; of 'paper' quantisation they stay as they are."""
+        if self._spec.quant.scheme == "paper":
+            return []
         return self._images("norms", self._recipe.joint.norm_images // self._recipe.batch_size)

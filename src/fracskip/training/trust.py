@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.dynamic import DynamicNetwork
 from fracskip.training.batches import Labelled
+from fracskip.training.judging import Judge
 from fracskip.training.objective import lean_to, leaned_path
 
-BATCH = 250
 FAR_OFF = 0.05  # a share of a budget
 APPROACHES = 2  # to the path that the gates choose for the mean image
 
@@ -101,12 +100,10 @@ class _Trial:
         self, net: DynamicNetwork, data: Labelled, budgets: Sequence[float], images: int
     ) -> None:
         device = next(net.parameters()).device
-        pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
         self._net, self._budgets = net, budgets
-        self._batches = _batches(pixels)
-        self._labels = torch.from_numpy(data.labels[:images]).to(device)
+        self._judge = Judge(net, data, images)
         self._costs = torch.tensor(net.options.costs, device=device)
-        self._said = [_said(net, self._batches, budget) for budget in budgets]
+        self._said = [_said(net, self._judge.batches, budget) for budget in budgets]
         self.centre = self._said[len(budgets) // 2].mean(0)
 
     def loss(self, trust: Trust) -> tuple[int, float]:
@@ -121,17 +118,8 @@ class _Trial:
             chosen = (logits + lean * weights + net.barred).argmax(-1)
             off = float(self._costs[chosen].mean()) - budget
             missed += abs(off) > FAR_OFF * budget
-            decisions = _batches(chosen)
-            answers = [
-                net(batch, decisions=taken).logits
-                for batch, taken in zip(self._batches, decisions, strict=True)
-            ]
-            total += float(F.cross_entropy(torch.cat(answers).float(), self._labels))
+            total += self._judge.loss(chosen)
         return missed, total
-
-
-def _batches(values: Tensor) -> list[Tensor]:
-    return [values[start : start + BATCH] for start in range(0, len(values), BATCH)]
 
 
 def _said(net: DynamicNetwork, batches: Sequence[Tensor], budget: float) -> Tensor:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
 from fracskip.training import norms
+from fracskip.training.judging import Judge
 from fracskip.training.norms import choose_norms
 
 Net = Callable[..., DynamicNetwork]
@@ -48,7 +48,7 @@ def test_those_with_less_loss_stay(
     mixed = [torch.randint(0, len(net.options), (len(b), len(net.blocks))) for b in images]
     seen: list[dict[str, torch.Tensor]] = []
 
-    def loss(net: DynamicNetwork, *_: object) -> float:
+    def loss(*_: object) -> float:
         seen.append(statistics(net))
         return float(better == ("options", "paths")[len(seen) - 1]) * -1.0
 
@@ -85,15 +85,15 @@ def test_the_loss_is_the_cross_entropy_along_the_paths(make_net: Net, data: Imag
     labels, total = torch.from_numpy(data.labels), 0.0
     pixels = torch.cat(batches(net, data))
     net.eval()
+    judges = [Judge(net, data, len(path)) for path in paths]
     with torch.no_grad():
         for path in paths:
             logits = net(pixels[: len(path)], decisions=path).logits
             total += float(
                 nn.functional.cross_entropy(logits, labels[: len(path)], reduction="sum")
             )
-    found = norms._loss(net.train(), data, [path.numpy() for path in paths])
-    assert found == pytest.approx(total / (COUNT + 40), rel=1e-4)
-    assert net.training
+    found = [judge.loss(path) for judge, path in zip(judges, paths, strict=True)]
+    assert COUNT * found[0] + 40 * found[1] == pytest.approx(total, rel=1e-4)
 
 
 def test_both_are_judged_along_the_same_paths(
@@ -101,14 +101,15 @@ def test_both_are_judged_along_the_same_paths(
 ) -> None:
     net = make_net()
     chosen = predict(net, data.images).decisions
-    seen: list[list[NDArray[np.int64]]] = []
+    seen: list[list[torch.Tensor]] = []
 
-    def loss(net: DynamicNetwork, data: ImageSet, judged: list[NDArray[np.int64]]) -> float:
-        seen.append(judged)
+    def loss(_: Judge, paths: list[torch.Tensor]) -> float:
+        seen.append(paths)
         return 0.0
 
     monkeypatch.setattr(norms, "_loss", loss)
-    choose_norms(net, batches(net, data), None, data)
+    choose_norms(net.train(), batches(net, data), None, data)
+    assert net.training
     assert len(seen) == 2
     for judged in seen:
         assert len(judged) == 1

@@ -14,7 +14,7 @@ from fracskip.config import Recipe
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
-from fracskip.training import trust
+from fracskip.training import judging, trust
 
 Make = Callable[..., DynamicNetwork]
 OPTIONS = ["skip", "2", "4", "8"]
@@ -89,7 +89,7 @@ def test_the_share_of_the_least_loss_is_kept(
         assert len(logits) == len(labels) == 60
         return torch.tensor(next(told))
 
-    monkeypatch.setattr(trust.F, "cross_entropy", loss)
+    monkeypatch.setattr(judging.F, "cross_entropy", loss)
     monkeypatch.setattr(trust, "FAR_OFF", float("inf"))
     before, training = copy.deepcopy(net.state_dict()), net.training
     found = trust.choose_trust(net, pictures(net), (0.01, 0.02), trusts)
