@@ -131,7 +131,7 @@ class PyEngine {
            const std::optional<Readable>& budgets, const std::optional<Readable>& leans,
            const std::optional<Readable>& confidences, const std::optional<Readable>& second_budgets,
            const std::optional<Readable>& second_leans, const std::optional<Writable>& first,
-           const std::optional<Writable>& again) const {
+           const std::optional<Writable>& again, const std::optional<Writable>& gate_us) const {
     const std::size_t count = images.ndim() ? images.shape(0) : 0;
     const auto blocks = static_cast<std::size_t>(engine_->gated_blocks());
     const auto options = static_cast<unsigned>(engine_->options());
@@ -151,6 +151,7 @@ class PyEngine {
         checked<float>("logits", logits, {count, static_cast<std::size_t>(engine_->classes())});
     request.decisions = checked<std::uint8_t>("decisions", decisions, {count, blocks});
     request.latency_us = checked<float>("latency_us", latency_us, {count});
+    if (gate_us) request.gate_us = checked<float>("gate_us", *gate_us, {count, blocks});
     if (forced) request.forced = checked<std::uint8_t>("forced", *forced, {count, blocks});
     if (budgets && !takes_budget_) {
       throw std::invalid_argument("this network takes no budgets");
@@ -264,6 +265,7 @@ NB_MODULE(_native, m) {
            nb::arg("second_budgets").noconvert() = nb::none(),
            nb::arg("second_leans").noconvert() = nb::none(),
            nb::arg("first").noconvert() = nb::none(), nb::arg("again").noconvert() = nb::none(),
+           nb::arg("gate_us").noconvert() = nb::none(),
            "Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,).")
       .def("kernels", &PyEngine::kernels, "(block, option, kernels) of what runs each option.")
       .def_prop_ro("gated_blocks", &PyEngine::gated_blocks)

@@ -40,6 +40,12 @@ class FloatEnvironment {
 #endif
 };
 
+using Clock = std::chrono::steady_clock;
+
+float microseconds_since(Clock::time_point begin) {
+  return std::chrono::duration<float, std::micro>(Clock::now() - begin).count();
+}
+
 class Runner {
  public:
   Runner(const Executor& executor, const std::vector<int>& first_options, Arena& arena)
@@ -47,7 +53,8 @@ class Runner {
 
   void run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {
     const std::size_t gates = executor_.gates.count;
-    const auto begin = std::chrono::steady_clock::now();
+    const Clock::time_point begin = Clock::now();
+    if (request.gate_us) std::fill_n(request.gate_us + index * gates, gates, 0.f);
     worker_.begin(static_cast<const char*>(request.images) + index * image_bytes, request.pixels);
     const bool may_repeat = request.confidences && gates > 0;
     if (may_repeat) worker_.keep();
@@ -61,8 +68,7 @@ class Runner {
         look(request, index, request.second_budgets, request.second_leans);
       }
     }
-    const std::chrono::duration<float, std::micro> taken = std::chrono::steady_clock::now() - begin;
-    request.latency_us[index] = taken.count();
+    request.latency_us[index] = microseconds_since(begin);
   }
 
  private:
@@ -78,7 +84,9 @@ class Runner {
       if (request.forced) {
         option = request.forced[at];
       } else if (gates.kind != GateKind::none) {
+        const Clock::time_point begin = request.gate_us ? Clock::now() : Clock::time_point();
         option = gate_.decide(block, worker_.pooled(block), leans ? leans[index] : gates.lean, first_options_[block]);
+        if (request.gate_us) request.gate_us[at] += microseconds_since(begin);
       }
       request.decisions[at] = static_cast<std::uint8_t>(option);
       worker_.execute(block, static_cast<std::size_t>(option));

@@ -31,6 +31,7 @@ struct RunRequest {
   float* logits = nullptr;               // (count, classes)
   std::uint8_t* decisions = nullptr;     // (count, gated blocks)
   float* latency_us = nullptr;           // (count)
+  float* gate_us = nullptr;              // (count, gated blocks): what deciding took, in all looks; or null
 };
 
 // Immutable once built, so any number of threads may call `run` at once; each call takes an arena

@@ -60,6 +60,16 @@ def test_bindings_fill_every_output(engine: Any, images: Any) -> None:
     engine.run(images[:0], *outputs(0))
 
 
+def test_bindings_time_gates(engine: Any) -> None:
+    gate_us = np.full((B, L), np.nan, np.float32)
+    logits, decisions, latency_us = outputs()
+    engine.run(IMAGES, logits, decisions, latency_us, gate_us=gate_us)
+    assert (gate_us > 0).all()
+    assert (gate_us.sum(1) < latency_us).all()
+    engine.run(IMAGES, logits, decisions, latency_us, decisions.copy(), gate_us=gate_us)
+    assert (gate_us == 0).all()  # nobody was asked
+
+
 def read_only() -> Any:
     array = np.empty((B, N), np.float32)
     array.flags.writeable = False
@@ -115,6 +125,11 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         lambda e: e.run(IMAGES, *outputs(), np.zeros((B, 2), np.uint8)),
         ValueError,
         "forced has shape",
+    ),
+    "gate_us": (
+        lambda e: e.run(IMAGES, *outputs(), gate_us=np.empty(B, np.float32)),
+        ValueError,
+        "gate_us has shape",
     ),
     "leans": (
         lambda e: e.run(IMAGES, *outputs(), leans=np.full(B, np.nan, np.float32)),

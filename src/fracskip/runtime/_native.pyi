@@ -45,5 +45,6 @@ class Engine:
         second_leans: NDArray[np.float32] | None = None,
         first: NDArray[np.uint8] | None = None,
         again: NDArray[np.uint8] | None = None,
+        gate_us: NDArray[np.float32] | None = None,
     ) -> None:
         """Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,)."""

@@ -39,12 +39,16 @@ class RunResult:
         latency_us: Time of each image in microseconds, float32 (B,). The portable engine works
             on whole batches: it gives each image its share of the batch's time.
         before: The first looks, where images may be looked at twice.
+        gate_us: What each block's gate took in all looks at an image, in microseconds, float32
+            (B, L), where `run` was asked for it; of a portable engine likewise a share of the
+            batch's time.
     """
 
     logits: NDArray[np.float32]
     decisions: NDArray[np.uint8]
     latency_us: NDArray[np.float32]
     before: FirstLooks | None = None
+    gate_us: NDArray[np.float32] | None = None
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -83,6 +87,7 @@ class Engine(Protocol):
         second_leans: NDArray[np.float32] | None = None,
         first: NDArray[np.uint8] | None = None,
         again: NDArray[np.uint8] | None = None,
+        gate_us: NDArray[np.float32] | None = None,
     ) -> None:
         """Writes answers in place."""
         ...
@@ -204,6 +209,7 @@ class InferenceSession:
         *,
         budget: ArrayLike | None = None,
         decisions: ArrayLike | None = None,
+        time_gates: bool = False,
     ) -> RunResult:
         """Classifies images, each by its own path.
 
@@ -213,6 +219,8 @@ class InferenceSession:
             budget: Target computation share in (0, 1], one for all or (B,), if the network takes
                 one (None: what it was trained for).
             decisions: Option indices (B, L) to execute instead of asking the gate; in one look.
+            time_gates: Read a clock around every gate: `gate_us` of the result. Two readings a
+                gate, of some 20 ns each, one of which counts as the gate's.
 
         Raises:
             DataError: if the images do not fit.
@@ -228,10 +236,12 @@ class InferenceSession:
         before = None
         if "confidences" in told:
             told["first"], told["again"] = np.empty_like(chosen), np.zeros(count, np.uint8)
+        if time_gates:
+            told["gate_us"] = np.empty(chosen.shape, np.float32)
         self._engine.run(images, logits, chosen, latency_us, forced, **told)
         if "confidences" in told:
             before = FirstLooks(told["first"], told["again"].astype(bool))
-        return RunResult(logits, chosen, latency_us, before)
+        return RunResult(logits, chosen, latency_us, before, told.get("gate_us"))
 
     def _checked_images(self, images: Any) -> Images:
         wanted = (*self.image.size, self.image.channels)

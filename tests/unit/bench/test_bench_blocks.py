@@ -1,6 +1,8 @@
 """Blocks and gates by differences, on the portable engine."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -63,7 +65,19 @@ def test_options_and_gate(session: InferenceSession) -> None:
     for row in rows:
         assert row.lowest == "skip"
         assert list(row.micros) == ["4", "full"]
-    assert np.isfinite(gate_time(session, PIXELS, rounds=1))
+    assert gate_time(session, PIXELS, rounds=2) > 0
+
+
+def test_a_gates_time_is_that_of_one_look() -> None:
+    """Two gates of 3 µs a look, and images that are looked at once and twice."""
+    again = np.array([False, True])
+    result = SimpleNamespace(
+        gate_us=np.array([[3.0, 3.0], [6.0, 6.0]]), before=SimpleNamespace(again=again)
+    )
+    session = SimpleNamespace(
+        run=lambda pixels, time_gates=False: result, plan=SimpleNamespace(gated_names=("a", "b"))
+    )
+    assert gate_time(cast(InferenceSession, session), PIXELS[:2], rounds=2) == 3.0
 
 
 def test_kernels(session: InferenceSession) -> None:

@@ -71,3 +71,14 @@ def python() -> Callable[..., Answer]:
         return Answer(found.returncode, found.stdout, found.stderr)
 
     return run
+
+
+@pytest.fixture
+def recipe(pictures: Path) -> Path:
+    """Of a tiny run, r.toml in the working folder."""
+    path = Path("r.toml")
+    path.write_text(
+        f'name = "tiny"\n[data]\nname = "folder:{pictures}"\nvalidation = 9\n'
+        'image = { size = [8, 8] }\n[model]\nname = "resnet8"\n[backbone]\nepochs = 1\n'
+    )
+    return path

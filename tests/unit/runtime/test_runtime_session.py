@@ -103,6 +103,24 @@ def test_forced_decisions(make: Make) -> None:
         found.forced(3, 4)
 
 
+@pytest.mark.parametrize(
+    "engine", ["portable", *(["native"] if session.instruction_sets() else [])]
+)
+def test_a_clock_around_gates(make: Make, engine: str) -> None:
+    found = make(engine=engine)
+    images = random_images(found.plan, 4)
+    assert found.run(images).gate_us is None
+    result = found.run(images, time_gates=True)
+    assert result.gate_us is not None
+    assert (result.gate_us.dtype, result.gate_us.shape) == (np.float32, (4, 3))
+    assert (result.gate_us > 0).all()
+    assert (result.gate_us.sum(1) < result.latency_us).all()
+    np.testing.assert_array_equal(result.decisions, found.run(images).decisions)
+    forced = found.run(images, decisions=result.decisions, time_gates=True)
+    assert forced.gate_us is not None
+    assert not forced.gate_us.any()
+
+
 def test_the_budget_is_the_networks_target_unless_given(make: Make) -> None:
     found = make(budget_input=True, depth=3, seed=6)
     images = random_images(found.plan, 8)

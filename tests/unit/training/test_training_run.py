@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from fracskip import checkpoint
 from fracskip.config import Recipe, load_recipe
 from fracskip.data import load_split
-from fracskip.errors import CheckpointError, ConfigError, DataError
+from fracskip.errors import CheckpointError, ConfigError
 from fracskip.models import create_model
 from fracskip.report import load_record
 from fracskip.training import loop, train
-from fracskip.training.batches import Batches
 
 Make = Callable[..., Recipe]
 Go = Callable[..., Any]  # conftest.Run
@@ -156,77 +155,6 @@ def test_the_watcher_sees_every_step(tiny_recipe: Make, run: Go) -> None:
     assert watcher.notes == []
     # Totals begin anew each epoch; of 12 images one is an anchor and does not count.
     assert watcher.images == [12, 24, 36] * 3 + [11, 22, 33]
-
-
-# -- which images ---------------------------------------------------------------------------------
-
-
-def test_validation_is_carved_and_the_test_set_is_read_once_at_the_end(
-    tiny_recipe: Make, run: Go, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    seen: dict[str, set[bytes]] = {"train": set(), "validation": set(), "test": set()}
-    reads: list[tuple[str, int]] = []
-
-    def bytes_of(images: np.ndarray) -> set[bytes]:
-        return {image.tobytes() for image in images}
-
-    def watched_load(name: str, split: str, image: Any, **options: Any) -> Any:
-        log = tmp_path / "run" / "record.jsonl"
-        reads.append((split, len(log.read_text().splitlines()) if log.exists() else 0))
-        return load_split(name, split, image, **options)
-
-    class WatchedBatches(Batches):
-        def __init__(self, images: Any, *rest: Any) -> None:
-            seen["train"] |= bytes_of(images.images)
-            super().__init__(images, *rest)
-
-    def watched_evaluate(net: Any, data: Any, **options: Any) -> Any:
-        seen[data.split] |= bytes_of(data.images)
-        return evaluate(net, data, **options)
-
-    evaluate = loop.evaluate
-    monkeypatch.setattr(loop, "load_split", watched_load)
-    monkeypatch.setattr(loop, "Batches", WatchedBatches)
-    monkeypatch.setattr(loop, "evaluate", watched_evaluate)
-    recipe = tiny_recipe(**SHORT)
-    run(recipe)
-
-    everything = load_split(recipe.data.name, "train", recipe.data.image)
-    test = load_split(recipe.data.name, "test", recipe.data.image)
-    assert reads == [("train", 0), ("test", 4)]  # after the start and three epochs
-    assert (len(seen["train"]), len(seen["validation"]), len(seen["test"])) == (39, 9, 12)
-    assert not seen["train"] & seen["validation"]
-    assert seen["train"] | seen["validation"] == bytes_of(everything.images)
-    assert seen["test"] == bytes_of(test.images)
-
-
-def test_a_limit_cuts_the_training_images_after_carving(
-    tiny_recipe: Make, run: Go, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = []
-
-    class WatchedBatches(Batches):
-        def __init__(self, images: Any, *rest: Any) -> None:
-            counts.append(len(images))
-            super().__init__(images, *rest)
-
-    monkeypatch.setattr(loop, "Batches", WatchedBatches)
-    limited = run(tiny_recipe(**SHORT, data={"train_limit": 25}), "a")
-    assert [event["step"] for event in limited.epochs] == [2, 2, 2]
-    run(tiny_recipe(**SHORT, data={"train_limit": 1000}), "b")
-    assert counts == [25, 39]
-    # Fewer images than a batch holds are a batch.
-    assert [
-        event["step"] for event in run(tiny_recipe(**SHORT, data={"train_limit": 5}), "c").epochs
-    ] == [1, 1, 1]
-
-
-@pytest.mark.parametrize("validation", [46, 1000])
-def test_too_many_validation_images(tiny_recipe: Make, tmp_path: Path, validation: int) -> None:
-    recipe = tiny_recipe(data={"validation": validation})
-    with pytest.raises(DataError, match="validation images cannot be carved"):
-        train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 # -- variations of the recipe ---------------------------------------------------------------------

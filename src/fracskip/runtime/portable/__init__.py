@@ -71,6 +71,7 @@ class PortableEngine:
         second_leans: NDArray[np.float32] | None = None,
         first: NDArray[np.uint8] | None = None,
         again: NDArray[np.uint8] | None = None,
+        gate_us: NDArray[np.float32] | None = None,
     ) -> None:
         """Classifies a batch; the answers are written in place.
 
@@ -88,13 +89,16 @@ class PortableEngine:
             second_leans: As `leans`, likewise.
             first: Decisions of the first look (B, L), written; with `confidences`.
             again: Whether there was a second (B,), written; likewise.
+            gate_us: What each gate took in all looks (B, L), written; each image's share.
         """
         if not len(images):
             return
+        if gate_us is not None:
+            gate_us[:] = 0
         begin = time.perf_counter()
         with torch.inference_mode(), _settings(self.threads):
             x = self._trunk.begin(self._normalised(torch.tensor(images)))  # theirs may be read-only
-            logits[:], decisions[:] = self._look(x, forced, budgets, leans)
+            logits[:], decisions[:] = self._look(x, forced, budgets, leans, gate_us)
             if confidences is not None and self._gated:
                 assert first is not None
                 assert again is not None
@@ -103,12 +107,14 @@ class PortableEngine:
                 again[:] = 1 / powers.sum(1) < confidences
                 rows = np.flatnonzero(again)
                 if len(rows):
-                    told = (
+                    second, leaning, times = (
                         None if each is None else each[rows]
-                        for each in (second_budgets, second_leans)
+                        for each in (second_budgets, second_leans, gate_us)
                     )
-                    found = self._look(x[torch.from_numpy(rows)], None, *told)
+                    found = self._look(x[torch.from_numpy(rows)], None, second, leaning, times)
                     logits[rows], decisions[rows] = found
+                    if gate_us is not None:
+                        gate_us[rows] = times
         latency_us[:] = (time.perf_counter() - begin) * 1e6 / len(images)
 
     def _look(
@@ -117,6 +123,7 @@ class PortableEngine:
         forced: NDArray[np.uint8] | None,
         budgets: NDArray[np.float32] | None,
         leans: NDArray[np.float32] | None,
+        gate_us: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """From what the first gated block sees: logits (B, N) and decisions (B, L)."""
         decide = None
@@ -127,7 +134,10 @@ class PortableEngine:
         choices: list[NDArray[np.int64]] = []
         for gated in range(self._gated):
             if decide is not None:
+                begin = time.perf_counter()
                 choice = decide(gated, self._trunk.pool(gated, x))
+                if gate_us is not None:
+                    gate_us[:, gated] += (time.perf_counter() - begin) * 1e6 / len(x)
             elif forced is not None:
                 choice = torch.from_numpy(forced[:, gated].astype(np.int64))
             else:
