@@ -18,6 +18,7 @@ void fill_conv(Tensors& tensors, const std::string& name, int bits, Conv& conv) 
   if (bits > 0) {
     conv.weight_i8 = tensors.integers(name + ".weight", shape, bits);
     conv.scale = tensors.floats(name + ".scale", {conv.out});
+    conv.most_level = (1 << bits) - 1;
   } else {
     conv.weight_f32 = tensors.floats(name + ".weight", shape);
   }

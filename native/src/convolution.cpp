@@ -1,6 +1,7 @@
 #include "convolution.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 
 namespace fracskip {
@@ -125,6 +126,22 @@ bool winograd_is_exact(const Conv& conv) {
   return true;
 }
 
+// How many groups of four channels, in the order of taps, the narrow kernel may add up in 16 bits, whatever the
+// levels: each of them adds one pair's products to a sum.
+int exact_run(const Conv& conv) {
+  int most = 1;
+  for (std::size_t row = 0; row < conv.weight_i8.size(); row += static_cast<std::size_t>(conv.in)) {
+    for (int i = 0; i < conv.in; i += 2) {
+      const int other = i + 1 < conv.in ? conv.weight_i8[row + i + 1] : 0;
+      most = std::max(most, std::abs(conv.weight_i8[row + i]) + std::abs(other));
+    }
+  }
+  return std::numeric_limits<std::int16_t>::max() / (most * conv.most_level);
+}
+
+// Bytes of transformed weights, beyond which fetching them takes longer than Winograd's algorithm saves over the narrow kernel.
+constexpr std::size_t kMostNarrowWinograd = std::size_t{2} << 20;
+
 Buffer padded(const std::vector<float>& values, int count) {
   Buffer buffer(sizeof(float) * count);
   std::copy(values.begin(), values.end(), buffer.as<float>());
@@ -150,7 +167,10 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
                          w.pad_h == 1 && w.pad_w == 1;  // tiles end within the border
   const ConvFunction fast = integer_ ? kernels.winograd_int : kernels.winograd_float;
   const bool worth_it = conv.in > 4;  // its transforms take as long for a channel as for 16
-  const bool winograd = allow_winograd && plain_3x3 && worth_it && fast && (!integer_ || winograd_is_exact(conv));
+  bool winograd = allow_winograd && plain_3x3 && worth_it && fast && (!integer_ || winograd_is_exact(conv));
+  run_ = integer_ && kernels.conv_narrow ? exact_run(conv) : 0;
+  const bool narrow = run_ >= kLeastRun;
+  if (narrow) winograd = winograd && sizeof(std::int16_t) * kTileArea * conv.in * conv.out <= kMostNarrowWinograd;
   name_ = std::string(kernels.name) + (integer_ ? "_int8" : "_fp32");
   if (integer_ && allow_tiles && kernels.tiles_int && w.stride_h <= kTileStride && w.stride_w <= kTileStride) {
     function_ = kernels.tiles_int;
@@ -167,6 +187,10 @@ Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_
     name_ += "_winograd";
     scratch_ = winograd_scratch(in_, integer_ ? sizeof(std::int16_t) : sizeof(float));
     weights_ = integer_ ? pack_winograd<std::int16_t>(conv, conv.weight_i8, 2) : pack_winograd<float>(conv, conv.weight_f32, 1);
+  } else if (narrow) {
+    function_ = kernels.conv_narrow;
+    name_ += "_narrow";
+    weights_ = pack_direct<std::int8_t>(conv, conv.weight_i8, 4);
   } else {
     function_ = integer_ ? kernels.conv_int : kernels.conv_float;
     name_ += "_direct";
@@ -193,6 +217,7 @@ ConvArgs Convolution::arguments() const {
   a.stride_h = window_.stride_h;
   a.stride_w = window_.stride_w;
   a.weights = packed_;
+  a.run = run_;
   a.out_blocks = round_up(out_, kBlock) / kBlock;
   a.scale = integer_ ? scale_.as<float>() : nullptr;
   a.bias = bias_.as<float>();

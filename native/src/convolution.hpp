@@ -45,6 +45,7 @@ class Convolution {
   Window window_;
   int in_, out_;
   bool integer_;
+  int run_;  // see ConvArgs
   friend Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);
 
   ConvFunction function_;

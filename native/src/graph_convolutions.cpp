@@ -26,7 +26,7 @@ void set_clamp(Args& args, Act act) {
 }
 
 // Of a convolution's groups those of one piece, as one convolution: zeros where other groups' weights are.
-Conv piece_of(const Op& op, const Terms& terms, const Grouping& grouping, int piece) {
+Conv piece_of(const Op& op, const Terms& terms, const Grouping& grouping, int piece, float top) {
   const int first = piece * grouping.together, groups = std::min(grouping.together, op.groups - first);
   const int taken = op.taken / op.groups, given = op.given / op.groups;
   const int taps = op.window.kernel_h * op.window.kernel_w;
@@ -46,6 +46,7 @@ Conv piece_of(const Op& op, const Terms& terms, const Grouping& grouping, int pi
   };
   if (terms.is_integer()) {
     spread(terms.weight_i8, conv.weight_i8);
+    conv.most_level = static_cast<int>(top);
     conv.scale.assign(&terms.scale[static_cast<std::size_t>(first) * given], &terms.scale[static_cast<std::size_t>(first) * given] + conv.out);
   } else {
     spread(terms.weight_f32, conv.weight_f32);
@@ -333,7 +334,7 @@ const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Te
   std::vector<const Convolution*>& pieces = made_[{&terms, op.window.stride_h, op.window.stride_w}];
   const Spread spread(op);
   for (int piece = static_cast<int>(pieces.size()); piece < grouping.pieces; ++piece) {
-    Conv conv = piece_of(op, terms, grouping, piece);
+    Conv conv = piece_of(op, terms, grouping, piece, top_);
     conv.window.stride_h /= spread.common_h;
     conv.window.stride_w /= spread.common_w;
     const bool winograd = !spread.is_some() && (terms.is_integer() || kTileArea * sizeof(float) * conv.in * conv.out <= kMostWinograd);

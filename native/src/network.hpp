@@ -38,6 +38,7 @@ struct Conv {
   std::vector<float> weight_f32;
   std::vector<float> scale;  // per output channel; integer convolutions only
   std::vector<float> bias;   // per output channel
+  int most_level = 255;      // of what it takes; integer convolutions only
 
   bool is_integer() const { return !weight_i8.empty(); }
 };

@@ -25,6 +25,7 @@ struct Case {
   Element output;
   bool extreme;       // all levels and weights at their limits
   float input = 1.f;  // of a result in levels
+  int bits = 8;       // of integers
   bool integer() const { return element == Element::u8; }
   bool half() const { return element == Element::bf16; }
 };
@@ -76,18 +77,20 @@ struct Problem {
     out_h = conv.window.out_h(c.h);
     out_w = conv.window.out_w(c.w);
     const std::size_t count = static_cast<std::size_t>(c.out) * c.kernel_h * c.kernel_w * c.in;
-    std::uniform_int_distribution<int> weight(-127, 127), level(0, 255);
+    const int most = (1 << (c.bits - 1)) - 1;
+    conv.most_level = (1 << c.bits) - 1;
+    std::uniform_int_distribution<int> weight(-most, most), level(0, 255), own_level(0, conv.most_level);
     std::uniform_real_distribution<float> real(-1.f, 1.f);
     in = make_image(c.h, c.w, c.in, c.pad, c.element);
     if (c.integer()) {
-      for (std::size_t i = 0; i < count; ++i) conv.weight_i8.push_back(static_cast<std::int8_t>(c.extreme ? (random() % 8 ? 127 : -127) : weight(random)));
-      fill<std::uint8_t>(in, [&] { return c.extreme ? 255 : level(random); });
+      for (std::size_t i = 0; i < count; ++i) conv.weight_i8.push_back(static_cast<std::int8_t>(c.extreme ? (random() % 8 ? most : -most) : weight(random)));
+      fill<std::uint8_t>(in, [&] { return c.extreme ? conv.most_level : own_level(random); });
     } else {
       for (std::size_t i = 0; i < count; ++i) conv.weight_f32.push_back(real(random));
       if (c.half()) fill<std::uint16_t>(in, [&] { return to_bf16(real(random) + 1.f); });
       else fill<float>(in, [&] { return real(random) + 1.f; });
     }
-    const float spread = c.integer() ? 64.f / (127.f * 255.f * std::sqrt(static_cast<float>(count / c.out))) : 1.f;
+    const float spread = c.integer() ? 64.f / (static_cast<float>(most * conv.most_level) * std::sqrt(static_cast<float>(count / c.out))) : 1.f;
     for (int o = 0; o < c.out; ++o) {
       conv.scale.push_back(spread * (1.5f + real(random)));
       conv.bias.push_back(100.f * real(random));
@@ -216,6 +219,7 @@ int run_checks(int rounds) {
       c.residual = static_cast<Residual>(pick(0, 2));
       c.output = pick(0, 1) ? Element::f32 : Element::u8;
       c.extreme = pick(0, 3) == 0;
+      if (pick(0, 1)) c.bits = pick(2, 7);
       if (c.output == Element::u8 && pick(0, 2) == 0) c.input = 0.37f;
       if (c.half() && pick(0, 2) == 0) {
         c.output = Element::bf16;
@@ -224,6 +228,13 @@ int run_checks(int rounds) {
       check(c, isa, true, random);
       check(c, isa, false, random);
       checks += 2;
+    }
+    // Sums in 16 bits: runs that end within the channels, with them and beyond (32 channels at 6 bits).
+    for (const int channels : {4, 24, 28, 32, 36, 60, 64, 256, 1024}) {
+      for (int bits = 2; bits <= 8; ++bits) {
+        check({5, 6, channels, 16, 1, 1, 1, 0, Element::u8, Residual::none, Element::f32, true, 1.f, bits}, isa, true, random);
+        ++checks;
+      }
     }
     // The exact kernel's limit: 114 channels of extreme values still fit, at 120 it must step back.
     for (const int channels : {64, 112, 114, 115, 116, 120, 256}) {
@@ -251,8 +262,8 @@ void bench(const Case& which, Isa isa, bool winograd) {
   }
   std::sort(times.begin(), times.end());
   const double macs = static_cast<double>(problem.out_h) * problem.out_w * which.out * which.in * which.kernel_h * which.kernel_w;
-  std::printf("%-26s %3dx%-3d %3d -> %3d %dx%d/%d: %7.2f us (min %7.2f), %6.1f GMAC/s\n", kernel.kernel_name().c_str(), which.h, which.w,
-              which.in, which.out, which.kernel_h, which.kernel_w, which.stride, times[times.size() / 2], times[0], macs / times[times.size() / 2] / 1e3);
+  std::printf("%-26s %3dx%-3d %4d -> %3d %dx%d/%d, %d bits: %7.2f us (min %7.2f), %6.1f GMAC/s\n", kernel.kernel_name().c_str(), which.h, which.w,
+              which.in, which.out, which.kernel_h, which.kernel_w, which.stride, which.bits, times[times.size() / 2], times[0], macs / times[times.size() / 2] / 1e3);
 }
 
 // A recurrent gate of random weights, its embedding in float32 or, the same values, in bfloat16.
@@ -366,6 +377,14 @@ int main(int argc, char** argv) {
         }
         bench({32, 32, 16, 32, 3, 3, 2, 1, element, Residual::none, integer ? Element::u8 : Element::f32, false}, isa, true);
         bench({32, 32, 16, 32, 1, 1, 2, 0, element, Residual::none, Element::f32, false}, isa, true);
+      }
+      // Single taps and strides, where few bits may be faster than eight.
+      for (const int bits : {8, 7, 6, 4, 2}) {
+        bench({56, 56, 64, 256, 1, 1, 1, 0, Element::u8, Residual::none, Element::u8, false, 1.f, bits}, isa, true);
+        bench({14, 14, 1024, 256, 1, 1, 1, 0, Element::u8, Residual::none, Element::u8, false, 1.f, bits}, isa, true);
+        bench({28, 28, 128, 128, 3, 3, 2, 1, Element::u8, Residual::none, Element::u8, false, 1.f, bits}, isa, true);
+        bench({14, 14, 256, 256, 3, 3, 1, 1, Element::u8, Residual::none, Element::u8, false, 1.f, bits}, isa, true);
+        bench({14, 14, 256, 256, 3, 3, 1, 1, Element::u8, Residual::none, Element::u8, false, 1.f, bits}, isa, false);
       }
     }
     return 0;

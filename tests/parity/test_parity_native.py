@@ -134,6 +134,28 @@ def test_integers_really_run_on_integer_kernels(tmp_path: Path) -> None:
     assert fastest("scalar") > 3 * fastest(best)
 
 
+@pytest.mark.skipif("avx2" not in instruction_sets(), reason="of AVX2 alone")
+def test_few_bits_are_added_up_in_sixteen_on_avx2(tmp_path: Path) -> None:
+    widths = ("skip", 2, 4, 6, 7, 8)
+    path, images = write(
+        tmp_path, 5, blocks="bottleneck", widths=(16, 24), options=widths, first=8, image=(9, 9)
+    )
+    session = InferenceSession(path, engine="native", isa="avx2")
+    portable = InferenceSession(path, engine="portable")
+    ends = {option: names[0].rpartition("_")[2] for _, option, names in session.kernels() if names}
+    few = dict.fromkeys(("2", "4", "6"), "narrow")
+    assert {option: ends[option] for option in ("7", "8", *few)} == {
+        "7": "direct",
+        "8": "direct",
+        **few,
+    }
+    for option in widths:
+        forced = session.forced(option, len(images))
+        wanted = portable.run(images, decisions=forced).logits
+        off = np.abs(session.run(images, decisions=forced).logits - wanted).max()
+        assert off <= 1e-4 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("stream", ["int8", "float"])
 def test_sixteen_bits_run_in_bfloat16_where_tiles_multiply_it(stream: str, tmp_path: Path) -> None:
     keywords = {"image": (16, 16), "widths": (16, 40), "options": (9, 16, "full")}

@@ -1,7 +1,8 @@
 // AVX2: convolutions of any shape, elementwise passes, the gate.
 //
-// vpmaddubsw saturates sums of two products at 16 bits, so integers are widened to 16 bits and go
-// through vpmaddwd, which is exact.
+// vpmaddubsw takes 32 products of bytes and adds them up in pairs in 16 bits, where it saturates. With few bits
+// sums of many pairs stay within 16 bits, so they are added up there and widened once a run. Else integers are
+// widened beforehand and go through vpmaddwd, which takes 16 products and is always exact.
 #include <immintrin.h>
 
 #include "epilogue_avx2.hpp"
@@ -16,12 +17,22 @@ namespace {
 
 inline constexpr int kPixels = 4;
 
+template <class Math>
+using Block = typename Math::Sum[kPixels][2];  // sums of 16 channels of neighbouring pixels
+
+template <class Math>
+static inline const typename Math::In* tap_row(const ConvArgs& a, int step, int h, int w, int y) {
+  return static_cast<const typename Math::In*>(a.in) + (h * a.stride_h + y) * a.in_row + static_cast<std::ptrdiff_t>(w) * step;
+}
+
 // Weights: [block][kernel_h][kernel_w][pairs of in_channels][kBlock][2], 16 bits.
 struct IntMath {
   using In = std::int16_t;  // widened beforehand
   using Weight = std::int16_t;
   using Sum = __m256i;
   static constexpr int kGroup = 2;
+  static constexpr bool kInRuns = false;
+  static int groups(const ConvArgs& a) { return (a.in_channels + 1) / 2; }
   static Sum zero() { return _mm256_setzero_si256(); }
   static Sum load(const Weight* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
   static Sum spread(const In* from) {
@@ -32,32 +43,46 @@ struct IntMath {
   static Sum add(Sum sum, Sum value, Sum weight) { return _mm256_add_epi32(sum, _mm256_madd_epi16(value, weight)); }
 };
 
+// Weights: [block][kernel_h][kernel_w][fours of in_channels][kBlock][4], 8 bits.
+struct NarrowMath {
+  using In = std::uint8_t;
+  using Weight = std::int8_t;
+  using Sum = __m256i;
+  static constexpr int kGroup = 4;
+  static constexpr bool kInRuns = true;
+  static int groups(const ConvArgs& a) { return (a.in_channels + 3) / 4; }
+  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum load(const Weight* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
+  static Sum spread(const In* from) {
+    std::int32_t four;
+    __builtin_memcpy(&four, from, sizeof four);
+    return _mm256_set1_epi32(four);
+  }
+  static Sum add(Sum part, Sum value, Sum weight) { return _mm256_add_epi16(part, _mm256_maddubs_epi16(value, weight)); }
+};
+
 // Weights: [block][kernel_h][kernel_w][in_channels][kBlock].
 struct FloatMath {
   using In = float;
   using Weight = float;
   using Sum = __m256;
   static constexpr int kGroup = 1;
+  static constexpr bool kInRuns = false;
+  static int groups(const ConvArgs& a) { return a.in_channels; }
   static Sum zero() { return _mm256_setzero_ps(); }
   static Sum load(const Weight* from) { return _mm256_load_ps(from); }
   static Sum spread(const In* from) { return _mm256_broadcast_ss(from); }
   static Sum add(Sum sum, Sum value, Sum weight) { return _mm256_fmadd_ps(value, weight, sum); }
 };
 
-template <class Math, int Pixels, Residual R, Element O>
-static inline void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
-  using Weight = typename Math::Weight;
+// The sums of neighbouring pixels: one group of channels after the other.
+template <class Math, int Pixels>
+static inline void accumulate(const ConvArgs& a, int step, int h, int w, const typename Math::Weight* weight, Block<Math>& sum) {
   constexpr int kHalf = 8 * Math::kGroup;
-  const int groups = (a.in_channels + Math::kGroup - 1) / Math::kGroup;
-  const Weight* weight = static_cast<const Weight*>(a.weights) +
-                         static_cast<std::ptrdiff_t>(block) * a.kernel_h * a.kernel_w * groups * 2 * kHalf;
-  typename Math::Sum sum[kPixels][2];
-  for (int p = 0; p < Pixels; ++p) sum[p][0] = sum[p][1] = Math::zero();
+  const int groups = Math::groups(a);
   for (int y = 0; y < a.kernel_h; ++y) {
     for (int x = 0; x < a.kernel_w; ++x) {
-      const typename Math::In* in = static_cast<const typename Math::In*>(a.in) +
-                                    (h * a.stride_h + y) * a.in_row +
-                                    static_cast<std::ptrdiff_t>(w) * step + static_cast<std::ptrdiff_t>(x) * a.in_pixel;
+      const typename Math::In* in = tap_row<Math>(a, step, h, w, y) + static_cast<std::ptrdiff_t>(x) * a.in_pixel;
       for (int g = 0; g < groups; ++g, weight += 2 * kHalf, in += Math::kGroup) {
         const auto first = Math::load(weight), second = Math::load(weight + kHalf);
 #pragma GCC unroll 4
@@ -69,6 +94,62 @@ static inline void row_piece(const ConvArgs& a, int step, int h, int w, int bloc
       }
     }
   }
+}
+
+template <int Pixels>
+static inline void widen(Block<NarrowMath>& part, Block<NarrowMath>& sum) {
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+  for (int p = 0; p < Pixels; ++p) {
+    for (int half = 0; half < 2; ++half) {
+      sum[p][half] = _mm256_add_epi32(sum[p][half], _mm256_madd_epi16(part[p][half], ones));
+      part[p][half] = NarrowMath::zero();
+    }
+  }
+}
+
+// The same in runs that fit 16 bits.
+template <int Pixels>
+static inline void accumulate_runs(const ConvArgs& a, int step, int h, int w, const std::int8_t* weight, Block<NarrowMath>& sum) {
+  const int groups = NarrowMath::groups(a);
+  Block<NarrowMath> part;
+  for (int p = 0; p < Pixels; ++p) part[p][0] = part[p][1] = NarrowMath::zero();
+  int left = a.run;
+  for (int y = 0; y < a.kernel_h; ++y) {
+    for (int x = 0; x < a.kernel_w; ++x) {
+      const std::uint8_t* in = tap_row<NarrowMath>(a, step, h, w, y) + static_cast<std::ptrdiff_t>(x) * a.in_pixel;
+      for (int rest = groups; rest > 0;) {
+        const int now = rest < left ? rest : left;
+        const std::int8_t* const end = weight + now * 4 * kBlock;
+        for (; weight != end; weight += 4 * kBlock, in += NarrowMath::kGroup) {
+          const __m256i first = NarrowMath::load(weight), second = NarrowMath::load(weight + 2 * kBlock);
+#pragma GCC unroll 4
+          for (int p = 0; p < Pixels; ++p) {
+            const __m256i value = NarrowMath::spread(in + p * step);
+            part[p][0] = NarrowMath::add(part[p][0], value, first);
+            part[p][1] = NarrowMath::add(part[p][1], value, second);
+          }
+        }
+        rest -= now;
+        left -= now;
+        if (left > 0) continue;
+        widen<Pixels>(part, sum);
+        left = a.run;
+      }
+    }
+  }
+  widen<Pixels>(part, sum);
+}
+
+template <class Math, int Pixels, Residual R, Element O>
+static inline void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
+  using Weight = typename Math::Weight;
+  const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(a.kernel_h) * a.kernel_w * Math::groups(a) * Math::kGroup * kBlock;
+  Block<Math> sum;
+  for (int p = 0; p < Pixels; ++p) sum[p][0] = sum[p][1] = Math::zero();
+  const Weight* weight = static_cast<const Weight*>(a.weights) + block * size;
+  if constexpr (Math::kInRuns) accumulate_runs<Pixels>(a, step, h, w, weight, sum);
+  else accumulate<Math, Pixels>(a, step, h, w, weight, sum);
   const int channel = block * kBlock;
 #pragma GCC unroll 2
   for (int p = 0; p < Pixels; p += 2) {
@@ -132,6 +213,10 @@ static ConvArgs widened(const ConvArgs& a) {
 template <Residual R, Element O>
 struct DirectInt {
   static void run(const ConvArgs& a) { direct<IntMath, R, O>(widened(a)); }
+};
+template <Residual R, Element O>
+struct DirectNarrow {
+  static void run(const ConvArgs& a) { direct<NarrowMath, R, O>(a); }
 };
 template <Residual R, Element O>
 struct DirectFloat {
@@ -209,7 +294,7 @@ static void f32_to_f32(const MapArgs& a) {
 }  // namespace avx2
 
 const KernelSet kAvx2Kernels = {
-    "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectFloat>,
+    "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectNarrow>, avx2::dispatch<avx2::DirectFloat>,
     avx2::winograd_int, avx2::winograd_float, nullptr, nullptr, 2, true,
     avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, nullptr, nullptr,
     gate_avx2::decide, &kAvx2Values, nullptr, nullptr,

@@ -166,7 +166,7 @@ static int gate(const GateArgs& a) { return kAvx2Kernels.gate(a); }
 }  // namespace avx512
 
 const KernelSet kAvx512Kernels = {
-    "avx512_vnni", avx512::conv_int, avx512::conv_float, nullptr, avx512::winograd_float, nullptr, nullptr, 4, false,
+    "avx512_vnni", avx512::conv_int, nullptr, avx512::conv_float, nullptr, avx512::winograd_float, nullptr, nullptr, 4, false,
     avx512::u8_to_u8, avx512::f32_to_u8, avx512::u8_to_f32, avx512::f32_to_f32, nullptr, nullptr, avx512::gate, &kAvx512Values, nullptr, nullptr,
 };
 

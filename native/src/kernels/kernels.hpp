@@ -33,6 +33,7 @@ struct ConvArgs {
   int in_channels;
   int kernel_h, kernel_w, stride_h, stride_w;
   const void* weights;  // packed for the kernel
+  int run;              // conv_narrow: groups of channels whose products may be added up in 16 bits
 
   int out_h, out_w;
   int out_blocks;      // output channels / kBlock, rounded up
@@ -58,6 +59,9 @@ struct ConvArgs {
 };
 
 using ConvFunction = void (*)(const ConvArgs&);
+
+// The shortest run that conv_narrow takes: below, widening sums costs what adding them up in 16 bits saves.
+inline constexpr int kLeastRun = 8;
 
 // Elementwise passes over (h, w, channels), channels a multiple of kBlock.
 struct MapArgs {
@@ -203,6 +207,7 @@ struct KernelSet {
   // integer ones, and those of bfloat16 values, by tiles, of a stride up to `kTileStride` (null: this
   // set has none).
   ConvFunction conv_int;
+  ConvFunction conv_narrow;  // integers of few bits, faster (null: conv_int is as fast); see direct_avx2.cpp
   ConvFunction conv_float;
   ConvFunction winograd_int;
   ConvFunction winograd_float;

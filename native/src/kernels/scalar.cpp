@@ -88,7 +88,7 @@ void f32_to_f32(const MapArgs& a) {
 }  // namespace
 
 const KernelSet kScalarKernels = {
-    "scalar", direct<std::uint8_t, std::int8_t, std::int32_t>, direct<float, float, float>,
+    "scalar", direct<std::uint8_t, std::int8_t, std::int32_t>, nullptr, direct<float, float, float>,
     nullptr, nullptr, nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, nullptr, nullptr,
     gate_scalar::decide, &kScalarValues, nullptr, nullptr,
 };

@@ -409,7 +409,7 @@ int gate(const GateArgs& a) { return kAvx512Kernels.gate(a); }
 }  // namespace amx
 
 const KernelSet kAmxKernels = {
-    "amx", amx::conv_int, amx::conv_float, nullptr, amx::winograd_float, amx::tiles_int, amx::tiles_bf16, 4, false,
+    "amx", amx::conv_int, nullptr, amx::conv_float, nullptr, amx::winograd_float, amx::tiles_int, amx::tiles_bf16, 4, false,
     amx::u8_to_u8, amx::f32_to_u8, amx::u8_to_f32, amx::f32_to_f32, amx::u8_to_bf16, amx::f32_to_bf16,
     amx::gate, &kAvx512Values, amx::enter, amx::leave,
 };
