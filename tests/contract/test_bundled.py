@@ -10,12 +10,13 @@ import pytest
 
 from fracskip import checkpoint
 from fracskip.data import ImageSet, load_sample
-from fracskip.deployment.bundle import bundle_of
+from fracskip.deployment.bundle import bundle_of, export_bundle
 from fracskip.dynamic import DynamicNetwork
 from fracskip.evaluation import evaluate, predict
 from fracskip.report.records import EvaluationRecord, RunRecord
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle, resolve
+from fracskip.runtime.session import instruction_sets
 
 ASSETS = Path(str(resources.files("fracskip") / "assets"))
 RUN = ASSETS / "dfs_resnet38_cifar10.run.json"
@@ -175,12 +176,21 @@ def test_a_published_network_is_the_one_of_its_record(name: str, record: str) ->
         ("dfs-resnet74-cifar10", "sample_dfs_resnet74.json"),
     ],
 )
-def test_a_published_point_computed_again(name: str, record: str, sample: ImageSet) -> None:
-    """The record's figures on the bundled images, to 0.1 points; its run has the 10,000."""
+def test_a_published_point_computed_again(
+    name: str, record: str, sample: ImageSet, tmp_path: Path
+) -> None:
+    """The record's figures on the bundled images, to 0.1 points; its run has the 10,000.
+
+    On AVX2 kernels, which round alike on every processor that has them; torch's do not, and move
+    one or two images in a thousand.
+    """
     wanted = json.loads((RESULTS / record).read_text(encoding="utf-8"))
     net = checkpoint.load(name)
     assert wanted["checkpoint_digest"] == net.digest
-    found = evaluate(net, sample, budget=wanted["budget"], static=False, examples=0)
+    export_bundle(net, tmp_path / "net.fsk")
+    isa = "avx2" if "avx2" in instruction_sets() else "auto"
+    session = InferenceSession(tmp_path / "net.fsk", isa=isa)
+    found = evaluate(session, sample, budget=wanted["budget"], static=False, examples=0)
     assert found["images"] == wanted["images"] == 1000
     assert found["accuracy"] == pytest.approx(wanted["accuracy"], abs=0.001)
     assert found["cp"] == pytest.approx(wanted["cp"], abs=0.0005)

@@ -56,8 +56,12 @@ def unmoved(before: dict[str, Tensor], net: fracskip.DynamicNetwork) -> list[str
 
 
 def approaches(costs: list[float]) -> None:
-    """The last epoch's mean cost is near the target, and the first step's was not."""
-    last = sum(costs[-STEPS:]) / STEPS
+    """The second half's mean cost is near the target, and the first step's was not.
+
+    (A single epoch of eight steps scatters by more than its distance: by a third.)
+    """
+    half = costs[len(costs) // 2 :]
+    last = sum(half) / len(half)
     assert abs(costs[0] / TARGET - 1) > 0.5
     assert abs(last / TARGET - 1) < 0.25
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fracskip.cli import console
-from fracskip.config import Recipe, load_recipe
+from fracskip.config import EXAMPLES, Recipe, load_recipe
 from fracskip.cost import account
 from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
 from fracskip.errors import ConfigError, DataError, MissingExtraError
@@ -63,7 +63,7 @@ def _some(names: tuple[str, ...], most: int = 4) -> str:
 
 
 def _measure(
-    net: Network, data: ImageSet, name: str, budget: float | None = None, examples: int = 12
+    net: Network, data: ImageSet, name: str, budget: float | None = None, examples: int = EXAMPLES
 ) -> dict[str, Any]:
     card = subject_of(net).card
     passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)

@@ -159,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--examples",
         type=_count,
-        default=12,
+        default=12,  # config.EXAMPLES, which takes pydantic to read
         metavar="N",
         help="pictures of the cheapest and of the dearest images in the record; 0: none, so that "
         "it can be given away",

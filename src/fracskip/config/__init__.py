@@ -14,6 +14,7 @@ from fracskip.config.network import (
     check_cascade,
 )
 from fracskip.config.recipe import (
+    EXAMPLES,
     FOLDER_PREFIX,
     DataConfig,
     Recipe,
@@ -33,6 +34,7 @@ from fracskip.config.stages import (
 )
 
 __all__ = [
+    "EXAMPLES",
     "FOLDER_PREFIX",
     "IMAGENET_MEAN",
     "IMAGENET_STD",

@@ -43,6 +43,7 @@ from fracskip.errors import ConfigError
 from fracskip.options import OptionSet
 
 FOLDER_PREFIX = "folder:"
+EXAMPLES = 12  # pictures of the cheapest and of the dearest images in a record
 
 
 class DataConfig(Frozen):
@@ -81,7 +82,7 @@ class DataConfig(Frozen):
     balance: Literal["none", "sample", "loss"] = "none"
     on_corrupt: Literal["error", "skip"] = "error"
     workers: Count = 0
-    examples: Count = 12
+    examples: Count = EXAMPLES
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fracskip.config import EXAMPLES
 from fracskip.cost import FirstLooks, account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
@@ -31,7 +32,7 @@ def evaluate(
     name: str = "",
     budget: float | None = None,
     static: bool = True,
-    examples: int = 12,
+    examples: int = EXAMPLES,
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> dict[str, Any]:

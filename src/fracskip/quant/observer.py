@@ -21,6 +21,10 @@ def update_range(running: Tensor, x: Tensor, momentum: float) -> None:
     running.copy_(torch.where(running.isnan(), seen, momentum * running + (1 - momentum) * seen))
 
 
+# Values that are gone through for all candidates at a time: as many as near caches hold.
+_PIECE = 1 << 16
+
+
 def best_step(x: Tensor, bounds: tuple[int, int], candidates: int = 64) -> Tensor:
     """The step sizes of least squared rounding error, by search: a start for learned steps.
 
@@ -33,15 +37,24 @@ def best_step(x: Tensor, bounds: tuple[int, int], candidates: int = 64) -> Tenso
         Steps of shape (rows, 1), positive. A row of zeros gets a harmless tiny step.
     """
     q_max = bounds[1]
-    widest = x.clamp_min(0) if bounds[0] == 0 else x.abs()
-    largest = widest.amax(dim=1, keepdim=True).clamp_min(2.0**-40) / q_max
-    best, least = largest, torch.full_like(largest, torch.inf)
-    for share in torch.linspace(1.0, 0.1, candidates).tolist():
-        step = largest * share
-        error = (widest - round_to_grid(widest, step, (0, q_max))).square().mean(1, keepdim=True)
-        better = error < least
-        best, least = torch.where(better, step, best), torch.where(better, error, least)
-    return best
+    largest = torch.zeros_like(x[:, :1])
+    pieces = torch.split(x, max(1, _PIECE // len(x)), dim=1)
+
+    def magnitudes(piece: Tensor) -> Tensor:
+        return piece.clamp_min(0) if bounds[0] == 0 else piece.abs()
+
+    for piece in pieces:
+        largest = torch.maximum(largest, magnitudes(piece).amax(dim=1, keepdim=True))
+    largest = largest.clamp_min(2.0**-40) / q_max
+    steps = [largest * share for share in torch.linspace(1.0, 0.1, candidates).tolist()]
+    errors = torch.zeros(candidates, *largest.shape, dtype=torch.float64, device=x.device)
+    for piece in pieces:
+        values = magnitudes(piece)
+        for error, step in zip(errors, steps, strict=True):
+            off = round_to_grid(values, step, (0, q_max)).sub_(values)
+            error += off.square_().sum(1, keepdim=True)
+    best = errors.argmin(0, keepdim=True)
+    return torch.stack(steps).gather(0, best)[0]
 
 
 def best_grid(values: Tensor, top: int, candidates: int = 64) -> tuple[Tensor, int]:
