@@ -27,9 +27,10 @@ test: lint
 	$(BIN)/python -m pytest $(ENGINES)
 	$(BIN)/python -m pytest $(ENGINES:%=--ignore=%)
 
-# Networks of torchvision and timm; they import with a build of torch of several GB alone.
+# Networks of torchvision and timm; they import with a build of torch of several GB alone. Two
+# processes of one thread each are quicker than one with two.
 zoo: $(VENV)-zoo/zoo.stamp
-	PYTHONPATH=src $(VENV)-zoo/bin/python -m pytest -p no:cacheprovider tests/zoo
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)-zoo/bin/python -m pytest -p no:cacheprovider -n 2 tests/zoo
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -179,7 +180,7 @@ $(VENV)/bench.stamp: $(VENV)/torch.stamp $(VENV)/demo.stamp
 $(VENV)-zoo/zoo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-zoo
 	$(VENV)-zoo/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' torchvision timm \
-	  lightning lightning-fabric numpy pydantic pillow rich safetensors pytest hypothesis
+	  lightning lightning-fabric numpy pydantic pillow rich safetensors pytest pytest-xdist hypothesis
 	touch $@
 
 clean:

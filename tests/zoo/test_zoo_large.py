@@ -70,9 +70,10 @@ def test_in_bfloat16_it_is_the_original_in_bfloat16(case: Case) -> None:
         holds(net(images), net)
     assert full.logits.dtype == plain.dtype == torch.bfloat16
     holds(full, net)
-    # Not nearer to float32's logits than the plain network is, and no further from them.
+    # Not nearer to float32's logits than the plain network is, and no further from them. How far
+    # that is, torch and the processor say: 0.21 for a MobileNet with AVX2 alone.
     error, usual = off(full.logits, case.logits), off(plain, case.logits)
-    assert usual < 0.2
+    assert usual < 0.25
     assert error < 1.5 * usual + 0.01
 
 
