@@ -203,7 +203,8 @@ def test_second_looks_are_the_same(stream: str, folder: Path) -> None:
     net = network(Wide, stream)
     images = images_for(Wide, 24)
     with torch.no_grad():
-        middle = float(net(images, budget=0.05).logits.softmax(1).amax(1).median())
+        sure = net(images, budget=0.05).logits.softmax(1).amax(1).sort().values
+    middle = float(sure[11:13].mean())  # between two images
     before = net.spec
     try:
         rows = ((0.04, 0.02, 0.3, middle), (0.2, 0.05, 0.5, middle))
