@@ -15,6 +15,7 @@ from tests.zoo.test_zoo_contract import off
 from torch import Tensor, nn
 
 import fracskip
+from fracskip.devices import computes_in_bf16
 from fracskip.dynamic import DynamicNetwork, Mixing, Output
 from fracskip.models import create_backbone
 
@@ -71,9 +72,9 @@ def test_in_bfloat16_it_is_the_original_in_bfloat16(case: Case) -> None:
     assert full.logits.dtype == plain.dtype == torch.bfloat16
     holds(full, net)
     # Not nearer to float32's logits than the plain network is, and no further from them. How far
-    # that is, torch and the processor say: 0.21 for a MobileNet with AVX2 alone.
+    # that is, torch and the processor say: 0.21 for a MobileNet where bfloat16 is emulated.
     error, usual = off(full.logits, case.logits), off(plain, case.logits)
-    assert usual < 0.25
+    assert usual < (0.2 if computes_in_bf16(torch.device("cpu")) else 0.25)
     assert error < 1.5 * usual + 0.01
 
 

@@ -25,39 +25,32 @@ static inline const typename Math::In* tap_row(const ConvArgs& a, int step, int 
   return static_cast<const typename Math::In*>(a.in) + (h * a.stride_h + y) * a.in_row + static_cast<std::ptrdiff_t>(w) * step;
 }
 
-// Weights: [block][kernel_h][kernel_w][pairs of in_channels][kBlock][2], 16 bits.
-struct IntMath {
-  using In = std::int16_t;  // widened beforehand
-  using Weight = std::int16_t;
+// What integer kernels share: a group of input channels is 32 bits.
+template <class Level, class Signed>
+struct Integers {
+  using In = Level;
+  using Weight = Signed;
   using Sum = __m256i;
-  static constexpr int kGroup = 2;
-  static constexpr bool kInRuns = false;
-  static int groups(const ConvArgs& a) { return (a.in_channels + 1) / 2; }
+  static constexpr int kGroup = 4 / sizeof(Level);
+  static int groups(const ConvArgs& a) { return (a.in_channels + kGroup - 1) / kGroup; }
   static Sum zero() { return _mm256_setzero_si256(); }
   static Sum load(const Weight* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
   static Sum spread(const In* from) {
-    std::int32_t pair;
-    __builtin_memcpy(&pair, from, sizeof pair);
-    return _mm256_set1_epi32(pair);
+    std::int32_t group;
+    __builtin_memcpy(&group, from, sizeof group);
+    return _mm256_set1_epi32(group);
   }
+};
+
+// Weights: [block][kernel_h][kernel_w][pairs of in_channels][kBlock][2], 16 bits; levels were widened beforehand.
+struct IntMath : Integers<std::int16_t, std::int16_t> {
+  static constexpr bool kInRuns = false;
   static Sum add(Sum sum, Sum value, Sum weight) { return _mm256_add_epi32(sum, _mm256_madd_epi16(value, weight)); }
 };
 
-// Weights: [block][kernel_h][kernel_w][fours of in_channels][kBlock][4], 8 bits.
-struct NarrowMath {
-  using In = std::uint8_t;
-  using Weight = std::int8_t;
-  using Sum = __m256i;
-  static constexpr int kGroup = 4;
+// Weights: [block][kernel_h][kernel_w][fours of in_channels][kBlock][4], 8 bits; sums are of 16 bits.
+struct NarrowMath : Integers<std::uint8_t, std::int8_t> {
   static constexpr bool kInRuns = true;
-  static int groups(const ConvArgs& a) { return (a.in_channels + 3) / 4; }
-  static Sum zero() { return _mm256_setzero_si256(); }
-  static Sum load(const Weight* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
-  static Sum spread(const In* from) {
-    std::int32_t four;
-    __builtin_memcpy(&four, from, sizeof four);
-    return _mm256_set1_epi32(four);
-  }
   static Sum add(Sum part, Sum value, Sum weight) { return _mm256_add_epi16(part, _mm256_maddubs_epi16(value, weight)); }
 };
 
