@@ -21,16 +21,17 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
 
 # Tests that load other engines have a process of their own: OpenVINO's does not survive a Ctrl-C,
-# which the training's tests send.
+# which the training's tests send. A process of one thread a core is quicker than one of many threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal
 ENGINES := tests/unit/bench tests/unit/deployment tests/contract/test_bench_contract.py
 test: lint
-	$(BIN)/python -m pytest $(ENGINES)
-	$(BIN)/python -m pytest $(ENGINES:%=--ignore=%)
+	$(PYTEST) $(ENGINES)
+	$(PYTEST) $(ENGINES:%=--ignore=%)
 
-# Networks of torchvision and timm; they import with a build of torch of several GB alone. Two
-# processes of one thread each are quicker than one with two.
+# Networks of torchvision and timm; they import with a build of torch of several GB alone, and they
+# are large: two at a time.
 zoo: $(VENV)-zoo/zoo.stamp
-	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)-zoo/bin/python -m pytest -p no:cacheprovider -n 2 tests/zoo
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)-zoo/bin/python -m pytest -p no:cacheprovider -n 2 --dist worksteal tests/zoo
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

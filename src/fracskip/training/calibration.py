@@ -15,7 +15,8 @@ from fracskip.training.batches import Labelled
 from fracskip.training.objective import WIDEST_LEAN, leaned_path
 
 ROUNDS = 20
-CLOSE_ENOUGH = 0.01  # off by so much of a budget, a curve's point is taken at once
+# Off by so much of it, a target or a curve's point is taken at once: an evaluation saved.
+ON_TARGET, CLOSE_ENOUGH = 0.001, 0.01
 # So much off it is taken if there is none nearer, and so much if else there were no curve.
 FAR_OFF, FARTHEST_OFF = 0.05, 0.25
 
@@ -123,14 +124,15 @@ def meet_target(net: DynamicNetwork, data: Labelled, target: float, images: int 
         The computation share that the network then has on these images.
     """
     search = LeanSearch(net, data, images)
-    return search.cost_at(search.nearest(target), target)
+    return search.cost_at(search.nearest(target, ON_TARGET), target)
 
 
 @torch.no_grad()
 def freeze_decisions(net: DynamicNetwork, data: Labelled, target: float, images: int = 500) -> None:
     """Makes the gates choose for every image what they choose for the mean image.
 
-    The path is the one, leaned to the target, that the mean logits give while it is executed.
+    The path is the one, leaned to the target, that the mean logits give while it is executed. No
+    lean moves it.
 
     Args:
         net: A network with gates, which are changed.
@@ -147,6 +149,7 @@ def freeze_decisions(net: DynamicNetwork, data: Labelled, target: float, images:
     mean = net.gate_logits_on(net.walk(pixels, path)[0]).mean(0).cpu()
     weights = net.lean_weights.cpu()
     net.gate.fix(leaned_path(mean, torch.tensor(net.options.costs), weights, target))
+    net.spec = net.spec.model_copy(update={"lean": 0.0})
 
 
 def measure_curve(

@@ -247,6 +247,8 @@ class StageSequence:
 
     def _meet(self, net: DynamicNetwork) -> None:
         joint = self._recipe.joint
+        if joint.decisions == "alike":
+            return  # they are what they are
         assert net.spec.target is not None
         meet_target(net, self._validation, net.spec.target)
         if joint.aim == "budgets":

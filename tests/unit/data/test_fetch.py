@@ -59,7 +59,7 @@ def test_a_download(length: str | None, monkeypatch: pytest.MonkeyPatch, tmp_pat
         (Answer(CONTENT[:-1], str(len(CONTENT))), f"answered 25599 bytes with MD5 .*, not {MD5}"),
         (Answer(b"<html>please log in</html>", None), "answered 26 bytes"),
     ],
-    ids=str,
+    ids=["no route", "timeout", "not found", "no length", "cut off", "a page"],
 )
 def test_a_download_that_fails(
     result: Exception | Answer, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

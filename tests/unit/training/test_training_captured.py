@@ -66,7 +66,7 @@ def _assert_moved_alike(before, expected, found):
         if torch.equal(expected[name], start):
             assert torch.equal(found[name], start), name
             continue
-        step = expected[name] - start
+        step = (expected[name] - start).float()
         moved += 1
         assert (found[name] - start - step).norm() < 1e-3 * step.norm() + 1e-6, name
     assert moved > 10
@@ -129,14 +129,16 @@ def test_a_backbones_step_moves_statistics_too():
     plain, other = (BackboneTraining(each, recipe, cpu, False) for each in (net, twin))
     step = capture_backbone(twin, other, other.optimisers[0])
     for index in range(3):
+        before = copy.deepcopy(net.state_dict())
         torch.manual_seed(index)
         images, labels = torch.rand(8, 3, 32, 32), torch.randint(0, 10, (8,))
         place = Place(0, index, 0.5)
         expected = plain.step(images, labels, place)
         loss, right = step(images, labels, [], other.lr(0.5))
         assert (loss * 8, right) == pytest.approx((expected.loss, expected.correct), rel=1e-4)
-    for name, value in net.state_dict().items():
-        torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+        _assert_moved_alike(before, net.state_dict(), twin.state_dict())
+        # At this rate batches of eight multiply a last bit's difference from step to step.
+        twin.load_state_dict(net.state_dict())
 
 
 @pytest.mark.parametrize("options", [["4"], ["skip", "4", "8"]])
