@@ -36,25 +36,11 @@ def best_step(x: Tensor, bounds: tuple[int, int], candidates: int = 64) -> Tenso
     Returns:
         Steps of shape (rows, 1), positive. A row of zeros gets a harmless tiny step.
     """
-    q_max = bounds[1]
-    largest = torch.zeros_like(x[:, :1])
-    pieces = torch.split(x, max(1, _PIECE // len(x)), dim=1)
-
-    def magnitudes(piece: Tensor) -> Tensor:
-        return piece.clamp_min(0) if bounds[0] == 0 else piece.abs()
-
-    for piece in pieces:
-        largest = torch.maximum(largest, magnitudes(piece).amax(dim=1, keepdim=True))
-    largest = largest.clamp_min(2.0**-40) / q_max
-    steps = [largest * share for share in torch.linspace(1.0, 0.1, candidates).tolist()]
-    errors = torch.zeros(candidates, *largest.shape, dtype=torch.float64, device=x.device)
-    for piece in pieces:
-        values = magnitudes(piece)
-        for error, step in zip(errors, steps, strict=True):
-            off = round_to_grid(values, step, (0, q_max)).sub_(values)
-            error += off.square_().sum(1, keepdim=True)
-    best = errors.argmin(0, keepdim=True)
-    return torch.stack(steps).gather(0, best)[0]
+    top = bounds[1]
+    low, high = torch.aminmax(x, dim=1, keepdim=True)
+    largest = high if bounds[0] == 0 else torch.maximum(high, -low)
+    limits = (-top if bounds[0] else 0, top)
+    return _least_error(x, largest.clamp_min(2.0**-40) / top, limits, candidates)
 
 
 def best_grid(values: Tensor, top: int, candidates: int = 64) -> tuple[Tensor, int]:
@@ -69,11 +55,20 @@ def best_grid(values: Tensor, top: int, candidates: int = 64) -> tuple[Tensor, i
         The step, positive, and the zero point, an integer of 0..top.
     """
     low, high = values.min().clamp_max(0), values.max().clamp_min(2.0**-40)
-    found = []
-    for share in torch.linspace(1.0, 0.1, candidates).tolist():
-        step = (high - low) * share / top
-        zero = min(top, round(float(-low * share / step)))
-        rounded = round_to_grid(values, step, (-zero, top - zero))
-        found.append((float((values - rounded).square().mean()), step, zero))
-    _, step, zero = min(found, key=lambda each: each[0])
-    return step, zero
+    widest = (high - low) / top
+    zero = min(top, round(float(-low / widest)))  # the same for every share of the range
+    step = _least_error(values[None], widest.view(1, 1), (-zero, top - zero), candidates)
+    return step[0, 0], zero
+
+
+def _least_error(x: Tensor, widest: Tensor, limits: tuple[int, int], candidates: int) -> Tensor:
+    """Of shares of each row's widest step (rows, 1), those that round its values best."""
+    steps = [widest * share for share in torch.linspace(1.0, 0.1, candidates).tolist()]
+    errors = torch.zeros(candidates, *widest.shape, dtype=torch.float64, device=x.device)
+    for piece in torch.split(x, max(1, _PIECE // len(x)), dim=1):
+        # What an unsigned grid can't hold is lost at every step: left out, it hides no difference.
+        values = piece if limits[0] else piece.clamp_min(0)
+        for error, step in zip(errors, steps, strict=True):
+            off = round_to_grid(values, step, limits).sub_(values)
+            error += off.square_().sum(1, keepdim=True)
+    return torch.stack(steps).gather(0, errors.argmin(0, keepdim=True))[0]

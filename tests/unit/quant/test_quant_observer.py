@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fracskip.quant.affine import IntegerGrid
 from fracskip.quant.fake import round_to_grid
-from fracskip.quant.observer import best_step, update_range
+from fracskip.quant.observer import best_grid, best_step, update_range
 
 
 def test_the_first_range_is_the_values_own() -> None:
@@ -79,3 +79,24 @@ def test_a_row_of_zeros_gets_a_harmless_positive_step() -> None:
     assert (steps > 0).all()
     assert float(steps[0]) < 1e-9
     assert round_to_grid(torch.zeros(8), steps[0], (-127, 127)).tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 0.5, 3.0])
+def test_the_best_grid_is_no_worse_than_the_values_range(shift: float) -> None:
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(1)) + shift
+    step, zero = best_grid(values, 15)
+    assert 0 <= zero <= 15
+    low, high = values.min().clamp_max(0), values.max()
+    widest = (high - low) / 15
+
+    def error(step: torch.Tensor) -> float:
+        return float((round_to_grid(values, step, (-zero, 15 - zero)) - values).square().mean())
+
+    assert error(step) < 0.9 * error(widest)  # the tails are worth less than finer steps
+
+
+def test_the_best_grid_of_values_on_one_is_that_one() -> None:
+    values = torch.arange(-5, 11) * 0.25
+    step, zero = best_grid(values, 15)
+    assert (float(step), zero) == (0.25, 5)
+    assert best_grid(-values.abs(), 15)[1] == 15
