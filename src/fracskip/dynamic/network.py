@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from fracskip.cost.budget import TAKES_NONE, BudgetCurve, checked_budgets
 from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic import estimation
+from fracskip.dynamic.mixing import Mixing
+from fracskip.dynamic.output import Output
 from fracskip.dynamic.routing import RoutedBlock, Trial
 from fracskip.dynamic.trunk import CifarTrunk, create_trunk
 from fracskip.errors import ConfigError
@@ -28,54 +30,6 @@ from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 
 BARRED = -1e9  # added to the logit of what a block can't do; finite, so that nothing becomes NaN
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How training explores options.
-
-    Attributes:
-        generator: All random choices come from it (a CPU generator).
-        noise: Scale of the Gumbel noise on the gates' logits.
-        temperature: Of the softmax that carries the gates' gradient.
-        dense: Compute every option for every image (K times the cost).
-        sample_rate: Otherwise: share of images that try an option not chosen; with 0 the loss
-            tells the gates nothing.
-        anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
-            nothing, and their cost means nothing.
-        anchor_option: Index of that option.
-        lean: In place of the spec's: added to the logits times `lean_weights`.
-    """
-
-    generator: torch.Generator
-    noise: float = 0.0
-    temperature: float = 1.0
-    dense: bool = False
-    sample_rate: float = 0.25
-    anchors: int = 0
-    anchor_option: int = 0
-    lean: float | Tensor = 0.0
-
-
-class Output(NamedTuple):
-    """What a network says of a batch; a tuple, as what wraps modules expects.
-
-    Attributes:
-        logits: (B, N).
-        decisions: Option indices (B, L); where an image was looked at twice, of the second look.
-        cost: Relative cost of each image over its gated blocks, (B,): 1 is all in full. In
-            training it carries the gates' gradient. Both looks count.
-        scores: In training: the gates' logits (B, L, K), leaned but without noise.
-        first: Where images may be looked at twice: decisions of the first look (B, L).
-        again: Likewise: which were, bool (B,).
-    """
-
-    logits: Tensor
-    decisions: Tensor
-    cost: Tensor
-    scores: Tensor | None = None
-    first: Tensor | None = None
-    again: Tensor | None = None
 
 
 class DynamicNetwork(nn.Module):
