@@ -71,15 +71,17 @@ def allocated(name: str) -> Curve:
 def bundled_curve(absolute: bool) -> str:
     """One network at every budget among static ones, in cp or in BitOps of any depth."""
     curve = sweep("dfs_resnet38_sweep")
+    small = sweep("low_resnet20_cifar10_sweep")
     deep = runs(*(f"static_resnet38_{bits}bit" for bits in WIDTHS))
     shallow = runs(*(f"static_resnet20_{bits}bit" for bits in WIDTHS))
     deepest = runs(*(f"static_resnet74_45k_{bits}bit" for bits in WIDTHS))
-    axis = CostAxis(known_macs([curve, *deep, *shallow, *deepest]) if absolute else None)
+    axis = CostAxis(known_macs([curve, small, *deep, *shallow, *deepest]) if absolute else None)
     curves = [
         swept(curve, "one ResNet-38, every budget", axis),
         trained_alone(deep, "static ResNet-38", axis),
     ]
     if absolute:
+        curves.insert(1, swept(small, "one ResNet-20, every budget", axis))
         curves.append(trained_alone(shallow, "static ResNet-20", axis))
         curves.append(trained_alone(deepest, "static ResNet-74", axis))
     if not absolute:
