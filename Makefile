@@ -101,9 +101,10 @@ budgets-bundled: $(VENV)/train.stamp
 	  --json results/dfs_resnet38_study.json
 
 # ImageNet's networks on a clock. Their bundles are made where torchvision imports.
+IMAGENET_RECORD ?= results/bench_imagenet.json
 bench-imagenet: $(VENV)/bench.stamp $(VENV)-zoo/zoo.stamp
 	PYTHONPATH=src $(VENV)-zoo/bin/python tools/imagenet_bundles.py build/imagenet
-	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_imagenet.py build/imagenet --json results/bench_imagenet.json
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_imagenet.py build/imagenet --json $(IMAGENET_RECORD)
 
 # Every figure of the documents, from the records under results/ alone.
 figures: $(VENV)/demo.stamp

@@ -71,24 +71,28 @@ def allocated(name: str) -> Curve:
 def bundled_curve(absolute: bool) -> str:
     """One network at every budget among static ones, in cp or in BitOps of any depth."""
     curve = sweep("dfs_resnet38_sweep")
-    small = sweep("low_resnet20_cifar10_sweep")
     deep = runs(*(f"static_resnet38_{bits}bit" for bits in WIDTHS))
+    if not absolute:
+        axis = CostAxis()
+        curves = [
+            swept(curve, "one ResNet-38, every budget", axis),
+            trained_alone(deep, "static ResNet-38", axis),
+            in_one_look("dfs_resnet38_controls"),
+            allocated("dfs_resnet38_allocation"),
+        ]
+        return accuracy_curves(curves, axis, curve.images, ident="dfs-cp")
+    small = sweep("low_resnet20_cifar10_sweep")
     shallow = runs(*(f"static_resnet20_{bits}bit" for bits in WIDTHS))
     deepest = runs(*(f"static_resnet74_45k_{bits}bit" for bits in WIDTHS))
-    axis = CostAxis(known_macs([curve, small, *deep, *shallow, *deepest]) if absolute else None)
+    axis = CostAxis(known_macs([curve, small, *deep, *shallow, *deepest]))
     curves = [
         swept(curve, "one ResNet-38, every budget", axis),
+        swept(small, "one ResNet-20, every budget", axis),
         trained_alone(deep, "static ResNet-38", axis),
+        trained_alone(shallow, "static ResNet-20", axis),
+        trained_alone(deepest, "static ResNet-74", axis),
     ]
-    if absolute:
-        curves.insert(1, swept(small, "one ResNet-20, every budget", axis))
-        curves.append(trained_alone(shallow, "static ResNet-20", axis))
-        curves.append(trained_alone(deepest, "static ResNet-74", axis))
-    if not absolute:
-        curves.append(in_one_look("dfs_resnet38_controls"))
-        curves.append(allocated("dfs_resnet38_allocation"))
-    ident = "dfs-bitops" if absolute else "dfs-cp"
-    return accuracy_curves(curves, axis, curve.images, ident=ident)
+    return accuracy_curves(curves, axis, curve.images, ident="dfs-bitops")
 
 
 def contenders(depth: int) -> str:

@@ -37,10 +37,11 @@ def best_step(x: Tensor, bounds: tuple[int, int], candidates: int = 64) -> Tenso
         Steps of shape (rows, 1), positive. A row of zeros gets a harmless tiny step.
     """
     top = bounds[1]
+    if bounds[0] == 0:
+        x = x.clamp_min(0)  # what an unsigned grid can't hold is lost at every step
     low, high = torch.aminmax(x, dim=1, keepdim=True)
-    largest = high if bounds[0] == 0 else torch.maximum(high, -low)
-    limits = (-top if bounds[0] else 0, top)
-    return _least_error(x, largest.clamp_min(2.0**-40) / top, limits, candidates)
+    widest = torch.maximum(high, -low).clamp_min(2.0**-40) / top
+    return _least_error(x, widest, (-top if bounds[0] else 0, top), candidates)
 
 
 def best_grid(values: Tensor, top: int, candidates: int = 64) -> tuple[Tensor, int]:
@@ -65,9 +66,7 @@ def _least_error(x: Tensor, widest: Tensor, limits: tuple[int, int], candidates:
     """Of shares of each row's widest step (rows, 1), those that round its values best."""
     steps = [widest * share for share in torch.linspace(1.0, 0.1, candidates).tolist()]
     errors = torch.zeros(candidates, *widest.shape, dtype=torch.float64, device=x.device)
-    for piece in torch.split(x, max(1, _PIECE // len(x)), dim=1):
-        # What an unsigned grid can't hold is lost at every step: left out, it hides no difference.
-        values = piece if limits[0] else piece.clamp_min(0)
+    for values in torch.split(x, max(1, _PIECE // len(x)), dim=1):
         for error, step in zip(errors, steps, strict=True):
             off = round_to_grid(values, step, limits).sub_(values)
             error += off.square_().sum(1, keepdim=True)

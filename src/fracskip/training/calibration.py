@@ -15,7 +15,7 @@ from fracskip.training.batches import Labelled
 from fracskip.training.objective import WIDEST_LEAN, leaned_path
 
 ROUNDS = 20
-# Off by so much of it, a target or a curve's point is taken at once: an evaluation saved.
+# Off by so much of it, a target or a curve's point is taken at once.
 ON_TARGET, CLOSE_ENOUGH = 0.001, 0.01
 # So much off it is taken if there is none nearer, and so much if else there were no curve.
 FAR_OFF, FARTHEST_OFF = 0.05, 0.25
@@ -63,7 +63,7 @@ class LeanSearch:
         told = budget if self._net.spec.gate.budget_input else None
         return {lean: cost for (known, lean), cost in self._cost.items() if known == told}
 
-    def nearest(self, target: float, tolerance: float = 0.0) -> float:
+    def nearest(self, target: float, tolerance: float) -> float:
         """The lean, of those it tries, whose cost is nearest; of equals the one that is smallest.
 
         Args:
@@ -109,7 +109,7 @@ def _between(low: float, high: float) -> float:
 
 
 def meet_target(net: DynamicNetwork, data: Labelled, target: float, images: int = 1000) -> float:
-    """Sets the network's lean to where its mean cost is nearest to the target.
+    """Sets the network's lean to where its mean cost is on the target, or nearest to it.
 
     Training steers the mean cost of noisy decisions by a lagging price, so it ends near the target,
     seldom on it. The gates' logits say which decisions are close; leaning moves those first.

@@ -5,19 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_networks import make_backbone, make_images, make_spec
-from torch import Tensor
+from tiny_networks import SCHEMES, close, make_backbone, make_images, make_spec
 
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import DataError
 from fracskip.quant.convolution import FractionalConv2d
 from fracskip.quant.quantisers import PaperQuantiser
-
-SCHEMES = ["modern", "paper"]
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -6,22 +6,20 @@ import copy
 
 import pytest
 import torch
-from tiny_networks import every_option, make_images, make_network, make_spec
+from tiny_networks import (
+    COUNT,
+    GATES,
+    close,
+    every_option,
+    make_images,
+    make_network,
+    make_spec,
+    mixing,
+)
 from torch import Tensor
 
-from fracskip.dynamic import DynamicNetwork, Mixing, Output
+from fracskip.dynamic import DynamicNetwork, Output
 from fracskip.errors import ConfigError
-
-GATES = ["recurrent", "feedforward"]
-COUNT = 6
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
-
-
-def mixing(seed: int = 0, **settings: object) -> Mixing:
-    return Mixing(torch.Generator().manual_seed(seed), **settings)
 
 
 def test_gate_logits_are_those_along_the_top_option() -> None:

@@ -7,24 +7,23 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_networks import every_option, make_backbone, make_images, make_network, make_spec
+from tiny_networks import (
+    COUNT,
+    GATES,
+    SCHEMES,
+    close,
+    every_option,
+    make_backbone,
+    make_images,
+    make_network,
+    make_spec,
+    mixing,
+)
 from torch import Tensor, nn
 
 from fracskip.cost import account
-from fracskip.dynamic import DynamicNetwork, Mixing, Output
+from fracskip.dynamic import DynamicNetwork, Output
 from fracskip.errors import ConfigError
-
-SCHEMES = ["modern", "paper"]
-GATES = ["recurrent", "feedforward"]
-COUNT = 6
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
-
-
-def mixing(seed: int = 0, **settings: object) -> Mixing:
-    return Mixing(torch.Generator().manual_seed(seed), **settings)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

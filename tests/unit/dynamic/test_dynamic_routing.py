@@ -6,16 +6,21 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny_networks import counted_macs, every_option, make_images, make_network, make_spec
+from tiny_networks import (
+    COUNT,
+    SCHEMES,
+    counted_macs,
+    every_option,
+    make_images,
+    make_network,
+    make_spec,
+)
 from torch import Tensor, nn
 
 from fracskip.dynamic import DynamicNetwork, Mixing
 from fracskip.dynamic.routing import Trial
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalConv2d
-
-COUNT = 6
-SCHEMES = ["modern", "paper"]
 
 
 @pytest.fixture(scope="module", params=SCHEMES)

@@ -12,10 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
-from fracskip.dynamic import DynamicNetwork
+from fracskip.dynamic import DynamicNetwork, Mixing
 from fracskip.models import CifarResNet, create_model
 
 DEFAULT_OPTIONS = ("skip", "4", "8", "full")
+SCHEMES = ["modern", "paper"]
+GATES = ["recurrent", "feedforward"]
+COUNT = 6
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def mixing(seed: int = 0, **settings: object) -> Mixing:
+    return Mixing(torch.Generator().manual_seed(seed), **settings)
 
 
 def make_spec(
@@ -46,7 +57,7 @@ def make_spec(
     )
 
 
-def make_images(spec: ModelSpec, count: int = 6, seed: int = 7) -> Tensor:
+def make_images(spec: ModelSpec, count: int = COUNT, seed: int = 7) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (count, spec.image.channels, *spec.image.size)
     # Images of unlike brightness, so that pooled features differ between them.

@@ -142,6 +142,7 @@ def test_freezing_gives_all_images_one_path_at_the_target(
     freeze_decisions(net, data, target)
     frozen = predict(net, data.images).decisions
     assert (frozen == frozen[0]).all()
+    assert net.spec.lean == 0.0
     # No nearer than one block's step between options allows.
     assert abs(costs[frozen[0]].mean() - target) <= np.diff(costs).max() / len(frozen[0])
     whole = make_net(gate={"block_bias": True})
