@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--validation", type=int, default=5000, help="as in its recipe")
-    parser.add_argument("--seed", type=int, default=0, help="likewise")
+    parser.add_argument("--split-seed", type=int, default=0, help="likewise")
     parser.add_argument("--images", type=int, default=1000, help="of the validation images")
     parser.add_argument("--json", metavar="FILE")
     given = parser.parse_args()
@@ -114,7 +114,7 @@ def main() -> None:
     if reach is None:
         parser.error(f"{given.checkpoint} takes no budget: there is nothing to search for")
     train = load_split(given.data, "train", net.spec.image)
-    _, validation = split_validation(train, given.validation, given.seed)
+    _, validation = split_validation(train, given.validation, given.split_seed)
     few = validation.subset(range(min(given.images, len(validation))))
     test = load_split(given.data, "test", net.spec.image)
     known: dict[bytes, float] = {}

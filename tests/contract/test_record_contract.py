@@ -214,7 +214,7 @@ def test_a_runs_summary(folder: Path) -> None:
         *("teacher", "backbone", "supernet", "gates", "joint", "runtime"),
     }
     assert set(recipe["data"]) == {
-        *("name", "image", "validation", "train_limit", "augment", "crop_padding", "crop_scale"),
-        *("flip", "balance", "on_corrupt", "workers", "examples"),
+        *("name", "image", "validation", "split_seed", "train_limit", "augment"),
+        *("crop_padding", "crop_scale", "flip", "balance", "on_corrupt", "workers", "examples"),
     }
     assert set(recipe["data"]["image"]) == {"size", "channels", "mean", "std"}

@@ -53,6 +53,8 @@ class DataConfig(Frozen):
         name: cifar10, cifar100, fashion-mnist, sample (the bundled images), or folder:PATH.
         image: Size, channels and normalisation; of a folder, ImageNet's where none is given.
         validation: Images carved from the training set to choose by; the test set is read once.
+        split_seed: Which images those are. It is not the run's seed, so that runs with other random
+            numbers leave out the images that their backbone has not seen either.
         train_limit: Use only the first so many training images, after carving (0: all of them).
         augment: How training images are cropped: 'pad' (at random out of the image with zeros
             around it) or 'resized' (a part of random size and proportions, brought to
@@ -74,6 +76,7 @@ class DataConfig(Frozen):
     name: str = "cifar10"
     image: ImageConfig = ImageConfig()
     validation: Annotated[int, Field(ge=1)] = 5000
+    split_seed: Count = 0
     train_limit: Count = 0
     augment: Literal["pad", "resized"] = "pad"
     crop_padding: Count = 4
@@ -145,7 +148,7 @@ class Recipe(Frozen):
 
     Attributes:
         name: Names the run's folder and its record.
-        seed: All randomness follows from it.
+        seed: All randomness follows from it, but which images validation gets (`data.split_seed`).
         batch_size: Images a step.
         options: A preset's name or a list of options.
         start: A dynamic network's checkpoint whose training goes on, '' to begin with a plain

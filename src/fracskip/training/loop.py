@@ -98,7 +98,7 @@ class _Run:
             # The test set is read when all is trained; that it is missing is said now.
             class_counts(Path(recipe.data.name.removeprefix(FOLDER_PREFIX)), "test")
         everything = self._load("train", recipe.data.image.view)
-        train, held = split_validation(everything, recipe.data.validation, recipe.seed)
+        train, held = split_validation(everything, recipe.data.validation, recipe.data.split_seed)
         self.validation = central(held, recipe.data.image)
         if recipe.data.train_limit:
             train = train.subset(range(min(recipe.data.train_limit, len(train))))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_networks import DEFAULT_OPTIONS, every_option, make_images, make_network, make_spec
+from tiny_networks import (
+    COUNT,
+    DEFAULT_OPTIONS,
+    every_option,
+    make_images,
+    make_network,
+    make_spec,
+)
 from torch import Tensor
 
 from fracskip import checkpoint
@@ -14,7 +21,6 @@ from fracskip.dynamic.folding import folded_branch, folded_shortcut, output_stag
 from fracskip.options import Option
 
 SPEC = make_spec(stream="int8")
-COUNT = 6
 
 
 def levels(net: DynamicNetwork, x: Tensor, stage: int) -> Tensor:

@@ -79,6 +79,25 @@ def test_a_limit_cuts_the_training_images_after_carving(
     ] == [1, 1, 1]
 
 
+def test_other_random_numbers_hold_out_the_same_images(
+    tiny_recipe: Make, run: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second seed of what follows a backbone must not be judged on images that it has seen."""
+    trained_on = []
+
+    class WatchedBatches(Batches):
+        def __init__(self, images: Any, *rest: Any) -> None:
+            trained_on.append(images.images.tobytes())
+            super().__init__(images, *rest)
+
+    monkeypatch.setattr(loop, "Batches", WatchedBatches)
+    first = run(tiny_recipe(**SHORT, seed=0), "a")
+    second = run(tiny_recipe(**SHORT, seed=1), "b")
+    run(tiny_recipe(**SHORT, seed=0, data={"split_seed": 1}), "c")
+    assert trained_on[0] == trained_on[1] != trained_on[2]
+    assert [event["loss"] for event in first.epochs] != [event["loss"] for event in second.epochs]
+
+
 @pytest.mark.parametrize("validation", [46, 1000])
 def test_too_many_validation_images(tiny_recipe: Make, tmp_path: Path, validation: int) -> None:
     recipe = tiny_recipe(data={"validation": validation})
