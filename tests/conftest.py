@@ -64,6 +64,7 @@ def tiny_tree(pictures: Path) -> dict[str, Any]:
             "name": f"folder:{pictures}",
             "image": {"size": [8, 8], **NORMALISATION},
             "validation": 9,
+            "split_seed": 3,
             "crop_padding": 1,
         },
         "model": {"name": "resnet8"},
