@@ -54,7 +54,7 @@ class DataConfig(Frozen):
         image: Size, channels and normalisation; of a folder, ImageNet's where none is given.
         validation: Images carved from the training set to choose by; the test set is read once.
         split_seed: Which images those are. It is not the run's seed, so that runs with other random
-            numbers leave out the images that their backbone has not seen either.
+            numbers hold out the images that their backbone held out.
         train_limit: Use only the first so many training images, after carving (0: all of them).
         augment: How training images are cropped: 'pad' (at random out of the image with zeros
             around it) or 'resized' (a part of random size and proportions, brought to
