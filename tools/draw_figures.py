@@ -43,6 +43,11 @@ def sweep(name: str) -> SweepRecord:
     return record
 
 
+def sweeps(*names: str) -> list[SweepRecord]:
+    """Of these, the sweeps that have a record."""
+    return [sweep(name) for name in names if (RESULTS / f"{name}.json").exists()]
+
+
 def runs(*names: str) -> list[RunRecord]:
     """Of these, the runs that have a record."""
     paths = [RESULTS / f"{name}.json" for name in names]
@@ -101,11 +106,13 @@ def contenders(depth: int) -> str:
     axis = CostAxis()
     static = runs(*(f"static_resnet{depth}_45k_{bits}bit" for bits in WIDTHS))
     frozen = runs(*(f"frozen_resnet{depth}_45k_cp{cp}" for cp in FROZEN))
+    again = sweeps(f"low_resnet{depth}_45k_seed1_sweep")
     curves = [
         swept(curve, f"one ResNet-{depth}, every budget", axis),
         in_one_look(f"low_resnet{depth}_45k_controls"),
         trained_alone(static, "static", axis),
         *([trained_alone(frozen, "frozen", axis)] if frozen else []),
+        *(swept(other, "another seed", axis) for other in again),
     ]
     return accuracy_curves(curves, axis, curve.images, ident=f"contenders-{depth}")
 

@@ -82,6 +82,17 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls what was compiled, always alike but for types of values.
+
+    Whether a tensor wants a gradient and whether autocast is on would each be a variant of its own,
+    and past a few variants `torch.compile` compiles no more.
+    """
+    plain = [each.detach() if isinstance(each, Tensor) else each for each in args]
+    with torch.autocast(plain[0].device.type, enabled=False):
+        return _compiled(function)(*plain)
+
+
 @functools.cache
 def _limits(low: int, high: int, device: torch.device) -> Tensor:
     return torch.tensor([float(low), float(high)], device=device)
@@ -110,11 +121,11 @@ class _Quantise(torch.autograd.Function):
             kind = x.device.type
             narrow = torch.is_autocast_enabled(kind)
             into = torch.get_autocast_dtype(kind) if narrow else torch.float32
-            y = _compiled(_round)(flat, step, limits, into)
+            y = _call(_round, flat, step, limits, into)
             ctx.save_for_backward(flat, step)
         else:
             beside = _flat(shortcut, ctx.order)
-            y = _compiled(_round_sum)(flat, beside, step, limits)
+            y = _call(_round_sum, flat, beside, step, limits)
             ctx.save_for_backward(flat, step, beside)
         ctx.bounds, ctx.shape = bounds, x.shape
         return _shaped(y, x.shape, ctx.order)
@@ -125,8 +136,8 @@ class _Quantise(torch.autograd.Function):
         x, step, *beside = ctx.saved_tensors
         g = _flat(grads[0], ctx.order)
         limits = _limits(*ctx.bounds, x.device)
-        backward = _compiled(_gradient_sum if beside else _gradient)
-        *by_input, total = backward(g, x, *beside, step, limits)
+        backward = _gradient_sum if beside else _gradient
+        *by_input, total = _call(backward, g, x, *beside, step, limits)
         g_x, g_shortcut, *_ = (*[_shaped(each, ctx.shape, ctx.order) for each in by_input], None)
         return g_x, g_shortcut, total * step_factor(x.numel(), ctx.bounds) / step, None
 

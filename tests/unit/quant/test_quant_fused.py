@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import pytest
@@ -61,6 +62,24 @@ def test_under_autocast_what_a_convolution_takes_is_narrow_and_the_stream_is_not
     assert stream.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fake_quantise(x, step, (0, 15)).bfloat16(), narrow)
+
+
+@needs_compiler
+def test_training_and_evaluation_stay_within_what_is_compiled() -> None:
+    """Past a limit of variants `torch.compile` leaves what is new uncompiled, and slow."""
+    torch._dynamo.reset()
+    step, shortcut = torch.tensor([0.1], requires_grad=True), torch.randn(2, 3, 4, 4)
+    kinds = itertools.product((False, True), (torch.float32, torch.bfloat16), (None, shortcut))
+    with fused.fusing(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for narrow, kind, beside in kinds:
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                for learns in (False, True):
+                    x = torch.randn(2, 3, 4, 4).to(kind).requires_grad_(learns)
+                    fake_quantise(x, step, (0, 15), beside).float().sum().backward()
+                with torch.no_grad():
+                    fake_quantise(x, step.detach(), (0, 15), beside)
+                with torch.inference_mode():
+                    fake_quantise(torch.randn(2, 3, 4, 4).to(kind), step, (0, 15), beside)
 
 
 def test_it_is_on_where_it_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
