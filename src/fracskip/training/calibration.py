@@ -19,14 +19,16 @@ ROUNDS = 20
 ON_TARGET, CLOSE_ENOUGH = 0.001, 0.01
 # So much off it is taken if there is none nearer, and so much if else there were no curve.
 FAR_OFF, FARTHEST_OFF = 0.05, 0.25
+FAR_APART = 2.0  # costs, as a ratio
+LEAST_SHARE = 0.1  # of the way between two leans
 
 
 class LeanSearch:
-    """What leans cost; each is measured once. Leaves the network's lean where it last looked.
+    """What leans cost; each is measured once. The network stays as it is.
 
     A gate that takes a budget is told the one that is looked for, and a curve that the network has
-    is dropped: it would put its own lean in place of the one to be measured. So is a cascade, which
-    was measured with other leans.
+    is left aside: it would put its own lean in place of the one to be measured. So is a cascade,
+    which was measured with other leans.
 
     Args:
         net: The network.
@@ -49,12 +51,15 @@ class LeanSearch:
 
     def cost_at(self, lean: float, budget: float | None = None) -> float:
         """The computation share at a lean, the gate being told a budget."""
-        net = self._net
-        told = budget if net.spec.gate.budget_input else None
-        dropped: dict[str, Any] = {} if told is None else {"curve": ()}
-        net.spec = net.spec.model_copy(update={"lean": lean, "cascade": (), **dropped})
+        net, spec = self._net, self._net.spec
+        told = budget if spec.gate.budget_input else None
         if (told, lean) not in self._cost:
-            decisions = predict(net, self._pixels, budget=told).decisions
+            aside: dict[str, Any] = {} if told is None else {"curve": ()}
+            net.spec = spec.model_copy(update={"lean": lean, "cascade": (), **aside})
+            try:
+                decisions = predict(net, self._pixels, budget=told).decisions
+            finally:
+                net.spec = spec
             self._cost[told, lean] = account(decisions, net.options, net.profile).cp
         return self._cost[told, lean]
 
@@ -81,31 +86,42 @@ class LeanSearch:
     def _next(self, costs: dict[float, float], target: float) -> float:
         """The lean to look at next.
 
-        Costs at other budgets say about where it lies until this one's own do.
+        Costs at other budgets say about where it lies until this one's own do. Between two leans
+        whose costs are close it lies where an even rise would put it; but every second time, as
+        between others, in the middle, for costs may jump.
         """
         known = [*self._expected, *((lean, cost) for (_, lean), cost in self._cost.items())]
-        under = [lean for lean, cost in costs.items() if cost < target]
-        over = [lean for lean, cost in costs.items() if cost >= target]
-        low, high = max(under, default=-WIDEST_LEAN), min(over, default=WIDEST_LEAN)
-        within = [(lean, cost) for lean, cost in known if low < lean < high]
-        likely_low = max((lean for lean, cost in within if cost < target), default=low)
-        likely_high = min((lean for lean, cost in within if cost >= target), default=high)
         if not known:
             return 0.0
+        lowest, highest = (-WIDEST_LEAN, 0.0), (WIDEST_LEAN, math.inf)
+        low = max((each for each in costs.items() if each[1] < target), default=lowest)
+        high = min((each for each in costs.items() if each[1] >= target), default=highest)
+        within = [each for each in known if low[0] < each[0] < high[0]]
+        likely_low = max((each for each in within if each[1] < target), default=low)
+        likely_high = min((each for each in within if each[1] >= target), default=high)
         if not costs:
-            return _between(likely_low, likely_high)
-        if not under and likely_low > low:
-            return likely_low
-        if not over and likely_high < high:
-            return likely_high
-        return _between(low, high)
+            share = _share_between(likely_low[1], likely_high[1], target)
+            return _between(likely_low[0], likely_high[0], share)
+        if low == lowest and likely_low[0] > low[0]:
+            return likely_low[0]
+        if high == highest and likely_high[0] < high[0]:
+            return likely_high[0]
+        share = 0.5 if len(costs) % 2 else _share_between(low[1], high[1], target)
+        return _between(low[0], high[0], min(max(share, LEAST_SHARE), 1 - LEAST_SHARE))
 
 
-def _between(low: float, high: float) -> float:
-    """The middle of two leans; of their logarithms where far apart: prices span decades."""
+def _share_between(low: float, high: float, cost: float) -> float:
+    """How far up from one cost to another a third one is; half where they say little of it."""
+    if high > FAR_APART * low:
+        return 0.5
+    return math.log(cost / low) / math.log(high / low)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """A lean between two; by their logarithms where far apart: prices span decades."""
     if low * high > 0 and max(abs(low), abs(high)) > 4 * min(abs(low), abs(high)):
-        return math.copysign(math.sqrt(low * high), low)
-    return (low + high) / 2
+        return math.copysign(abs(low) ** (1 - share) * abs(high) ** share, low)
+    return low + share * (high - low)
 
 
 def meet_target(net: DynamicNetwork, data: Labelled, target: float, images: int = 1000) -> float:
@@ -115,7 +131,8 @@ def meet_target(net: DynamicNetwork, data: Labelled, target: float, images: int 
     seldom on it. The gates' logits say which decisions are close; leaning moves those first.
 
     Args:
-        net: The network; its `spec.lean` is set.
+        net: The network; its `spec.lean` is set and its cascade, measured with another, dropped. A
+            curve that it has says where to look first, and stays.
         data: Validation images; labels are not used.
         target: Computation share.
         images: How many of them to use.
@@ -123,8 +140,15 @@ def meet_target(net: DynamicNetwork, data: Labelled, target: float, images: int 
     Returns:
         The computation share that the network then has on these images.
     """
-    search = LeanSearch(net, data, images)
-    return search.cost_at(search.nearest(target, ON_TARGET), target)
+    search = LeanSearch(net, data, images, _expected(net))
+    lean = search.nearest(target, ON_TARGET)
+    net.spec = net.spec.model_copy(update={"lean": lean, "cascade": ()})
+    return search.cost_at(lean, target)
+
+
+def _expected(net: DynamicNetwork) -> list[tuple[float, float]]:
+    """What a network's curve says: leans and what they cost."""
+    return [(lean, cost) for cost, lean in net.spec.curve]
 
 
 @torch.no_grad()
@@ -158,16 +182,15 @@ def measure_curve(
     """Measures which leans meet which budgets, so that callers may name any between them.
 
     Args:
-        net: The network; its `spec.curve` is set, its lean stays.
+        net: The network; its `spec.curve` is set, its cascade dropped, its lean stays. A curve that
+            it has says where to look first.
         data: Validation images; labels are not used.
         budgets: Computation shares. One that no lean comes near (5% of it), because decisions jump
             past it or the options end before it, is left out; where fewer than two would stay, as
             in a network of few blocks, 25% is near enough.
         images: How many images to use.
     """
-    lean = net.spec.lean
-    known = [(leaned, cost) for cost, leaned in net.spec.curve]
-    search = LeanSearch(net, data, images, known)
+    search = LeanSearch(net, data, images, _expected(net))
     found = {budget: search.nearest(budget, CLOSE_ENOUGH) for budget in sorted(budgets)}
     for tolerance in (FAR_OFF, FARTHEST_OFF):
         points: list[tuple[float, float]] = []
@@ -178,4 +201,4 @@ def measure_curve(
         if len(points) > 1:
             break
     curve = tuple(points) if len(points) > 1 else ()
-    net.spec = net.spec.model_copy(update={"lean": lean, "curve": curve})
+    net.spec = net.spec.model_copy(update={"curve": curve, "cascade": ()})

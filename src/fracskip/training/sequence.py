@@ -250,9 +250,9 @@ class StageSequence:
         if joint.decisions == "alike":
             return  # they are what they are
         assert net.spec.target is not None
+        # A curve that a network brings along is of other weights.
+        measure_curve(net, self._validation, joint.budgets if joint.aim == "budgets" else ())
         meet_target(net, self._validation, net.spec.target)
-        if joint.aim == "budgets":
-            measure_curve(net, self._validation, joint.budgets)
 
     @torch.no_grad()
     def _taken(self, net: DynamicNetwork, images: list[torch.Tensor]) -> list[torch.Tensor] | None:

@@ -12,6 +12,7 @@ from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
+from fracskip.training import calibration
 from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 
 
@@ -86,6 +87,31 @@ def test_a_curve_meets_its_budgets(make_net: Callable[..., DynamicNetwork]) -> N
     np.testing.assert_allclose(realised, budgets, rtol=0.1)
     between = costs[predict(net, data.images, budget=0.15).decisions].mean()
     assert realised[1] < between < realised[2]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_a_curve_says_is_looked_at_first(
+    make_net: Callable[..., DynamicNetwork], monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    net = make_net(gate={"budget_input": told})
+    spread(net)
+    data = images(net, 256)
+    measure_curve(net, data, [0.1, 0.2, 0.4, 0.8], images=256)
+    curve, looks = net.spec.curve, []
+    assert len(curve) > 1
+    monkeypatch.setattr(
+        calibration, "predict", lambda *given, **named: looks.append(1) or predict(*given, **named)
+    )
+    measure_curve(net, data, [cost for cost, _ in curve], images=256)
+    assert net.spec.curve == curve
+    again = len(looks)
+    target = (curve[0][0] + curve[1][0]) / 2
+    assert meet_target(net, data, target, images=256) == pytest.approx(target, rel=0.1)
+    assert net.spec.curve == curve
+    net.spec = net.spec.model_copy(update={"curve": ()})
+    looks.clear()
+    measure_curve(net, data, [cost for cost, _ in curve], images=256)
+    assert len(curve) <= again < len(looks)
 
 
 def test_budgets_that_no_lean_meets_are_left_out(make_net: Callable[..., DynamicNetwork]) -> None:
