@@ -23,6 +23,7 @@ from fracskip.training.batches import Labelled
 
 STEP = 1.25  # from the budget of a look to that of the next dearer one
 FURTHEST = 5  # so many steps the first look's budget may lie under the cascade's, the second's over
+JUST_UNDER = 1 - 1e-4  # a budget that still gets one look, where those over it get two
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def measure_cascade(net: DynamicNetwork, data: Labelled) -> float:
     """Lets the network look twice, if validation images gain by it.
 
     The first look's budget is the same share of the asked one at every budget, and the second's the
-    same multiple, but for the ends of the curve: two numbers, so that they can be chosen by
-    accuracy without fitting the images that they are chosen on. Thresholds need no labels.
+    same multiple, but for the ends of the curve; and budgets under one of them, which leave a first
+    look too little, get one look. So three numbers are chosen by accuracy, too few to fit the
+    images that they are chosen on. Thresholds need no labels.
 
     A gain that is not above its own standard error is none.
 
@@ -67,13 +69,11 @@ def measure_cascade(net: DynamicNetwork, data: Labelled) -> float:
     steps = max(1, round(math.log(high / low) / math.log(STEP)))
     budgets = np.geomspace(low, high, steps + 1).clip(low, high).tolist()
     looks = [look_at(net, data, budget) for budget in budgets]
-    once = np.mean([look.right for look in looks], axis=0)
     found = [
-        combined(looks, under, over)
+        where_it_pays(*combined(looks, under, over))
         for under, over in itertools.product(range(1, FURTHEST + 1), repeat=2)
     ]
-    right, points = max(found, key=lambda each: float(each[0].mean()))
-    gained = right - once
+    gained, points = max(found, key=lambda each: float(each[0].mean()))
     if gained.mean() <= gained.std() / math.sqrt(len(gained)):
         return 0.0
     net.spec = net.spec.model_copy(update={"cascade": points})
@@ -98,17 +98,39 @@ def combined(
         over: So many after it the second.
 
     Returns:
-        How often each image is right, a mean over the budgets (N,), and the cascade's points.
+        1 where an image is right that is wrong in one look, -1 where it is the other way round,
+        else 0, (budgets, N); and the cascade's points, one a budget.
     """
-    right, points = [], []
+    gains, points = [], []
     for index, own in enumerate(looks):
         first = looks[max(index - under, 0)]
         second = looks[min(index + over, len(looks) - 1)]
         confidence = threshold(first, second, own.budget)
-        again = first.confidence < confidence
-        right.append(np.where(again, second.right, first.right))
+        right = np.where(first.confidence < confidence, second.right, first.right)
+        gains.append(right.astype(np.float64) - own.right)
         points.append((own.budget, first.budget, second.budget, confidence))
-    return np.mean(right, axis=0), tuple(points)
+    return np.stack(gains), tuple(points)
+
+
+def where_it_pays(
+    gains: NDArray[np.float64], points: Sequence[CascadePoint]
+) -> tuple[NDArray[np.float64], tuple[CascadePoint, ...]]:
+    """Gives the smallest budgets one look, up to where the sum of all gains is greatest.
+
+    Args:
+        gains: Of each budget's cascade, (budgets, N).
+        points: Their cascades.
+
+    Returns:
+        What each image gains, a mean over all budgets (N,), and the cascade's points.
+    """
+    from_there_up = gains.mean(1)[::-1].cumsum()[::-1]
+    start = int(from_there_up.argmax())
+    gained = gains[start:].sum(0) / len(gains)
+    if not start:
+        return gained, tuple(points)
+    alone = [(budget,) * 3 for budget in (points[0][0], points[start][0] * JUST_UNDER)]
+    return gained, (*((*budgets, 0.0) for budgets in alone), *points[start:])
 
 
 def threshold(first: Look, second: Look, budget: float) -> float:

@@ -18,7 +18,7 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
 from fracskip.training import cascade, train
-from fracskip.training.cascade import Look, combined, measure_cascade, threshold
+from fracskip.training.cascade import Look, combined, measure_cascade, threshold, where_it_pays
 
 COUNT = 400
 
@@ -56,7 +56,7 @@ def test_thresholds_at_the_ends() -> None:
 
 def test_a_cascade_has_a_point_for_every_look() -> None:
     every = looks()
-    right, points = combined(every, 2, 1)
+    gains, points = combined(every, 2, 1)
     assert [point[0] for point in points] == [look.budget for look in every]
     assert points[3][1:3] == (every[1].budget, every[4].budget)
     assert points[0][1:3] == (every[0].budget, every[1].budget)
@@ -66,9 +66,34 @@ def test_a_cascade_has_a_point_for_every_look() -> None:
         one = next(look for look in every if look.budget == first)
         two = next(look for look in every if look.budget == second)
         again = one.confidence < least
-        parts.append(np.where(again, two.right, one.right))
+        parts.append(np.where(again, two.right, one.right) - own.right.astype(float))
         assert one.cost.mean() + (again * two.cost).mean() <= max(own.budget, one.cost.mean())
-    np.testing.assert_allclose(right, np.mean(parts, axis=0))
+    np.testing.assert_array_equal(gains, parts)
+
+
+def test_small_budgets_get_one_look_where_two_are_worse() -> None:
+    every = looks()
+    _, points = combined(every, 2, 2)
+    lowest, start = every[0].budget, every[3].budget
+    gains = np.array([[1, 0], [-1, -1], [0, -1], [1, 1], [0, 0], [0, -1], [1, 1]], np.float64)
+    gained, chosen = where_it_pays(gains, points)
+    np.testing.assert_allclose(gained, np.array([2, 1]) / 7)
+    assert chosen[2:] == points[3:]
+    rows = Cascade(chosen)
+    for budget in np.geomspace(lowest, start * 0.999, 9):
+        asked = rows.looks_at(np.array([budget], np.float32))
+        assert asked.first == asked.second == pytest.approx(budget, rel=1e-6)
+        assert asked.confidence == 0.0
+    there = rows.looks_at(np.array([start], np.float32))
+    assert there.confidence == pytest.approx(points[3][3], rel=0.01)
+
+
+def test_all_budgets_get_two_looks_where_they_gain_by_it() -> None:
+    _, points = combined(looks(), 1, 1)
+    gains = np.ones((len(points), 2))
+    gained, chosen = where_it_pays(gains, points)
+    assert chosen == points
+    np.testing.assert_array_equal(gained, [1, 1])
 
 
 def noise(net: DynamicNetwork) -> ImageSet:
@@ -130,7 +155,9 @@ def test_a_run_ends_with_what_validation_chose(
     else:
         # However the tiny network fares: the first cascade is taken to be the better one.
         found = cascade.combined
-        monkeypatch.setattr(cascade, "combined", lambda *given: (np.full(9, 2.0), found(*given)[1]))
+        monkeypatch.setattr(
+            cascade, "combined", lambda *given: (np.full((len(given[0]), 9), 2.0), found(*given)[1])
+        )
     joint = {"epochs": 1, "target": 0.45, "budgets": [0.05, 0.1, 0.2, 0.4, 0.6], "looks": 2}
     train(tiny_recipe(joint=joint, gates={"epochs": 1}, backbone={"epochs": 1}), tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -152,26 +179,14 @@ def test_two_looks_need_budgets_around_the_target(
         tiny_recipe(joint={"looks": 2, "target": 0.1, "budgets": budgets})
 
 
-def noisy(share: float) -> list[Look]:
-    """Looks of equal skill, whose second choices are right or wrong by lot."""
-    draw = np.random.default_rng(0)
-    every = looks()
-    lot = [draw.random(COUNT) < share for _ in every]
-    return [
-        Look(look.budget, look.cost, look.confidence, right)
-        for look, right in zip(every, lot, strict=True)
-    ]
-
-
 def test_a_gain_within_its_error_is_none(
     make_net: Callable[..., DynamicNetwork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = make_net(curve=CURVE, target=0.1)
-    given = iter(noisy(0.9) * 3)
-    monkeypatch.setattr(cascade, "look_at", lambda net, data, budget: next(given))
-    right = np.full(COUNT, 0.9)
-    right[:2] += 1e-3
-    monkeypatch.setattr(cascade, "combined", lambda every, under, over: (right, ()))
+    gained = np.zeros(COUNT)
+    gained[:2] = 2e-3, -1e-3
+    monkeypatch.setattr(cascade, "look_at", lambda net, data, budget: looks()[0])
+    monkeypatch.setattr(cascade, "combined", lambda every, under, over: (gained[None], ()))
     assert measure_cascade(net, noise(net)) == 0.0
     assert net.spec.cascade == ()
 
