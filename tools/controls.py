@@ -26,11 +26,11 @@ from fracskip.checkpoint import load
 from fracskip.cost import FirstLooks, decision_entropy_bits, option_shares
 from fracskip.data import load_split
 from fracskip.evaluation.sweep import default_budgets
-from fracskip.machine import describe_processor
+from fracskip.machine import cores, describe_processor
 from fracskip.runtime import InferenceSession
 
 DEALS = 3  # shuffles whose accuracies are averaged
-THREADS = 2
+THREADS = cores()
 
 
 def accuracy(

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from fracskip.checkpoint import load
 from fracskip.data import ImageSet, load_split, split_validation
 from fracskip.evaluation.sweep import default_budgets
-from fracskip.machine import describe_processor
+from fracskip.machine import cores, describe_processor
 from fracskip.runtime import InferenceSession
 
-THREADS = 2
+THREADS = cores()
 ROUNDS = 4
 HALVINGS = 60  # of the interval of prices
 MOST_PRICE = 1e3  # nats a block's whole cost

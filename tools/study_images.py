@@ -28,11 +28,11 @@ from fracskip.checkpoint import load, load_backbone
 from fracskip.data import ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation.sweep import default_budgets
-from fracskip.machine import describe_processor
+from fracskip.machine import cores, describe_processor
 from fracskip.models import create_model
 from fracskip.runtime import InferenceSession
 
-THREADS = 2
+THREADS = cores()
 Numbers = NDArray[np.float64]
 
 
