@@ -17,7 +17,7 @@ from fracskip.report.wording import option_words, percent
 WIDTH, HEIGHT = 760, 440
 FULL_BITOPS = 32 * 32  # of a multiplication in full precision
 _OFF_SCALE = 0.06  # below the best accuracy; what lies lower is drawn as an arrow at the edge
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_MARKERS = ("o", "s", "D", "^", "P", "X", "<")  # "v" points at what lies below the scale
 
 
 @dataclass(frozen=True)
