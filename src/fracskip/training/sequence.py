@@ -29,7 +29,6 @@ from fracskip.training.state import Position, load_optimiser
 from fracskip.training.supernet import SupernetTraining, draw_path
 from fracskip.training.trust import choose_trust
 
-TRUST_BUDGETS = 3  # at which trust in gates is chosen, or one or two more
 ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
 STAGES = ("backbone", "supernet", "gates", "joint")
 
@@ -166,8 +165,7 @@ class StageSequence:
             net.gate.round_embeddings()
         if (gates.trusts or gates.block_trusts) and net.gate is not None:
             budgets = sorted(joint.budgets) or [joint.target]
-            few = budgets[:: max(1, len(budgets) // TRUST_BUDGETS)]
-            trust = choose_trust(net, self._validation, few, gates.trusts, gates.block_trusts)
+            trust = choose_trust(net, self._validation, budgets, gates.trusts, gates.block_trusts)
         if joint.decisions == "alike" and net.gate is not None:
             freeze_decisions(net, self._validation, joint.target)
         if joint.epochs and joint.paths == "shared":

@@ -136,6 +136,16 @@ def test_shares_that_miss_a_budget_come_last(
     assert (missed, trial.loss(trust.Trust(0.0, 0.0))) == (1, (0, worse))
 
 
+@torch.no_grad()
+def test_budgets_between_those_that_are_judged_are_to_be_met_too(make_net: Make) -> None:
+    net = network(make_net, GATES[0])
+    trial = trust._Trial(net, pictures(net), (0.01, 0.0102, 0.0104, 0.0106, 0.0108, 0.011), 60)
+    judged: list[torch.Tensor] = []
+    trial._judge.loss = lambda chosen: judged.append(chosen) or 0.0  # type: ignore[method-assign]
+    missed, _ = trial.loss(trust.Trust(0.0, 0.0))
+    assert (missed, len(judged)) == (6, 3)
+
+
 @pytest.mark.parametrize(("losses", "best"), [((2.0, 1.0, 5.0, 4.0), 1), ((1.0, 2.0, 5.0, 4.0), 0)])
 def test_blocks_are_chosen_first_and_without_images(
     make_net: Make, losses: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
