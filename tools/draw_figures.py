@@ -117,6 +117,22 @@ def contenders(depth: int) -> str:
     return accuracy_curves(curves, axis, curve.images, ident=f"contenders-{depth}")
 
 
+def trusted() -> str:
+    """What trust in blocks gives a ResNet-38, among what was trained from the same backbone."""
+    curve = sweep("low_resnet38_45k_blocks_sweep")
+    axis = CostAxis()
+    static = runs(*(f"static_resnet38_45k_{bits}bit" for bits in WIDTHS))
+    frozen = runs("frozen_resnet38_45k_blocks_cp10")
+    curves = [
+        swept(curve, "one ResNet-38, trust in blocks", axis),
+        in_one_look("low_resnet38_45k_blocks_controls"),
+        trained_alone(static, "static", axis),
+        *([trained_alone(frozen, "frozen", axis)] if frozen else []),
+        swept(sweep("low_resnet38_45k_seed1_sweep"), "without that trust", axis),
+    ]
+    return accuracy_curves(curves, axis, curve.images, ident="trusted")
+
+
 def photographs() -> str:
     """Two networks at every budget, and the widths of the one with many."""
     low, clock = (sweep(f"photos5_{name}_resnet18_sweep") for name in ("dfs", "cpu"))
@@ -143,6 +159,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
     "resnet38_45k_contenders": lambda: contenders(38),
     "resnet74_45k_contenders": lambda: contenders(74),
+    "resnet38_45k_blocks": trusted,
     "photos5_resnet18": photographs,
     "bench_photos5": lambda: accuracy_latency(plain("bench_photos5")),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
