@@ -127,7 +127,7 @@ def trusted() -> str:
         swept(curve, "one ResNet-38, trust in blocks", axis),
         in_one_look("low_resnet38_45k_blocks_controls"),
         trained_alone(static, "static", axis),
-        *([trained_alone(frozen, "frozen", axis)] if frozen else []),
+        trained_alone(frozen, "frozen", axis),
         swept(sweep("low_resnet38_45k_seed1_sweep"), "without that trust", axis),
     ]
     return accuracy_curves(curves, axis, curve.images, ident="trusted")
