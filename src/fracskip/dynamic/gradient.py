@@ -16,7 +16,8 @@ the random choices and compares it with `FractionalBlock.mix`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,6 +58,9 @@ class _GateGradient(torch.autograd.Function):
         return g, by_weight, None, None, None, None, None
 
 
+_gate_gradient = cast(Callable[..., Tensor], _GateGradient.apply)
+
+
 def pass_gate_gradient(
     y: Tensor,
     weights: Tensor,
@@ -77,5 +81,4 @@ def pass_gate_gradient(
         option: That option's index.
         factor: One over the probability that an image tries a given option.
     """
-    out = _GateGradient.apply(y, weights, skipped, tried, rows, option, factor)  # type: ignore[no-untyped-call]
-    return out  # type: ignore[no-any-return]
+    return _gate_gradient(y, weights, skipped, tried, rows, option, factor)

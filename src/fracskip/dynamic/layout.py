@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class _Reorder(torch.autograd.Function):
         return grads[0].index_select(0, inverse), None, None
 
 
+_reorder = cast(Callable[..., Tensor], _Reorder.apply)
+
+
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Permutes images; the gradient is a permutation too, not a scatter.
 
@@ -41,4 +45,4 @@ def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         order: A permutation (B,).
         inverse: Its inverse (B,).
     """
-    return _Reorder.apply(x, order, inverse)  # type: ignore[no-any-return, no-untyped-call]
+    return _reorder(x, order, inverse)

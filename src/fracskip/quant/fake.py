@@ -7,7 +7,8 @@ one, gets the gradient of LSQ (Esser et al., "Learned Step Size Quantization", I
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,6 +84,9 @@ class _FakeQuantise(torch.autograd.Function):
         return g_x, g_step, None
 
 
+_fake_quantise = cast(Callable[..., Tensor], _FakeQuantise.apply)
+
+
 def fake_quantise(
     x: Tensor, step: Tensor, bounds: tuple[int, int], shortcut: Tensor | None = None
 ) -> Tensor:
@@ -102,7 +106,7 @@ def fake_quantise(
         return fused.quantise(x, step, bounds, shortcut)
     x = x if shortcut is None else x + shortcut
     # Integers above 2^8 have no exact bfloat16: under autocast, too, the grid is float32's.
-    return _FakeQuantise.apply(x.float(), step, bounds)  # type: ignore[no-any-return, no-untyped-call]
+    return _fake_quantise(x.float(), step, bounds)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -118,6 +122,9 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None, None, None
 
 
+_straight_through = cast(Callable[..., Tensor], _StraightThrough.apply)
+
+
 def fake_quantise_affine(
     x: Tensor, scale: Tensor, zero_point: int, bounds: tuple[int, int]
 ) -> Tensor:
@@ -126,4 +133,4 @@ def fake_quantise_affine(
     This is the paper's quantiser (Banner et al., "Scalable Methods for 8-bit Training of Neural
     Networks", NeurIPS 2018); the modern one is `fake_quantise`.
     """
-    return _StraightThrough.apply(x.float(), scale, zero_point, bounds)  # type: ignore[no-any-return, no-untyped-call]
+    return _straight_through(x.float(), scale, zero_point, bounds)

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,6 +142,9 @@ class _Quantise(torch.autograd.Function):
         return g_x, g_shortcut, total * step_factor(x.numel(), ctx.bounds) / step, None
 
 
+_quantise = cast(Callable[..., Tensor], _Quantise.apply)
+
+
 def quantise(
     x: Tensor, step: Tensor, bounds: tuple[int, int], shortcut: Tensor | None = None
 ) -> Tensor:
@@ -156,4 +159,4 @@ def quantise(
     Returns:
         (B, C, H, W). A sum's is float32; x's alone is of autocast's type, where that is on.
     """
-    return _Quantise.apply(x, shortcut, step, bounds)  # type: ignore[no-any-return, no-untyped-call]
+    return _quantise(x, shortcut, step, bounds)

@@ -281,10 +281,10 @@ class StageSequence:
             return HarmTraining(net, *common) if says_harm else GateTraining(net, *common)
         return JointTraining(net, *common, self.teacher)
 
-    def _place(self, net: torch.nn.Module) -> Any:
+    def _place(self, net: Any) -> Any:  # torch 2.13 does not type `to(memory_format=)`
         net = net.to(self._device)
         if self._recipe.runtime.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net = net.to(memory_format=torch.channels_last)
         return net
 
     def _plain(self, name: str = "") -> torch.nn.Module:
