@@ -1,7 +1,7 @@
 """A checkpoint as it is published: weights that only ever execute as integers held as those.
 
 A network that learned the validation images is too sure of them, so no cascade can be measured on
-it. One that was trained alike and has not (`--cascade-of`) lends its own.
+it. One that was trained alike and has not (`--cascade-of`) lends its own; its run's record will do.
 
 Run from the repository's root:
 
@@ -11,6 +11,7 @@ Run from the repository's root:
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -21,20 +22,28 @@ from fracskip.data import load_sample
 from fracskip.dynamic import preprocess
 
 
+def lent_cascade(sibling: Path) -> tuple[list[list[float]], str]:
+    """The cascade of a checkpoint or of a run's record (.json), and that network's digest."""
+    if sibling.suffix == ".json":
+        record = json.loads(sibling.read_text())
+        return record["cascade"], record["test"]["checkpoint_digest"]
+    net = checkpoint.load(sibling)
+    return [list(looks) for looks in net.spec.cascade], net.digest
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--to", metavar="FILE", type=Path, required=True)
-    parser.add_argument("--cascade-of", metavar="CKPT", type=Path)
+    parser.add_argument("--cascade-of", metavar="CKPT_OR_RECORD", type=Path)
     given = parser.parse_args()
     net = checkpoint.load(given.checkpoint)
     notes = {**net.notes, "packed_from": net.digest}
     if given.cascade_of:
-        sibling = checkpoint.load(given.cascade_of)
-        spec = {**net.spec.model_dump(), "cascade": sibling.spec.cascade}
+        cascade, notes["cascade_of"] = lent_cascade(given.cascade_of)
+        spec = {**net.spec.model_dump(), "cascade": cascade}
         net.spec = ModelSpec.model_validate(spec)  # its looks must lie on this network's curve
-        notes["cascade_of"] = sibling.digest
     digest = checkpoint.save(net, given.to, notes, packed=True)
     images = preprocess(load_sample().images[:100], net.spec.image)
     same = torch.equal(net(images).logits, checkpoint.load(given.to)(images).logits)

@@ -145,7 +145,17 @@ def test_the_published_result_is_of_this_network(
     for point in record.static:
         assert point.accuracy == pytest.approx(trained[point.option], abs=0.002)
     assert record.second_looks > 0.05
-    assert record.accuracy > run["test"]["accuracy"]
+
+
+def test_second_looks_are_worth_more_than_one_and_than_as_many_by_lot(
+    bundled: DynamicNetwork,
+) -> None:
+    controls = json.loads((RESULTS / "dfs_resnet38_controls.json").read_text(encoding="utf-8"))
+    assert controls["checkpoint"]["digest"] == bundled.digest
+    points = controls["points"]
+    gains = [point["accuracy"] - point["in_one_look"]["accuracy"] for point in points]
+    assert np.mean(gains) > 0.003
+    assert all(point["accuracy"] > point["second_looks_by_lot"]["accuracy"] for point in points)
 
 
 # -- by name --------------------------------------------------------------------------------------
