@@ -129,6 +129,7 @@ def trusted() -> str:
         trained_alone(static, "static", axis),
         trained_alone(frozen, "frozen", axis),
         swept(sweep("low_resnet38_45k_seed1_sweep"), "without that trust", axis),
+        swept(sweep("low_resnet38_45k_blocks_seed0_sweep"), "another seed", axis),
     ]
     return accuracy_curves(curves, axis, curve.images, ident="trusted")
 
