@@ -84,6 +84,7 @@ def bundled_curve(absolute: bool) -> str:
             trained_alone(deep, "static ResNet-38", axis),
             in_one_look("dfs_resnet38_controls"),
             allocated("dfs_resnet38_allocation"),
+            trained_alone(runs("frozen_resnet38_blocks_cp10"), "frozen, trained again", axis),
         ]
         return accuracy_curves(curves, axis, curve.images, ident="dfs-cp")
     small = sweep("low_resnet20_cifar10_sweep")
