@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 
 from fracskip.version import __version__
@@ -32,10 +33,18 @@ def describe_processor(threads: int) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    found = {"python": platform.python_version(), "fracskip": __version__}
-    for package in ("torch", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    found = {package: version_of(package) for package in ("torch", "numpy")}
+    return {"python": platform.python_version(), "fracskip": __version__, **found}
+
+
+def version_of(package: str) -> str:
+    """A package's version or 'not installed'; with its build (`+cu130`), once it is imported.
+
+    A wheel's metadata may leave the build out, as that of torch from PyPI does.
+    """
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    own = str(getattr(sys.modules.get(package), "__version__", found))
+    return own if own.startswith(f"{found}+") else found

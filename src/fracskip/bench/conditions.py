@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import Any
 
-from fracskip.machine import cores, versions
+from fracskip.machine import cores, version_of, versions
 
 FLAGS = (
     *("sse4_1", "avx", "fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -66,10 +65,4 @@ def describe(load_before: list[float]) -> dict[str, Any]:
 
 def all_versions() -> dict[str, str]:
     """Versions of everything that takes part."""
-    found = versions()
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {**versions(), **{package: version_of(package) for package in PACKAGES}}

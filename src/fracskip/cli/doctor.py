@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from fracskip import __version__
 from fracskip.bench.blocks import gate_time, kernels_by_option, option_times
 from fracskip.data import DATASETS, cache_dir, load_sample
 from fracskip.errors import FracskipError, MissingExtraError
+from fracskip.machine import version_of
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.session import instruction_sets
 
@@ -65,9 +65,7 @@ def _extra(name: str, packages: tuple[str, ...]) -> Finding:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         return Finding(name, f"not installed (pip install 'fracskip[{name}]')")
-    return Finding(
-        name, ", ".join(f"{package} {metadata.version(package)}" for package in packages)
-    )
+    return Finding(name, ", ".join(f"{package} {version_of(package)}" for package in packages))
 
 
 def _engine() -> Finding:
@@ -122,10 +120,9 @@ def examine() -> list[Finding]:
         Finding("fracskip", f"{__version__}, Python {platform.python_version()}"),
         Finding("processor", _cpu()),
     ]
+    torch = _torch() if importlib.util.find_spec("torch") is not None else []
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
-    if importlib.util.find_spec("torch") is not None:
-        findings += _torch()
-    findings += [_engine(), *_bundled()]
+    findings += [*torch, _engine(), *_bundled()]
     cached = [name for name in DATASETS if (cache_dir() / name / "manifest.json").exists()]
     existing = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
     free = shutil.disk_usage(existing).free / 2**30

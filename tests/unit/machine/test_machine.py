@@ -1,5 +1,6 @@
 import os
 import platform
+import sys
 from importlib import metadata
 from typing import NoReturn
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import fracskip
-from fracskip.machine import cores, describe_processor, versions
+from fracskip.machine import cores, describe_processor, version_of, versions
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +26,16 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(metadata, "version", missing)
     assert versions() == {**expected, "torch": "not installed", "numpy": "not installed"}
+
+
+def test_a_build_that_metadata_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda package: "2.14.1")
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cu130")
+    assert version_of("torch") == "2.14.1+cu130"
+    monkeypatch.setattr(torch, "__version__", "2.14.1-21024-abc")
+    assert version_of("torch") == "2.14.1"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert version_of("torch") == "2.14.1"
 
 
 def test_the_processor_in_words() -> None:
