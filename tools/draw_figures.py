@@ -87,7 +87,7 @@ def bundled_curve(absolute: bool) -> str:
             trained_alone(runs("frozen_resnet38_blocks_cp10"), "frozen, trained again", axis),
         ]
         return accuracy_curves(curves, axis, curve.images, ident="dfs-cp")
-    small = sweep("low_resnet20_cifar10_sweep")
+    small = sweep("low_resnet20_longer_sweep")
     shallow = runs(*(f"static_resnet20_{bits}bit" for bits in WIDTHS))
     deepest = runs(*(f"static_resnet74_45k_{bits}bit" for bits in WIDTHS))
     axis = CostAxis(known_macs([curve, small, *deep, *shallow, *deepest]))
