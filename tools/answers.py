@@ -69,12 +69,12 @@ def in_torch(
     return Answers(np.concatenate(logits), np.concatenate(decisions))
 
 
-def session_of(net: DynamicNetwork, threads: int) -> InferenceSession:
+def session_of(net: DynamicNetwork, threads: int, isa: str = "auto") -> InferenceSession:
     """The network, exported, on the native engine."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.fsk"
         export_bundle(net, path)
-        return InferenceSession(path, threads=threads)
+        return InferenceSession(path, threads=threads, isa=isa)
 
 
 def publish(record: dict[str, Any], device: str, path: str | None, **further_versions: str) -> None:

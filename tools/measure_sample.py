@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
+
+from answers import session_of
 
 from fracskip.checkpoint import load
 from fracskip.data import load_sample
-from fracskip.deployment.bundle import export_bundle
 from fracskip.evaluation import evaluate
 from fracskip.files import write_atomically
-from fracskip.runtime import InferenceSession
 
 
 def main() -> None:
@@ -28,18 +27,10 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="computation share; the network's own without")
     parser.add_argument("--json", metavar="FILE", type=Path, required=True)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Path(folder) / "network.fsk"
-        export_bundle(load(given.checkpoint), bundle)
-        session = InferenceSession(bundle, isa="avx2")
-        record = evaluate(
-            session,
-            load_sample(),
-            name=given.checkpoint,
-            budget=given.budget,
-            static=False,
-            examples=0,
-        )
+    session = session_of(load(given.checkpoint), threads=1, isa="avx2")
+    record = evaluate(
+        session, load_sample(), name=given.checkpoint, budget=given.budget, static=False, examples=0
+    )
     write_atomically(given.json, (json.dumps(record, indent=1) + "\n").encode())
     print(f"{given.json}: {100 * record['accuracy']:.1f}% at {100 * record['cp']:.2f}%")
 

@@ -145,6 +145,8 @@ def test_the_published_result_is_of_this_network(
     for point in record.static:
         assert point.accuracy == pytest.approx(trained[point.option], abs=0.002)
     assert record.second_looks > 0.05
+    # Around its target two looks of this network are no better than one (docs/results.md).
+    assert record.accuracy >= run["test"]["accuracy"]
 
 
 def test_second_looks_are_worth_more_than_one_and_than_as_many_by_lot(
