@@ -237,7 +237,7 @@ def test_levels_of_an_int8_stream(tmp_path: Path) -> None:
     pixels = torch.from_numpy(images_for(net, 16))
     with torch.inference_mode():
         levels = trunk.stem(engine._normalised(pixels))
-        values = net.cifar.stem(fracskip.preprocess(pixels, net.spec.image))
+        values = net.cifar_trunk().stem(fracskip.preprocess(pixels, net.spec.image))
         assert _share_off(values / steps[0], levels) < 1e-3
         for index, block in enumerate(net.blocks, start=1):
             entry, leaving = trunk._entry_stages[index], trunk._plan.stages[index]

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from fracskip.deployment.lowered import Lowered, Scaled, Source, Value, Weighted
+from fracskip.deployment.lowered import Lowered, Norm, Scaled, Source, Value, Weighted
 from fracskip.deployment.lowering import lower
 from fracskip.deployment.units import Grid, Units, in_units
 from fracskip.deployment.writer import TensorWriter
@@ -70,11 +70,11 @@ class GraphWriter(TensorWriter):
         trunk = self._trunk
         return lower(
             trunk.backbone,
+            trunk.structure.graph,
             section.nodes,
             section.entry,
             section.output,
             taken,
-            trunk.structure.measured,
         )
 
     def _fixed(self, name: str, section: Section, grid: Grid | None) -> None:
@@ -147,7 +147,7 @@ class GraphWriter(TensorWriter):
                 self._float(place, layer, unit)
             elif layer is not None:
                 self._integer(place, layer, unit, position in fed)
-            elif isinstance(source, Scaled):
+            elif isinstance(source, Scaled | nn.Module):
                 self._scaled(place, source, option, unit)
 
     def _float(self, name: str, folded: FoldedLayer, unit: Grid) -> None:
@@ -175,19 +175,11 @@ class GraphWriter(TensorWriter):
         self.put(f"{name}.scale", scale / unit.step)
         self.put(f"{name}.bias", bias / unit.step + unit.zero)
 
-    def _scaled(self, name: str, source: Scaled, option: Option, unit: Grid) -> None:
-        norm = source.norm
-        if isinstance(norm, nn.BatchNorm2d):
-            gain, bias = folded_norm(norm, option)
-        elif norm is not None:
-            ones = torch.ones(norm.normalized_shape)
-            gain = ones if norm.weight is None else norm.weight
-            bias = 0 * ones if norm.bias is None else norm.bias
+    def _scaled(self, name: str, source: Scaled | Norm, option: Option, unit: Grid) -> None:
+        if isinstance(source, Scaled):
+            gain, bias = source.gain, source.bias
         else:
-            known = source.gain if source.gain is not None else source.bias
-            assert known is not None
-            gain = torch.ones_like(known) if source.gain is None else source.gain
-            bias = torch.zeros_like(known) if source.bias is None else source.bias
+            gain, bias = folded_norm(source, option)
         self.put(f"{name}.gain", gain / unit.step)
         self.put(f"{name}.bias", bias / unit.step + unit.zero)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fracskip.runtime.operations import Op
 
 Layout = Literal["first", "last", "flat"]
-Norm = nn.BatchNorm2d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Terms of each channel: a BatchNorm's, a LayerNorm's, or constants."""
+    """A gain and an offset of each channel, (C,) each."""
 
-    norm: Norm | nn.LayerNorm | None = None
-    gain: Tensor | None = None
-    bias: Tensor | None = None
+    gain: Tensor
+    bias: Tensor
 
 
-Source = Weighted | Scaled | None
+Source = Weighted | Scaled | Norm | None
+"""Where an operation's tensors come from."""
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,24 @@
-"""From steps of a traced network to operations of a bundle.
+"""From nodes of a traced network to operations of a bundle.
 
-Every step is known by its layer's class or by the function that it calls; what is not known, or
-means something else here, is refused by name. Channels come last in a bundle, so permutations
-disappear; BatchNorms and activations go into the convolution before them where nothing else sees
-what it gives.
+Every node is known by its operation; what is not known, or means something else here, is refused
+by name. Channels come last in a bundle, so permutations disappear; BatchNorms and activations go
+into the convolution before them where nothing else sees what it gives.
 """
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from fracskip.deployment.lowered import Layout, Lowered, Scaled, Source, Value, Weighted
 from fracskip.errors import ConfigError
-from fracskip.models.graph import Measured, module_of
-from fracskip.models.structure import SUMS, hands_on
+from fracskip.models.graph import Graph, Node, Ref
+from fracskip.models.steps import Steps
+from fracskip.models.structure import bounds, hands_on
 from fracskip.runtime.operations import (
     Act,
     ActOp,
@@ -32,215 +31,177 @@ from fracskip.runtime.operations import (
     PoolOp,
 )
 
-PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-FLATTENS = (torch.flatten, "flatten", "reshape", "view", "squeeze")
-PERMUTES = (torch.permute, "permute")
-ACTS: dict[Any, Act] = {
-    nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardsigmoid: "hardsigmoid", nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.GELU: "gelu",
-    F.relu: "relu", F.relu6: "relu6", F.hardsigmoid: "hardsigmoid", F.hardswish: "hardswish",
-    F.sigmoid: "sigmoid", F.silu: "silu", F.gelu: "gelu",
-    torch.relu: "relu", torch.sigmoid: "sigmoid", "relu": "relu", "relu_": "relu",
-    "sigmoid": "sigmoid", "sigmoid_": "sigmoid",
+ACTS: dict[str, Act] = {
+    "relu": "relu", "relu6": "relu6", "hardsigmoid": "hardsigmoid", "hardswish": "hardswish",
+    "sigmoid": "sigmoid", "silu": "silu", "gelu": "gelu",
 }  # fmt: skip
-# timm's own, by name: it may not be installed.
-TIMM_ACTS: dict[str, Act] = {
-    "Swish": "silu", "Sigmoid": "sigmoid", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid",
-    "GELU": "gelu",
-}  # fmt: skip
-PLAIN_LINEAR = ("timm.layers.linear.Linear",)  # with casts for scripts
-CHANNEL_NORMS = ("LayerNorm2d",)  # torchvision's and timm's, over channels that come first
+CLAMPS: dict[tuple[float | None, float | None], Act] = {(0.0, None): "relu", (0.0, 6.0): "relu6"}
 
 
 def lower(
     net: nn.Module,
-    nodes: Sequence[fx.Node],
-    entry: fx.Node,
-    output: fx.Node,
+    graph: Graph,
+    nodes: Sequence[Node],
+    entry: Node,
+    output: Node,
     taken: Value,
-    measured: dict[str, Measured],
 ) -> Lowered:
-    """Lowers consecutive steps.
+    """Lowers consecutive nodes.
 
     Args:
         net: The network.
-        nodes: The steps, in order.
+        graph: Its graph.
+        nodes: The nodes, in order.
         entry: The node whose value the program takes.
         output: The node whose value it gives.
         taken: That value.
-        measured: Shapes of all nodes, by name.
 
     Raises:
-        ConfigError: naming the step that has no place in a bundle.
+        ConfigError: naming the node that has no place in a bundle.
     """
-    lowering = _Lowering(net, entry, taken, measured)
+    lowering = _Lowering(net, graph, entry, taken)
     for node in nodes:
         lowering.add(node)
     return lowering.finished(output)
 
 
 class _Lowering:
-    def __init__(
-        self, net: nn.Module, entry: fx.Node, taken: Value, measured: dict[str, Measured]
-    ) -> None:
-        self._net, self._measured = net, measured
-        self._values: dict[fx.Node, Value] = {entry: Value(0, taken.layout, taken.shape)}
+    def __init__(self, net: nn.Module, graph: Graph, entry: Node, taken: Value) -> None:
+        self._net, self._graph = net, graph
+        self._values = {entry.index: Value(0, taken.layout, taken.shape)}
         self._ops: list[Op] = []
         self._sources: list[Source] = []
+        # Zeros around a value, of height and of width, that convolutions add themselves.
+        self._pads: dict[int, tuple[int, int]] = {}
+        self._does: dict[str, Any] = {
+            "conv2d": self._conv, "linear": self._linear, "batch_norm": self._batch_norm,
+            "layer_norm": self._layer_norm, "add": self._binary, "mul": self._binary,
+            "sub": self._difference, "div": self._quotient, "rsub": self._difference,
+            "neg": self._negative, "reshape": self._reshape, "flatten": self._reshape,
+            "squeeze": self._reshape, "unsqueeze": self._reshape, "expand": self._expand,
+            "expand_as": self._expand, "permute": self._permute, "mean": self._mean,
+            "adaptive_avg_pool2d": self._adaptive, "avg_pool2d": self._mean_pool,
+            "max_pool2d": self._max_pool, "constant_pad_nd": self._pad, "pad": self._pad,
+        }  # fmt: skip
 
-    def finished(self, output: fx.Node) -> Lowered:
-        value = self._values[output]
+    def finished(self, output: Node) -> Lowered:
+        value = self._values[output.index]
         if value.index != len(self._ops):
             self._refuse(output, "its value is not the last one")
         return Lowered(tuple(self._ops), tuple(self._sources), value)
 
-    def _refuse(self, node: fx.Node, why: str) -> NoReturn:
-        module = module_of(self._net, node)
-        kind = getattr(node.target, "__name__", str(node.target))
-        what = f"{node.target} ({type(module).__name__})" if module is not None else kind
+    def _refuse(self, node: Node, why: str) -> NoReturn:
         raise ConfigError(
-            f"{what} has no place in a bundle: {why}; execute the checkpoint itself, with torch "
+            f"{node} has no place in a bundle: {why}; execute the checkpoint itself, with torch "
             "(fracskip eval CHECKPOINT)"
         )
 
     # -- values ----------------------------------------------------------------------------------
 
-    def _give(self, node: fx.Node, op: Op, source: Source = None, layout: Layout = "first") -> None:
+    def _give(self, node: Node, op: Op, source: Source = None, layout: Layout = "first") -> None:
         self._ops.append(op)
         self._sources.append(source)
-        self._values[node] = Value(len(self._ops), layout, self._measured[node.name].shape)
+        self._values[node.index] = Value(len(self._ops), layout, node.shape)
 
-    def _same(self, node: fx.Node, layout: Layout | None = None) -> None:
+    def _same(self, node: Node, layout: Layout | None = None, shape: Any = None) -> None:
         """The node gives what it takes, as a bundle sees it."""
         value = self._taken(node)
-        shape = self._measured[node.name].shape
-        self._values[node] = Value(value.index, layout or value.layout, shape)
+        self._values[node.index] = Value(value.index, layout or value.layout, shape or node.shape)
 
-    def _taken(self, node: fx.Node) -> Value:
-        inputs = [each for each in node.all_input_nodes if each in self._values]
-        if not inputs:
+    def _known(self, given: Any) -> Value | None:
+        return self._values.get(given.node) if isinstance(given, Ref) else None
+
+    def _taken(self, node: Node) -> Value:
+        value = self._known(node.args[0])
+        if value is None:
             self._refuse(node, "what it takes is not computed in this part")
-        return self._values[inputs[0]]
+        if self._pads.get(node.args[0].node, (0, 0)) != (0, 0) and node.op != "conv2d":
+            self._refuse(self._graph.taken(node), "something else than convolutions takes it")
+        return value
 
-    def _constant(self, node: Any) -> Tensor | None:
+    def _constant(self, given: Any) -> Tensor | None:
         """The value of what does not depend on the images; None if that is no tensor."""
-        if not isinstance(node, fx.Node):
-            is_number = isinstance(node, int | float) and not isinstance(node, bool)
-            return torch.tensor(float(node)) if is_number else None
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            found = getattr(self._net.get_submodule(path), name)
-            return found.detach() if isinstance(found, Tensor) else None
-        if node.op == "call_method" and all(
-            each not in self._values for each in node.all_input_nodes
-        ):
-            held = self._constant(node.args[0])
-            if held is not None:
-                found = getattr(held, str(node.target))(*node.args[1:], **node.kwargs)
-                return found if isinstance(found, Tensor) else None
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            return torch.tensor(float(given))
+        if not isinstance(given, Ref) or self._graph[given.node] in self._graph.data:
+            return None
+        found = Steps(self._net, self._graph, (), (), self._graph[given.node])()
+        return found.detach() if isinstance(found, Tensor) else None
+
+    def _producer(self, node: Node) -> int | None:
+        """The operation that gives what a node takes, if nothing else sees that."""
+        index = self._taken(node).index
+        before = self._graph.taken(node)
+        while index:
+            if len(self._graph.users(before)) != 1:
+                return None
+            earlier = self._known(before.args[0])
+            if earlier is None or earlier.index != index:
+                return index - 1
+            before = self._graph.taken(before)
         return None
 
-    def _producer(self, node: fx.Node) -> int | None:
-        """The operation that gives what a node takes, if nothing else sees that."""
-        before = node.all_input_nodes[0]
-        alone = list(before.users) == [node] and self._values[before].index > 0
-        return self._values[before].index - 1 if alone else None
+    # -- nodes -----------------------------------------------------------------------------------
 
-    # -- steps -----------------------------------------------------------------------------------
-
-    def add(self, node: fx.Node) -> None:
-        """Lowers one step."""
-        module = module_of(self._net, node)
-        if hands_on(self._net, node):
+    def add(self, node: Node) -> None:
+        """Lowers one node."""
+        act = ACTS.get(node.op) or CLAMPS.get(
+            bounds(node) if node.op in ("clamp", "clamp_min", "hardtanh") else (None, None)
+        )
+        if hands_on(node) or self._is_own_gate(node):
             self._same(node)
-        elif module is not None:
-            self._module(node, module)
-        elif node.target in ACTS:
-            approximate = node.kwargs.get("approximate", "none")
-            if approximate != "none":
+        elif act is not None:
+            if (approximate := node.kwargs.get("approximate", "none")) != "none":
                 self._refuse(node, f"its approximation {approximate!r} is none of a bundle's")
-            self._activate(node, ACTS[node.target])
-        elif node.target in SUMS:
-            self._binary(node, "add")
-        elif node.target in PRODUCTS:
-            self._binary(node, "mul")
-        elif node.target in FLATTENS:
-            self._flatten(node)
-        elif node.target in PERMUTES:
-            dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-            self._permute(node, tuple(dims))  # type: ignore[arg-type]
-        elif node.target in (torch.mean, "mean"):
-            self._mean(node)
-        elif node.target is F.adaptive_avg_pool2d:
-            self._adaptive(node)
-        elif node.target in (F.max_pool2d, F.avg_pool2d):
-            self._pool_call(node)
+            self._activate(node, act)
+        elif node.op in self._does:
+            self._does[node.op](node)
         else:
             self._refuse(node, "no operation of a bundle does what it does")
 
-    def _module(self, node: fx.Node, module: nn.Module) -> None:
-        kind = type(module)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            self._weighted(node, module)
-        elif isinstance(module, nn.BatchNorm2d):
-            self._batch_norm(node, module)
-        elif isinstance(module, nn.LayerNorm):
-            self._layer_norm(node, module)
-        elif kind in ACTS:
-            if getattr(module, "approximate", "none") != "none":
-                self._refuse(
-                    node, f"its approximation {module.approximate!r} is none of a bundle's"
-                )
-            self._activate(node, ACTS[kind])
-        elif kind.__module__.startswith("timm.") and kind.__name__ in TIMM_ACTS:
-            self._activate(node, TIMM_ACTS[kind.__name__])
-        elif kind.__name__ == "Permute":
-            self._permute(node, tuple(module.dims))  # type: ignore[arg-type]
-        elif isinstance(module, nn.Flatten):
-            self._flatten(node)
-        elif isinstance(module, nn.AdaptiveAvgPool2d):
-            self._adaptive(node)
-        elif isinstance(module, nn.MaxPool2d):
-            if _pair(module.dilation) != (1, 1):
-                self._refuse(node, "its window is dilated")
-            self._pool(node, "max", module, False)
-        elif isinstance(module, nn.AvgPool2d):
-            self._pool(node, "mean", module, module.count_include_pad)
-        else:
-            self._refuse(node, "no operation of a bundle does what it does")
+    def _is_own_gate(self, node: Node) -> bool:
+        """Whether a node is the sigmoid of x * sigmoid(x), which is lowered with the product."""
+        users = self._graph.users(node)
+        gated = node.op == "sigmoid" and [user.op for user in users] == ["mul"]
+        return gated and set(users[0].inputs) == {node.index, *node.inputs}
 
-    def _weighted(self, node: fx.Node, layer: nn.Conv2d | nn.Linear) -> None:
-        kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-        same = type(layer).forward is kind.forward or _path(type(layer)) in PLAIN_LINEAR
-        if not same:
-            self._refuse(node, f"it computes more than a {kind.__name__} does")
-        value = self._taken(node)
-        if isinstance(layer, nn.Linear):
-            if value.layout == "first":
-                self._refuse(node, "it mixes other values than channels")
-            one = (1, 1)
-            op = ConvOp(
-                inputs=(value.index,), channels=(layer.in_features, layer.out_features),
-                kernel=one, stride=one, padding=(0, 0), dilation=one, groups=1, act="none",
-            )  # fmt: skip
-        else:
-            if value.layout != "first":
-                self._refuse(node, "its channels do not come first")
-            op = ConvOp(
-                inputs=(value.index,),
-                channels=(layer.in_channels, layer.out_channels),
-                kernel=_pair(layer.kernel_size),
-                stride=_pair(layer.stride),
-                padding=self._padding(node, layer),
-                dilation=_pair(layer.dilation),
-                groups=layer.groups,
-                act="none",
-            )
-        self._give(node, op, Weighted(str(node.target), layer), value.layout)
+    def _conv(self, node: Node) -> None:
+        layer, value = self._layer(node), self._taken(node)
+        assert isinstance(layer, nn.Conv2d)
+        if value.layout != "first":
+            self._refuse(node, "its channels do not come first")
+        around = self._pads.get(node.inputs[0], (0, 0))
+        own = self._padding(node, layer)
+        op = ConvOp(
+            inputs=(value.index,),
+            channels=(layer.in_channels, layer.out_channels),
+            kernel=_pair(layer.kernel_size),
+            stride=_pair(layer.stride),
+            padding=(own[0] + around[0], own[1] + around[1]),
+            dilation=_pair(layer.dilation),
+            groups=layer.groups,
+            act="none",
+        )
+        self._give(node, op, Weighted(node.path, layer), value.layout)
 
-    def _padding(self, node: fx.Node, layer: nn.Conv2d) -> tuple[int, int]:
-        if layer.padding_mode != "zeros":
-            self._refuse(node, f"it pads by {layer.padding_mode!r}, not by zeros")
+    def _linear(self, node: Node) -> None:
+        layer, value = self._layer(node), self._taken(node)
+        assert isinstance(layer, nn.Linear)
+        if value.layout == "first":
+            self._refuse(node, "it mixes other values than channels")
+        one = (1, 1)
+        op = ConvOp(
+            inputs=(value.index,), channels=(layer.in_features, layer.out_features),
+            kernel=one, stride=one, padding=(0, 0), dilation=one, groups=1, act="none",
+        )  # fmt: skip
+        self._give(node, op, Weighted(node.path, layer), value.layout)
+
+    def _layer(self, node: Node) -> nn.Module:
+        if not node.path:
+            self._refuse(node, "its weights are computed, or no layer's")
+        return self._net.get_submodule(node.path)
+
+    def _padding(self, node: Node, layer: nn.Conv2d) -> tuple[int, int]:
         if layer.padding == "valid":
             return 0, 0
         if layer.padding == "same":
@@ -251,41 +212,51 @@ class _Lowering:
         assert not isinstance(layer.padding, str)
         return _pair(layer.padding)
 
-    def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm2d) -> None:
-        if not (norm.affine and norm.track_running_stats):
+    def _pad(self, node: Node) -> None:
+        """Zeros around an image, which the convolutions that take it add themselves."""
+        given = node.args[1]
+        mode = node.argument(2, "mode", "constant") if node.op == "pad" else "constant"
+        filled = node.argument(3 if node.op == "pad" else 2, "value", 0)
+        left, right, top, bottom = given if len(given) == 4 else (0, 1, 0, 1)
+        if (left, top) != (right, bottom) or min(given) < 0:
+            self._refuse(node, "it pads one side more than the other")
+        if mode != "constant" or filled not in (0, None) or self._taken(node).layout != "first":
+            self._refuse(node, "it pads by something else than zeros")
+        self._same(node)
+        self._pads[node.index] = (top, left)
+
+    def _batch_norm(self, node: Node) -> None:
+        norm: Any = self._layer(node) if node.path else None
+        if norm is None or not (norm.affine and norm.track_running_stats):
             self._refuse(node, "it has no terms or no statistics of its own")
         value, before = self._taken(node), self._producer(node)
-        source = None if before is None else self._sources[before]
-        folds = before is not None and isinstance(source, Weighted) and source.norm is None
-        if folds and self._ops[before].act == "none":  # type: ignore[index, union-attr]
-            assert isinstance(source, Weighted)
-            assert before is not None
-            self._sources[before] = Weighted(source.path, source.layer, norm)
-            self._same(node)
-        else:
-            op = AffineOp(inputs=(value.index,), channels=value.channels)
-            self._give(node, op, Scaled(norm))
-        act = getattr(norm, "act", None)  # timm's norms bring theirs along
-        if act is None or isinstance(act, nn.Identity):
-            return
-        name = ACTS.get(type(act)) or TIMM_ACTS.get(type(act).__name__)
-        if name is None:
-            self._refuse(node, f"its activation {type(act).__name__} is none of a bundle's")
-        producer = self._ops[self._values[node].index - 1]
-        if folds and isinstance(producer, ConvOp) and producer.act == "none":
-            self._ops[-1 if before is None else before] = producer.model_copy(update={"act": name})
-        else:
-            self._give(node, ActOp(inputs=(self._values[node].index,), act=name))
+        if value.layout == "last" or len(value.shape) == 3:
+            self._refuse(node, "its channels do not come first")
+        if before is not None:
+            source = self._sources[before]
+            if isinstance(source, Weighted) and source.norm is None:
+                if self._ops[before].act == "none":  # type: ignore[union-attr]
+                    self._sources[before] = Weighted(source.path, source.layer, norm)
+                    self._same(node)
+                    return
+        op = AffineOp(inputs=(value.index,), channels=value.channels)
+        self._give(node, op, norm, value.layout)
 
-    def _layer_norm(self, node: fx.Node, norm: nn.LayerNorm) -> None:
-        value = self._taken(node)
-        over_channels = value.layout != "first" or type(norm).__name__ in CHANNEL_NORMS
-        if not over_channels or norm.normalized_shape != (value.channels,):
+    def _layer_norm(self, node: Node) -> None:
+        value, over = self._taken(node), tuple(node.args[1])
+        if value.layout == "first" or over != (value.channels,):
             self._refuse(node, "it normalises over more than channels")
-        op = NormOp(inputs=(value.index,), channels=value.channels, eps=norm.eps)
-        self._give(node, op, Scaled(norm), value.layout)
+        gain, bias = (
+            self._constant(node.argument(place, name))
+            for place, name in ((2, "weight"), (3, "bias"))
+        )
+        ones = torch.ones(value.channels)
+        eps = float(node.argument(4, "eps", 1e-5))
+        op = NormOp(inputs=(value.index,), channels=value.channels, eps=eps)
+        terms = Scaled(ones if gain is None else gain, 0 * ones if bias is None else bias)
+        self._give(node, op, terms, value.layout)
 
-    def _activate(self, node: fx.Node, act: Act) -> None:
+    def _activate(self, node: Node, act: Act) -> None:
         value, before = self._taken(node), self._producer(node)
         if before is not None:
             producer = self._ops[before]
@@ -295,14 +266,21 @@ class _Lowering:
                 return
         self._give(node, ActOp(inputs=(value.index,), act=act), layout=value.layout)
 
-    def _binary(self, node: fx.Node, op: Literal["add", "mul"]) -> None:
-        if node.kwargs or len(node.args) != 2:
-            self._refuse(node, "it takes more than two values")
-        first, second = (
-            self._values.get(each) if isinstance(each, fx.Node) else None for each in node.args
-        )
+    # -- sums and products -----------------------------------------------------------------------
+
+    def _binary(self, node: Node) -> None:
+        op: Literal["add", "mul"] = "add" if node.op == "add" else "mul"
+        first, second = (self._known(each) for each in node.args)
         if first is None or second is None:
-            self._with_constant(node, op, first or second, node.args[first is not None])
+            value, given = (first, node.args[1]) if second is None else (second, node.args[0])
+            terms = self._terms(node, value, given)
+            self._affine(node, value, terms, None) if op == "mul" else self._affine(
+                node, value, None, terms
+            )
+            return
+        gates = [self._is_own_gate(self._graph[each.node]) for each in node.args]
+        if op == "mul" and any(gates):
+            self._give(node, ActOp(inputs=(first.index,), act="silu"), layout=first.layout)
             return
         if first.layout != second.layout:
             self._refuse(node, "its two values have their channels in different places")
@@ -315,28 +293,79 @@ class _Lowering:
         inputs = (first.index, second.index)
         self._give(node, BinaryOp(op=op, inputs=inputs), layout=first.layout)
 
-    def _with_constant(self, node: fx.Node, op: str, value: Value | None, given: Any) -> None:
+    def _difference(self, node: Node) -> None:
+        """X - c or c - x, c being constant."""
+        taken, other = node.args if node.op == "sub" else reversed(node.args)
+        if node.kwargs:
+            self._refuse(node, "it scales what it takes away")
+        value, ones = self._known(taken), None
+        if value is not None:
+            self._affine(node, value, None, self._terms(node, value, other, -1.0))
+            return
+        value = self._known(other)
+        if value is not None:
+            ones = torch.full((value.channels,), -1.0, dtype=torch.float64)
+        self._affine(node, value, ones, self._terms(node, value, taken))
+
+    def _quotient(self, node: Node) -> None:
+        """X / c, c being constant."""
+        value = self._known(node.args[0])
+        terms = self._terms(node, value, node.args[1])
+        self._affine(node, value, terms.reciprocal(), None)
+
+    def _negative(self, node: Node) -> None:
+        value = self._taken(node)
+        self._affine(node, value, torch.full((value.channels,), -1.0, dtype=torch.float64), None)
+
+    def _terms(self, node: Node, value: Value | None, given: Any, factor: float = 1.0) -> Tensor:
+        """A constant of each channel, float64 (C,)."""
         other = self._constant(given)
         if value is None or other is None:
             self._refuse(node, "one of its values is neither computed nor a constant")
-        place = 0 if value.layout == "last" else {"first": 2, "flat": 0}[value.layout]
+        place = {"last": 0, "first": len(value.shape) - 2, "flat": 0}[value.layout]
         wide = other.reshape(other.shape if other.dim() > place else (1,) * (place + 1))
         per_channel = wide.numel() == wide.shape[-1 - place]
         if not per_channel or wide.numel() not in (1, value.channels):
             self._refuse(node, f"its constant of shape {tuple(other.shape)} is not one a channel")
-        terms = wide.reshape(-1).double().expand(value.channels)
-        source = Scaled(gain=terms) if op == "mul" else Scaled(bias=terms)
+        return factor * wide.reshape(-1).double().expand(value.channels)
+
+    def _affine(
+        self, node: Node, value: Value | None, gain: Tensor | None, bias: Tensor | None
+    ) -> None:
+        assert value is not None
         affine = AffineOp(inputs=(value.index,), channels=value.channels)
-        self._give(node, affine, source, value.layout)
+        known = gain if gain is not None else bias
+        assert known is not None
+        gain = torch.ones_like(known) if gain is None else gain
+        bias = torch.zeros_like(known) if bias is None else bias
+        self._give(node, affine, Scaled(gain, bias), value.layout)
 
-    def _flatten(self, node: fx.Node) -> None:
-        value, shape = self._taken(node), self._measured[node.name].shape
-        if not value.is_pixel or shape != (1, value.channels):
+    # -- shapes ----------------------------------------------------------------------------------
+
+    def _reshape(self, node: Node) -> None:
+        value, shape = self._taken(node), node.shape
+        if value.is_pixel and math.prod(shape) == value.channels:
+            places = [place for place, size in enumerate(shape) if size == value.channels]
+            if 1 in places and len(shape) in (2, 3, 4):
+                self._same(node, "flat" if len(shape) == 2 else "first")
+                return
+            if len(shape) == 4 and places == [3]:
+                self._same(node, "last")
+                return
+        rows = len(shape) == 3 and shape[:2] == value.shape[:2]
+        if value.layout != "first" or not rows:
             self._refuse(node, f"it makes {shape} of {value.shape}, which mixes places")
-        self._same(node, "flat")
+        self._same(node)
 
-    def _permute(self, node: fx.Node, dims: tuple[int, ...]) -> None:
-        layout = self._taken(node).layout
+    def _expand(self, node: Node) -> None:
+        """One value a channel stays one: who takes it spreads it."""
+        value = self._taken(node)
+        if not value.is_pixel or len(node.shape) != len(value.shape):
+            self._refuse(node, f"it makes {node.shape} of {value.shape}")
+        self._same(node, shape=value.shape)
+
+    def _permute(self, node: Node) -> None:
+        layout, dims = self._taken(node).layout, tuple(each % 4 for each in node.args[1])
         found: Layout | None = None
         if layout == "first" and dims == (0, 2, 3, 1):
             found = "last"
@@ -346,64 +375,53 @@ class _Lowering:
             self._refuse(node, f"it permutes by {dims}")
         self._same(node, found)
 
-    def _mean(self, node: fx.Node) -> None:
-        value, shape = self._taken(node), self._measured[node.name].shape
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        places = {int(each) % 4 for each in dims} if isinstance(dims, tuple | list) else set()
-        wanted = {1, 2} if value.layout == "last" else {2, 3}
-        if len(value.shape) != 4 or places != wanted:
+    def _mean(self, node: Node) -> None:
+        value, dims = self._taken(node), node.argument(1, "dim")
+        count = len(value.shape)
+        places = {int(each) % count for each in dims} if isinstance(dims, tuple | list) else set()
+        wanted = {1, 2} if value.layout == "last" else set(range(2, count))
+        if count < 3 or places != wanted:
             self._refuse(node, "it is no mean over height and width")
-        layout: Layout = "flat" if len(shape) == 2 else value.layout
+        layout: Layout = "flat" if len(node.shape) == 2 else value.layout
         self._give(node, MeanOp(inputs=(value.index,)), layout=layout)
 
-    def _adaptive(self, node: fx.Node) -> None:
-        value, shape = self._taken(node), self._measured[node.name].shape
-        if value.layout != "first" or shape[-2:] != (1, 1):
-            self._refuse(node, f"it pools {value.shape} to {shape}, not to one pixel")
+    def _adaptive(self, node: Node) -> None:
+        value = self._taken(node)
+        if value.layout != "first" or node.shape[-2:] != (1, 1):
+            self._refuse(node, f"it pools {value.shape} to {node.shape}, not to one pixel")
         self._give(node, MeanOp(inputs=(value.index,)))
 
-    def _pool_call(self, node: fx.Node) -> None:
-        names = ("input", "kernel_size", "stride", "padding")
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        if len(node.args) > len(names):
-            self._refuse(node, "it is called with more than a window")
-        kind: Literal["max", "mean"] = "max" if node.target is F.max_pool2d else "mean"
-        layer: Any = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
-        known = {key: given[key] for key in names[1:] if key in given and given[key] != []}
-        surplus = given.keys() - {*names, "ceil_mode", "count_include_pad"}
-        if any(given[key] not in (None, 1, False) for key in surplus):
-            self._refuse(node, "it does more than a plain pool")
-        counts = kind == "mean" and bool(given.get("count_include_pad", True))
-        self._pool(node, kind, layer(**known), counts)
+    def _max_pool(self, node: Node) -> None:
+        if _pair(node.argument(4, "dilation", 1)) != (1, 1):
+            self._refuse(node, "its window is dilated")
+        self._pool(node, "max", False)
 
-    def _pool(
-        self,
-        node: fx.Node,
-        kind: Literal["max", "mean"],
-        window: nn.MaxPool2d | nn.AvgPool2d,
-        counts: bool,
-    ) -> None:
-        if getattr(window, "divisor_override", None):
+    def _mean_pool(self, node: Node) -> None:
+        if node.argument(6, "divisor_override") is not None:
             self._refuse(node, "it divides by a number of its own")
-        value = self._taken(node)
+        value, padding = self._taken(node), _pair(node.argument(3, "padding", 0))
+        whole = _pair(node.args[1]) == value.shape[2:] and padding == (0, 0)
+        if whole and value.layout == "first":
+            self._give(node, MeanOp(inputs=(value.index,)))
+            return
+        self._pool(node, "mean", bool(node.argument(5, "count_include_pad", True)))
+
+    def _pool(self, node: Node, kind: Literal["max", "mean"], counts: bool) -> None:
+        value, kernel = self._taken(node), _pair(node.args[1])
         op = PoolOp(
             inputs=(value.index,),
             kind=kind,
-            kernel=_pair(window.kernel_size),
-            stride=_pair(window.stride),
-            padding=_pair(window.padding),
+            kernel=kernel,
+            stride=_pair(node.argument(2, "stride") or kernel),
+            padding=_pair(node.argument(3, "padding", 0)),
             count_padding=counts,
         )
-        shape = self._measured[node.name].shape
-        if value.layout != "first" or op.out_size(value.shape[2:]) != shape[2:]:  # type: ignore[arg-type]
+        if value.layout != "first" or op.out_size(value.shape[2:]) != node.shape[2:]:  # type: ignore[arg-type]
             self._refuse(node, "it has windows that the image does not fill (ceil_mode)")
         self._give(node, op)
 
 
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__name__}"
-
-
 def _pair(value: Any) -> tuple[int, int]:
-    first, second = value if isinstance(value, tuple | list) else (value, value)
+    given = value if isinstance(value, tuple | list) else (value,)
+    first, second = (*given, *given) if len(given) == 1 else given
     return int(first), int(second)

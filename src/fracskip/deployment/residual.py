@@ -42,7 +42,7 @@ class ResidualWriter(TensorWriter):
             blocks=tuple(self._blocks(units)),
             classes=len(spec.class_names),
         )
-        self.linear("head", net.cifar.backbone.fc)
+        self.linear("head", net.cifar_trunk().backbone.fc)
         return ResidualPlan(stream=spec.quant.stream, network=network, **self.common())
 
     def _blocks(self, units: list[float]) -> list[BlockPlan]:
@@ -50,7 +50,7 @@ class ResidualWriter(TensorWriter):
         net, blocks = self.net, []
         leaves = output_stages(net)
         floating = net.stream is None
-        for index, (name, _) in enumerate(net.cifar.backbone.named_blocks()):
+        for index, (name, _) in enumerate(net.cifar_trunk().backbone.named_blocks()):
             entry = units[leaves[index - 1]] if index and not floating else units[0]
             leaving = 1.0 if floating else units[leaves[index]]
             first = Option(FULL_BITS) if floating else STREAM_OPTION

@@ -59,7 +59,8 @@ def in_units(program: Lowered, grid: Grid | None) -> tuple[Lowered, Units]:
     # Its gain is 1 but for the units.
     channels = output.channels
     affine = AffineOp(inputs=(len(program.ops),), channels=channels)
-    nothing = Scaled(gain=torch.ones(channels, dtype=torch.float64))
+    ones = torch.ones(channels, dtype=torch.float64)
+    nothing = Scaled(ones, torch.zeros_like(ones))
     ended = Lowered((*program.ops, affine), (*program.sources, nothing), output)
     return ended, {len(program.ops): grid}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -20,7 +19,8 @@ from fracskip.config import (
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet
-from fracskip.models.structure import Chooser, find_blocks
+from fracskip.models.layers import copy_of
+from fracskip.models.structure import Chooser, Structure, find_blocks
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalLayer
 
@@ -67,10 +67,12 @@ def convert(
     Raises:
         ConfigError: saying what about the model or the arguments does not fit.
     """
+    model = _unwrapped(model)
     _check(model)
     image = image or _image(example_input)
-    twin = copy.deepcopy(model)
+    twin = copy_of(model)
     found: tuple[str, ...] = ()
+    structure: Structure | None = None
     if isinstance(twin, CifarResNet):
         name = name or f"resnet{6 * len(twin.layer1) + 2}"
         classes = twin.fc.out_features
@@ -91,7 +93,7 @@ def convert(
         class_names=names,
         data_name="",
     )
-    net = DynamicNetwork(twin, spec).eval()
+    net = DynamicNetwork(twin, spec, structure).eval()
     if calibration:
         net.calibrate(list(calibration))
     return net
@@ -110,17 +112,33 @@ def _image(example: Tensor | None) -> ImageConfig:
     return ImageConfig(size=(size[0], size[1]), channels=channels, mean=mean, std=std)
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of torch.compile's and of those that spread it over devices."""
+    for name in ("_orig_mod", "module"):
+        inside = getattr(model, name, None)
+        wraps = type(model).__module__.startswith(("torch._dynamo.", "torch.nn.parallel."))
+        if wraps and isinstance(inside, nn.Module):
+            return _unwrapped(inside)
+    return model
+
+
 def _check(model: nn.Module) -> None:
     """Refuses what can't be converted, or not yet."""
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a {kind} can't be converted: give a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"this {kind} is TorchScript, whose code can't be traced anew: convert the module that "
+            "it was scripted from"
+        )
     if isinstance(model, DynamicNetwork) or any(
         isinstance(module, FractionalLayer | DynamicNetwork) for module in model.modules()
     ):
         raise ConfigError(f"this {kind} is dynamic already: convert the plain network")
-    if model.training:
-        raise ConfigError(f"this {kind} is in training mode: call eval() on it first")
+    if training := [name for name, module in model.named_modules() if module.training]:
+        part = f" ({training[0]})" if training[0] else ""
+        raise ConfigError(f"this {kind} is in training mode{part}: call eval() on it first")
     values = [*model.named_parameters(), *model.named_buffers()]
     if lacking := [name for name, value in values if value.is_meta]:
         raise ConfigError(

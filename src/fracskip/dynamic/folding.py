@@ -44,7 +44,7 @@ class FoldedLayer:
     input_zero: int = 0
 
 
-def folded_norm(norm: nn.BatchNorm2d, option: Option) -> tuple[Tensor, Tensor]:
+def folded_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, option: Option) -> tuple[Tensor, Tensor]:
     """A BatchNorm's gain and offset at an option, float64 (C,) each."""
     if isinstance(norm, FractionalBatchNorm2d):
         return norm.folded64(option)
@@ -55,7 +55,9 @@ def folded_norm(norm: nn.BatchNorm2d, option: Option) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None, option: Option) -> FoldedLayer:
+def fold(
+    layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, option: Option
+) -> FoldedLayer:
     """Folds a BatchNorm into the layer before it.
 
     Args:
@@ -90,12 +92,12 @@ def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None, option: Opti
 
 
 def _module(net: DynamicNetwork, block: int) -> nn.Module:
-    return net.cifar.backbone.named_blocks()[block][1]
+    return net.cifar_trunk().backbone.named_blocks()[block][1]
 
 
 def folded_stem(net: DynamicNetwork) -> FoldedLayer:
     """The stem's convolution, always in float."""
-    return fold(net.cifar.backbone.conv1, net.cifar.backbone.bn1, Option(32))
+    return fold(net.cifar_trunk().backbone.conv1, net.cifar_trunk().backbone.bn1, Option(32))
 
 
 def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[FoldedLayer, ...]:
@@ -127,7 +129,7 @@ def folded_shortcut(net: DynamicNetwork, block: int) -> FoldedLayer | None:
 
 def output_stages(net: DynamicNetwork) -> tuple[int, ...]:
     """The stage of each block's output; the stem's is 0."""
-    return stages_of([block for _, block in net.cifar.backbone.named_blocks()])
+    return stages_of([block for _, block in net.cifar_trunk().backbone.named_blocks()])
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ from fracskip.dynamic.trunk import CifarTrunk, create_trunk
 from fracskip.errors import ConfigError
 from fracskip.gating import GateState, choose, create_gate, gumbel_like, straight_through
 from fracskip.models import create_backbone
+from fracskip.models.layers import copy_of, take_over
+from fracskip.models.structure import Structure
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
@@ -41,15 +43,18 @@ class DynamicNetwork(nn.Module):
     Args:
         backbone: A plain network; its gated blocks are converted in place.
         spec: Options, quantisation, gate, image and classes.
+        structure: The backbone's blocks, if they were looked for already.
     """
 
-    def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
+    def __init__(
+        self, backbone: nn.Module, spec: ModelSpec, structure: Structure | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.notes = {}
         self.options = spec.option_set
         self.backbone = backbone
-        self.trunk = create_trunk(backbone, spec)
+        self.trunk = create_trunk(backbone, spec, structure)
         self.stream = self.trunk.stream
         self.blocks = tuple(self.trunk.blocks)
         channels = [block.in_channels for block in self.blocks]
@@ -82,8 +87,7 @@ class DynamicNetwork(nn.Module):
             counted.append(block)
         return replace(plain, blocks=tuple(counted))
 
-    @property
-    def cifar(self) -> CifarTrunk:
+    def cifar_trunk(self) -> CifarTrunk:
         """The trunk, for what knows CIFAR ResNets alone.
 
         Raises:
@@ -101,8 +105,8 @@ class DynamicNetwork(nn.Module):
         twin = copy.deepcopy(self.backbone)
         for name, module in list(twin.named_modules()):
             if isinstance(module, FractionalLayer | FractionalBatchNorm2d):
-                twin.set_submodule(name, module.plain())
-        return twin
+                twin.set_submodule(name, take_over(module.plain(), module))
+        return self.trunk.plain(twin)
 
     def summary(self) -> str:
         """Every block as a table: what it is, its cost, its options, or why it has none."""
@@ -396,4 +400,4 @@ def build_network(spec: ModelSpec, model: nn.Module | None = None) -> DynamicNet
     if model is None:
         classes = len(spec.class_names)
         return DynamicNetwork(create_backbone(spec.model.name, spec.image.channels, classes), spec)
-    return DynamicNetwork(copy.deepcopy(model).eval(), spec)
+    return DynamicNetwork(copy_of(model).eval(), spec)

@@ -74,7 +74,7 @@ class PathForward:
 
     def __init__(self, net: DynamicNetwork) -> None:
         self._net = net
-        trunk = net.cifar
+        trunk = net.cifar_trunk()
         backbone = trunk.backbone
         self._head = backbone.fc
         self._stem = PlainUnit(backbone.conv1, backbone.bn1)

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fracskip.config import QuantConfig
-from fracskip.models.graph import Step, Steps, module_of, plainly
+from fracskip.models.graph import Graph, Node
+from fracskip.models.layers import take_over
+from fracskip.models.steps import Step, Steps, plainly
 from fracskip.models.structure import never_negative, quantisable
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalConv2d, FractionalLayer, FractionalLinear
@@ -31,6 +33,7 @@ class FractionalSteps:
 
     Args:
         net: The network; layers of these steps are converted in place.
+        graph: Its graph.
         nodes: The steps, in order.
         entry: The value that they take.
         output: The value that they give.
@@ -42,9 +45,10 @@ class FractionalSteps:
     def __init__(
         self,
         net: nn.Module,
-        nodes: Sequence[fx.Node],
-        entry: fx.Node,
-        output: fx.Node,
+        graph: Graph,
+        nodes: Sequence[Node],
+        entry: Node,
+        output: Node,
         options: OptionSet,
         quant: QuantConfig,
         levels_in: bool = False,
@@ -52,30 +56,29 @@ class FractionalSteps:
         self._norm_of: dict[str, FractionalBatchNorm2d] = {}
         self._folded: set[str] = set()
         for node in nodes:
-            module, path = module_of(net, node), str(node.target)
-            if quantisable(module):
-                kind = FractionalConv2d if isinstance(module, nn.Conv2d) else FractionalLinear
-                taken = node.all_input_nodes[0]
+            module = net.get_submodule(node.path) if node.is_layer else None
+            if quantisable(node):
+                assert module is not None
+                kind = FractionalConv2d if node.op == "conv2d" else FractionalLinear
+                taken = graph.taken(node)
                 layer = kind.of(
                     module,
                     options,
                     quant.scheme,
                     levels_in=levels_in and taken is entry,
                     own_weights=quant.weights == "own",
-                    signed_in=not never_negative(net, taken),
+                    signed_in=not never_negative(graph, taken),
                 )
-                net.set_submodule(path, layer)
-            elif module is not None and FractionalBatchNorm2d.converts(module):
-                assert isinstance(module, nn.BatchNorm2d)
-                shared = quant.scheme == "paper"
-                norm = FractionalBatchNorm2d.of(module, options, shared)
-                net.set_submodule(path, norm)
-                before = node.all_input_nodes[0]
-                alone = list(before.users) == [node] and before in nodes
-                if alone and isinstance(module_of(net, before), FractionalConv2d):
-                    self._norm_of[str(before.target)] = norm
-                    self._folded.add(path)
-        self._steps = Steps(net, nodes, [entry], output)
+                net.set_submodule(node.path, take_over(layer, module))
+            elif isinstance(module, nn.BatchNorm2d) and FractionalBatchNorm2d.converts(module):
+                norm = FractionalBatchNorm2d.of(module, options, quant.scheme == "paper")
+                net.set_submodule(node.path, take_over(norm, module))
+                before = graph.taken(node)
+                alone = graph.users(before) == (node,) and before in nodes
+                if alone and before.is_layer and before.op == "conv2d":
+                    self._norm_of[before.path] = norm
+                    self._folded.add(node.path)
+        self._steps = Steps(net, graph, nodes, [entry], output)
 
     def __call__(self, x: Tensor, option: Option) -> Tensor:
         """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
@@ -88,17 +91,17 @@ class FractionalSteps:
             # As in the plain network, to the bit.
             return plainly(step, arguments)
         if isinstance(module, FractionalLayer):
-            norm = self._norm_of.get(step.target)
+            norm = self._norm_of.get(step.path)
             terms = norm.folded(option) if norm is not None else ()
             return [module.execute(x, option, *terms) for (x,) in arguments]
         if isinstance(module, FractionalBatchNorm2d):
-            return [module.finish(z) for z in self._normalised(option, step, module, arguments)]
+            return self._normalised(option, step, module, arguments)
         return plainly(step, arguments)
 
     def _normalised(
         self, option: Option, step: Step, norm: FractionalBatchNorm2d, arguments: Arguments
     ) -> list[Tensor]:
-        if step.target in self._folded:
+        if step.path in self._folded:
             return [z for (z,) in arguments]
         return [norm.normalise(z, option) for (z,) in arguments]
 
@@ -129,11 +132,11 @@ class FractionalSteps:
             if isinstance(module, FractionalLayer):
                 if observe:
                     module.observe(arguments[0][0], option)
-                norm = self._norm_of.get(step.target)
+                norm = self._norm_of.get(step.path)
                 if norm is not None and norm.owns_statistics(option):
                     return [module.execute(z, option) for (z,) in arguments]
             if isinstance(module, FractionalBatchNorm2d) and module.owns_statistics(option):
-                return [module.finish(module.estimate(z, option)) for (z,) in arguments]
+                return [module.estimate(z, option) for (z,) in arguments]
             return self._layer(option, step, arguments)
 
         y: Tensor = self._steps(x, execute=layer)
@@ -156,13 +159,13 @@ class FractionalSteps:
 
         def layer(step: Step, arguments: Arguments) -> list[Any]:
             module = step.module
-            if isinstance(module, FractionalLayer) and step.target in self._norm_of:
+            if isinstance(module, FractionalLayer) and step.path in self._norm_of:
                 return [module.execute(x, option) for (x,) in arguments]
             if isinstance(module, FractionalBatchNorm2d):
                 for (z,) in arguments:
                     module.estimate(z, option)
                 module.finish_estimate(option)
-                return [module.finish(module.normalise(z, option)) for (z,) in arguments]
+                return [module.normalise(z, option) for (z,) in arguments]
             return self._layer(option, step, arguments)
 
         self._steps.run([(group,) for group in groups if len(group)], layer)

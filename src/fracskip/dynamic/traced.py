@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fracskip.config import QuantConfig
 from fracskip.dynamic.block import STREAM_OPTION, STREAM_OPTIONS
 from fracskip.dynamic.routing import RoutedBlock
 from fracskip.dynamic.steps import Arguments, FractionalSteps
-from fracskip.models.graph import Step, Steps, plainly
+from fracskip.models.graph import Graph, Node
+from fracskip.models.steps import Step, Steps, plainly
 from fracskip.models.structure import Block, is_relu, never_negative
 from fracskip.options import FULL_BITS, Option, OptionSet
 from fracskip.quant.normalisation import take_statistics
@@ -35,9 +36,9 @@ class Section:
         output: The value it ends with.
     """
 
-    nodes: tuple[fx.Node, ...]
-    entry: fx.Node
-    output: fx.Node
+    nodes: tuple[Node, ...]
+    entry: Node
+    output: Node
 
 
 class FixedSteps:
@@ -45,6 +46,7 @@ class FixedSteps:
 
     Args:
         net: The network; with a stream, its layers are converted in place.
+        graph: Its graph.
         section: What is executed.
         quant: How.
         stream: The stream, if it is int8.
@@ -55,6 +57,7 @@ class FixedSteps:
     def __init__(
         self,
         net: nn.Module,
+        graph: Graph,
         section: Section,
         quant: QuantConfig,
         stream: StreamQuantiser | None = None,
@@ -64,9 +67,9 @@ class FixedSteps:
         self._stream, self._stage = stream, stage
         nodes, entry, output = section.nodes, section.entry, section.output
         self._steps: Steps | FractionalSteps = (
-            Steps(net, nodes, [entry], output)
+            Steps(net, graph, nodes, [entry], output)
             if stream is None
-            else FractionalSteps(net, nodes, entry, output, STREAM_OPTIONS, quant, levels_in)
+            else FractionalSteps(net, graph, nodes, entry, output, STREAM_OPTIONS, quant, levels_in)
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -105,8 +108,8 @@ class TracedBlock(RoutedBlock):
     Args:
         net: The network; the layers of the block's branch are converted in place, in an int8 stream
             all of them.
-        block: Where the block is in its graph.
-        channels: Of what it sees.
+        graph: Its graph.
+        block: Where the block is in it.
         options: What may be chosen.
         quant: How it is quantised.
         onward: What lies between this block and the next.
@@ -121,23 +124,25 @@ class TracedBlock(RoutedBlock):
     def __init__(
         self,
         net: nn.Module,
+        graph: Graph,
         block: Block,
-        channels: int,
         options: OptionSet,
         quant: QuantConfig,
         onward: FixedSteps,
         stream: StreamQuantiser | None = None,
         stage: int = 0,
     ) -> None:
-        self.name, self.options, self.in_channels = block.name, options, channels
+        self.name, self.options = block.name, options
+        self.in_channels = block.entry.shape[1]
         self.can_be_skipped = block.can_be_skipped
         self.hands_on = block.can_be_skipped and block.shortcut is None
-        relu = all(is_relu(net, node) for node in block.after)
+        relu = all(is_relu(node) for node in block.after)
         stays = self.hands_on and relu
-        self.skips_for_free = stays and (not block.after or never_negative(net, block.entry))
+        self.skips_for_free = stays and (not block.after or never_negative(graph, block.entry))
         self._stream, self._stage = stream, stage
         self._branch = FractionalSteps(
             net,
+            graph,
             block.branch,
             block.entry,
             block.branch[-1],
@@ -147,9 +152,9 @@ class TracedBlock(RoutedBlock):
         )
         ways = block.shortcut or ()
         short = Section(ways, block.entry, ways[-1] if ways else block.entry)
-        self._shortcut = FixedSteps(net, short, quant, stream if ways else None)
+        self._shortcut = FixedSteps(net, graph, short, quant, stream if ways else None)
         total = block.sum or block.output
-        self._after = Steps(net, block.after, [total], block.output)
+        self._after = Steps(net, graph, block.after, [total], block.output)
         self.onward = onward
 
     # -- execution -------------------------------------------------------------------------------

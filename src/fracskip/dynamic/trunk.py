@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fracskip.config import ModelSpec
 from fracskip.cost.profile import BlockProfile, NetworkProfile
@@ -20,8 +20,9 @@ from fracskip.dynamic.routing import RoutedBlock
 from fracskip.dynamic.traced import FixedSteps, Section, TracedBlock
 from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet
-from fracskip.models.graph import module_of, owner
+from fracskip.models.graph import Graph, Node
 from fracskip.models.profile import profile_backbone
+from fracskip.models.steps import TracedNetwork
 from fracskip.models.structure import (
     FIRST,
     Block,
@@ -31,6 +32,7 @@ from fracskip.models.structure import (
     is_relu,
     never_negative,
     quantisable,
+    within,
 )
 from fracskip.quant.quantisers import thinned
 from fracskip.quant.stream import StreamQuantiser
@@ -60,6 +62,10 @@ class Trunk(Protocol):
         """The logits (B, N) from what the last of them gives."""
         ...
 
+    def plain(self, backbone: nn.Module) -> nn.Module:
+        """A plain network of the backbone's layers as they were before."""
+        ...
+
     def calibrate(self, batches: Sequence[Tensor]) -> None:
         """Initialises what lies before and between the blocks, on normalised images."""
         ...
@@ -69,15 +75,20 @@ class Trunk(Protocol):
         ...
 
 
-def create_trunk(backbone: nn.Module, spec: ModelSpec) -> Trunk:
+def create_trunk(backbone: nn.Module, spec: ModelSpec, structure: Structure | None = None) -> Trunk:
     """Makes a network's blocks fractional, in place.
+
+    Args:
+        backbone: The network.
+        spec: What becomes of it.
+        structure: Its blocks, where they are known; a CIFAR ResNet's are.
 
     Raises:
         ConfigError: if it has none.
     """
     if isinstance(backbone, CifarResNet):
         return CifarTrunk(backbone, spec)
-    return TracedTrunk(backbone, spec)
+    return TracedTrunk(backbone, spec, structure)
 
 
 class CifarTrunk:
@@ -127,6 +138,10 @@ class CifarTrunk:
     def head(self, x: Tensor) -> Tensor:
         """See `Trunk.head`."""
         return self.backbone.head(x)
+
+    def plain(self, backbone: nn.Module) -> nn.Module:
+        """See `Trunk.plain`."""
+        return backbone
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
@@ -179,56 +194,72 @@ class TracedTrunk:
             one takes. What the first one takes is of stage 0.
     """
 
-    def __init__(self, backbone: nn.Module, spec: ModelSpec) -> None:
+    def __init__(
+        self, backbone: nn.Module, spec: ModelSpec, structure: Structure | None = None
+    ) -> None:
+        self._image = (spec.image.channels, *spec.image.size)
+        if structure is None:
+            structure = find_blocks(backbone, self._image, spec.model.blocks or None)
         for module in backbone.modules():
-            if getattr(module, "inplace", False):
+            if getattr(module, "inplace", False):  # a dropout's
                 # What a block is given, its other options need as well.
                 module.inplace = False  # type: ignore[assignment]
-        image = (spec.image.channels, *spec.image.size)
-        structure = find_blocks(backbone, image, spec.model.blocks or None)
         self.structure, self.backbone = structure, backbone
         self._rows = _rows(structure, backbone)
-        self.profile = _profile(structure, backbone)
-        nodes, found = list(structure.nodes), structure.blocks
-        last = nodes[-1].all_input_nodes[0]
+        self.profile = _profile(structure)
+        graph, found = structure.graph, structure.blocks
+        last = graph[graph.output]
         untils = [*(block.entry for block in found[1:]), found[-1].output]
-        start, entry, end = nodes[0], found[0].entry, found[-1].output
-        self.begins = Section(tuple(_between(nodes, start, entry)), start, entry)
+        start, entry, end = graph[0], found[0].entry, found[-1].output
+        self.begins = Section(graph.between(start, entry), start, entry)
         self.goes_on = tuple(
-            Section(tuple(_between(nodes, block.output, until)), block.output, until)
+            Section(graph.between(block.output, until), block.output, until)
             for block, until in zip(found, untils, strict=True)
         )
-        self.ends = Section(tuple(_between(nodes, end, last)), end, last)
-        self.stages, signed = _stages(backbone, found, self.goes_on)
+        self.ends = Section(graph.between(end, last), end, last)
+        self.stages, signed = _stages(graph, found, self.goes_on)
         self.stream: StreamQuantiser | None = None
         if spec.quant.stream == "int8":
-            _check_stream(backbone, found)
+            _check_stream(graph, found)
             self.stream = StreamQuantiser(len(signed), signed)
             narrow = [replace(b, fixed_bits=STREAM_OPTION.bits) for b in self.profile.blocks]
             self.profile = replace(
                 self.profile, blocks=tuple(narrow), fixed_bits=STREAM_OPTION.bits
             )
-        fixed = functools.partial(FixedSteps, backbone, quant=spec.quant, stream=self.stream)
+        fixed = functools.partial(FixedSteps, backbone, graph, quant=spec.quant, stream=self.stream)
         self._begin = fixed(self.begins, stage=0, levels_in=False)
         blocks = []
         for block, section, (own, onward) in zip(found, self.goes_on, self.stages, strict=True):
             between = fixed(section, stage=onward if onward != own else None)
-            channels, options = structure.channels(block), spec.option_set
+            options = spec.option_set
             blocks.append(
-                TracedBlock(
-                    backbone, block, channels, options, spec.quant, between, self.stream, own
-                )
+                TracedBlock(backbone, graph, block, options, spec.quant, between, self.stream, own)
             )
         self.blocks = tuple(blocks)
         self._head = fixed(self.ends)
 
     def begin(self, images: Tensor) -> Tensor:
-        """See `Trunk.begin`."""
+        """See `Trunk.begin`.
+
+        Raises:
+            ConfigError: for images of another size than the network was traced on.
+        """
+        shape = tuple(images.shape[1:])
+        if shape != self._image:
+            raise ConfigError(
+                f"images of shape {shape} do not fit: the network was traced on {self._image}, and "
+                "what it computes may depend on that; resize them, or convert it again with an "
+                "example_input of their size"
+            )
         return self._begin(images)
 
     def head(self, x: Tensor) -> Tensor:
         """See `Trunk.head`."""
         return self._head(x)
+
+    def plain(self, backbone: nn.Module) -> nn.Module:
+        """See `Trunk.plain`: its own code is not run, since the layers may not be what it knew."""
+        return TracedNetwork(backbone, self.structure.graph)
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
@@ -252,7 +283,7 @@ class TracedTrunk:
 
 
 def _stages(
-    net: nn.Module, blocks: Sequence[Block], goes_on: Sequence[Section]
+    graph: Graph, blocks: Sequence[Block], goes_on: Sequence[Section]
 ) -> tuple[list[tuple[int, int]], list[bool]]:
     """The stages of an int8 stream, and whether values of each have both signs.
 
@@ -263,10 +294,10 @@ def _stages(
         For each block the stage of what it gives and of what the next one takes; and of each stage
         whether it is signed. The first block takes values of stage 0.
     """
-    signed = [not never_negative(net, blocks[0].entry)]
+    signed = [not never_negative(graph, blocks[0].entry)]
 
-    def stage_of(value: fx.Node, begins: bool) -> int:
-        negative = not never_negative(net, value)
+    def stage_of(value: Node, begins: bool) -> int:
+        negative = not never_negative(graph, value)
         if begins:
             signed.append(negative)
         signed[-1] = signed[-1] or negative
@@ -275,23 +306,23 @@ def _stages(
     stages = []
     for block, section in zip(blocks, goes_on, strict=True):
         identity = block.can_be_skipped and block.shortcut is None
-        computes = not all(hands_on(net, node) for node in section.nodes)
+        computes = not all(hands_on(node) for node in section.nodes)
         own = stage_of(block.output, not identity)
         stages.append((own, stage_of(section.output, computes)))
     return stages, signed
 
 
-def _check_stream(net: nn.Module, blocks: Sequence[Block]) -> None:
+def _check_stream(graph: Graph, blocks: Sequence[Block]) -> None:
     """Refuses what rounding to levels cannot end."""
     advice = "use quant.stream 'float'"
     for block in blocks:
-        if not all(is_relu(net, node) for node in block.after):
+        if not all(is_relu(node) for node in block.after):
             raise ConfigError(
                 f"stream 'int8' takes sums that a ReLU follows, or nothing; that of {block.name} "
                 f"is followed by something else: {advice}"
             )
         identity = block.can_be_skipped and block.shortcut is None
-        if identity and block.after and not never_negative(net, block.entry):
+        if identity and block.after and not never_negative(graph, block.entry):
             raise ConfigError(
                 f"stream 'int8' has one grid for what a block takes and gives where its shortcut "
                 f"is the identity; {block.name} takes values of both signs and gives what a ReLU "
@@ -299,50 +330,42 @@ def _check_stream(net: nn.Module, blocks: Sequence[Block]) -> None:
             )
 
 
-def _between(nodes: list[fx.Node], before: fx.Node, until: fx.Node) -> list[fx.Node]:
-    return nodes[nodes.index(before) + 1 : nodes.index(until) + 1]
-
-
-def _profile(structure: Structure, net: nn.Module) -> NetworkProfile:
+def _profile(structure: Structure) -> NetworkProfile:
     """What the parts cost; what lies between two blocks is a part of its own, always executed."""
-    nodes, parts, end = list(structure.nodes), [], structure.nodes[0]
+    graph, parts = structure.graph, []
+    end = graph[0]
     for index, block in enumerate(structure.blocks):
-        between = structure.macs(_between(nodes, end, block.entry))
+        between = graph.macs(graph.between(end, block.entry))
         if index == 0:
             stem = between
         elif between:
             parts.append(BlockProfile(f"before {block.name}", between, gated=False))
-        parts.append(_priced(structure, net, block))
+        parts.append(_priced(graph, block))
         end = block.output
-    return NetworkProfile(stem, tuple(parts), structure.macs(_between(nodes, end, nodes[-1])))
+    head = graph.macs(graph.between(end, graph[graph.output]))
+    return NetworkProfile(stem, tuple(parts), head)
 
 
-def _priced(structure: Structure, net: nn.Module, block: Block) -> BlockProfile:
+def _priced(graph: Graph, block: Block) -> BlockProfile:
     """What a block costs. The little in a branch that no option changes counts as always done."""
-    kept = [node for node in block.branch if not quantisable(module_of(net, node))]
-    always = structure.macs(kept)
-    shortcut = structure.macs(block.shortcut or ())
-    return BlockProfile(block.name, structure.macs(block.branch) - always, shortcut + always)
+    always = graph.macs(node for node in block.branch if not quantisable(node))
+    shortcut = graph.macs(block.shortcut or ())
+    return BlockProfile(block.name, graph.macs(block.branch) - always, shortcut + always)
 
 
 def _rows(structure: Structure, net: nn.Module) -> list[dict[str, Any]]:
-    by_name = {block.name: block for block in structure.blocks}
-    parts: dict[str, list[fx.Node]] = {name: list(b.nodes) for name, b in by_name.items()}
+    graph, by_name = structure.graph, {block.name: block for block in structure.blocks}
+    parts: dict[str, Sequence[Node]] = {name: block.nodes for name, block in by_name.items()}
     for name in structure.refused:
         path = name.partition(":")[0]
-        parts[name] = [
-            node
-            for node in structure.nodes
-            if owner(node) == path or owner(node).startswith(f"{path}.")
-        ]
+        parts[name] = [node for node in graph.data if within(node, path)]
     modules = dict(net.named_modules())
-    places = {node: index for index, node in enumerate(structure.nodes)}
-    ordered = sorted(parts, key=lambda name: min(map(places.__getitem__, parts[name]), default=0))
+    ordered = sorted(parts, key=lambda name: min((n.index for n in parts[name]), default=0))
     return [
         {
             "name": name,
             "kind": type(modules.get(name.partition(":")[0], net)).__name__,
-            "macs": structure.macs(parts[name]),
+            "macs": graph.macs(parts[name]),
             "skippable": name in by_name and by_name[name].can_be_skipped,
             "reason": structure.refused.get(name, ""),
         }

@@ -1,75 +1,48 @@
 """Residual blocks, found by structure: two ways from one value to a sum.
 
-Everything that a residual network computes flows through a chain of values (`graph.cuts`). Between
-two of them that are neighbours there is one step, or ways side by side that meet again. Where they
-meet in a sum, and one of them is the identity or a projection, that is a residual block: whatever
-its class is called.
+Everything that a residual network computes flows through a chain of values (`Graph.cuts`). Between
+two of them that are neighbours there is one operation, or ways side by side that meet again. Where
+they meet in a sum, and one of them is the identity or a projection, that is a residual block:
+whatever its class is called.
 """
 
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import nn
 
 from fracskip.errors import ConfigError
-from fracskip.models.graph import Measured, cuts, data_nodes, measure, module_of, owner, trace
+from fracskip.models.graph import Graph, Node, ways
+from fracskip.models.tracing import trace
 
-SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Mish
+    "relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu",
+    "leaky_relu", "elu", "prelu", "mish", "softplus", "tanh", "selu", "celu",
 )  # fmt: skip
-ACTIVATION_CALLS = (
-    F.relu, F.relu6, F.hardswish, F.silu, F.gelu, F.leaky_relu, torch.relu, "relu", "relu_"
-)  # fmt: skip
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "linear")
 # What a projection may consist of beside convolutions; an activation would make it a second branch.
 IN_SHORTCUTS = (
-    nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d, nn.Identity, nn.Dropout
+    "batch_norm", "layer_norm", "group_norm", "avg_pool2d", "max_pool2d", "dropout",
+    "constant_pad_nd", "pad", "slice",
+)  # fmt: skip
+KEEP_SIGN = (
+    "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
+    "permute", "transpose", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as",
+    "slice", "amax",
 )  # fmt: skip
 
-RELU_CALLS = (F.relu, torch.relu, "relu", "relu_")
-NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
-NEVER_NEGATIVE_CALLS = (
-    F.relu,
-    F.relu6,
-    F.sigmoid,
-    F.hardsigmoid,
-    torch.relu,
-    torch.sigmoid,
-    "relu",
-    "sigmoid",
-)
-KEEP_SIGN = (nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
-KEEP_SIGN_CALLS = (
-    "mean",
-    "permute",
-    "flatten",
-    "contiguous",
-    torch.permute,
-    torch.flatten,
-    torch.mean,
-    F.adaptive_avg_pool2d,
-    F.avg_pool2d,
-    F.max_pool2d,
-)
-
-# What gives, in evaluation mode, what it takes.
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
-IDENTITY_NAMES = ("StochasticDepth", "DropPath")
-IDENTITY_CALLS = ("contiguous", "clone", F.dropout, F.dropout2d)
-
 FIRST = "the first block is always executed"
+
+# A layer that no option changes may stay in a branch if it is next to nothing of it.
+KEPT_SHARE = 0.01
 
 Chooser = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One block: y = after(branch(x) + shortcut(x)), or y = branch(x).
 
@@ -77,20 +50,20 @@ class Block:
         name: Path of its module; of a sum in the network's own code, or a second one in a module,
             with the sum's name.
         entry: x.
-        branch: Steps of the residual branch, in order, and its output at the end.
-        shortcut: Steps of the shortcut, likewise; None where it is the identity.
+        branch: Nodes of the residual branch, in order, and its output at the end.
+        shortcut: Nodes of the shortcut, likewise; None where it is the identity.
         sum: Where they meet; None for a block without a shortcut.
-        after: Steps from the sum to the output: an activation, or none.
+        after: Nodes from the sum to the output: an activation, or none.
         output: y.
     """
 
     name: str
-    entry: fx.Node
-    branch: tuple[fx.Node, ...]
-    shortcut: tuple[fx.Node, ...] | None
-    sum: fx.Node | None
-    after: tuple[fx.Node, ...]
-    output: fx.Node
+    entry: Node
+    branch: tuple[Node, ...]
+    shortcut: tuple[Node, ...] | None
+    sum: Node | None
+    after: tuple[Node, ...]
+    output: Node
 
     @property
     def can_be_skipped(self) -> bool:
@@ -98,49 +71,41 @@ class Block:
         return self.sum is not None
 
     @property
-    def nodes(self) -> tuple[fx.Node, ...]:
-        """All of its steps."""
+    def nodes(self) -> tuple[Node, ...]:
+        """All of its nodes."""
         middle = () if self.sum is None else (self.sum,)
         return (*self.branch, *(self.shortcut or ()), *middle, *self.after)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
     """A network, its blocks and what lies around them.
 
     Attributes:
         graph: Of the whole network.
-        nodes: From the images to the logits, in order.
         blocks: Those that a gate can decide for, in order of execution.
-        measured: Shape and cost of every node, by name.
         refused: Blocks that stay as they are, by name: why.
     """
 
-    graph: fx.Graph
-    nodes: tuple[fx.Node, ...]
+    graph: Graph
     blocks: tuple[Block, ...]
-    measured: dict[str, Measured]
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
         """Logits a network gives."""
-        return self.measured[self.nodes[-1].all_input_nodes[0].name].shape[-1]
-
-    def macs(self, nodes: Iterable[fx.Node]) -> int:
-        """Multiply-accumulates of some nodes."""
-        return sum(self.measured[node.name].macs for node in nodes)
+        return self.graph[self.graph.output].shape[-1]
 
     def channels(self, block: Block) -> int:
         """Channels of what a block sees."""
-        return self.measured[block.entry.name].shape[1]
+        return block.entry.shape[1]
 
 
 def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = None) -> Structure:
     """Finds a network's residual blocks.
 
     Args:
-        net: In evaluation mode.
+        net: In evaluation mode; see `tracing.trace` for what is replaced in it.
         image: Channels, height and width of an image that it takes.
         blocks: Names of the modules to take as blocks, or what says of a name and a module
             whether it is one; None finds them by structure, those of the same class that have no
@@ -150,19 +115,11 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
     Raises:
         ConfigError: if there are none, one named is no block, or the network can't be traced.
     """
-    graph = trace(net)
-    nodes = data_nodes(graph)
-    chain = cuts(nodes)
-    measured = measure(net, graph, image)
-    shape = measured[nodes[-1].all_input_nodes[0].name].shape
-    if len(shape) != 2:
-        raise ConfigError(
-            f"{type(net).__name__} gives values of shape {shape} for one image, not logits (1, "
-            "classes): give a network that classifies"
-        )
+    names = None if blocks is None else _chosen(net, blocks)
+    graph = trace(net, image)
     refused: dict[str, str] = {}
-    if blocks is None:
-        found = _by_structure(net, nodes, chain)
+    if names is None:
+        found = _by_structure(net, graph)
         if not found:
             raise ConfigError(
                 f"{type(net).__name__} has no residual blocks: nothing in it is added to what it "
@@ -171,11 +128,11 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
         refused[found[0].name] = FIRST
         found = found[1:]
     else:
-        found = [_named(nodes, chain, name, net) for name in _chosen(net, blocks)]
+        found = [_named(graph, name, net) for name in names]
     taken = []
-    for block in sorted(found, key=lambda each: nodes.index(each.entry)):
-        reason = _reason(net, block, measured, nodes)
-        if reason and blocks is not None:
+    for block in sorted(found, key=lambda each: each.entry.index):
+        reason = _reason(graph, block)
+        if reason and names is not None:
             raise ConfigError(f"block {block.name!r} can't be gated: {reason}; leave it out")
         if reason:
             refused[block.name] = reason
@@ -184,18 +141,18 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
     if not taken:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
         raise ConfigError(f"no block of {type(net).__name__} can be gated ({why})")
-    _check_shared(net, nodes, taken)
-    return Structure(graph, tuple(nodes), tuple(taken), measured, refused)
+    _check_shared(graph, taken)
+    return Structure(graph, tuple(taken), refused)
 
 
-def _by_structure(net: nn.Module, nodes: Sequence[fx.Node], chain: Sequence[int]) -> list[Block]:
+def _by_structure(net: nn.Module, graph: Graph) -> list[Block]:
     found: list[Block] = []
-    for place, (before, at) in enumerate(itertools.pairwise(chain)):
-        block = _residual(nodes, before, at, net)
+    for place, (before, at) in enumerate(itertools.pairwise(graph.cuts)):
+        block = _residual(graph, before, at)
         if block is not None:
-            block = _with_activation(net, block, nodes, chain[place + 2 : place + 3])
+            block = _with_activation(graph, block, graph.cuts[place + 2 : place + 3])
             if any(each.name == block.name for each in found):
-                block = replace(block, name=f"{block.name}:{nodes[at].name}")
+                block = replace(block, name=f"{block.name}:{graph.data[at].name}")
             found.append(block)
     modules = dict(net.named_modules())
     names = {block.name for block in found}
@@ -203,120 +160,118 @@ def _by_structure(net: nn.Module, nodes: Sequence[fx.Node], chain: Sequence[int]
     for name, module in modules.items():
         inside = any(name.startswith(f"{known}.") for known in names)
         if type(module) in kinds and name not in names and not inside:
-            plain = _without_shortcut(nodes, chain, name)
+            plain = _without_shortcut(graph, name)
             if plain is not None:
                 found.append(plain)
-    return sorted(found, key=lambda block: nodes.index(block.entry))
+    return sorted(found, key=lambda block: block.entry.index)
 
 
-def _residual(nodes: Sequence[fx.Node], before: int, at: int, net: nn.Module) -> Block | None:
+def _residual(graph: Graph, before: int, at: int) -> Block | None:
     """The block between two neighbours of the chain, if what meets there is a residual sum."""
-    entry, total = nodes[before], nodes[at]
-    section = nodes[before + 1 : at]
-    if not section or total.target not in SUMS or len(total.args) != 2 or total.kwargs:
+    entry, total = graph.data[before], graph.data[at]
+    section = graph.data[before + 1 : at]
+    ends = [graph[index] for index in total.inputs]
+    if not section or total.op != "add" or len(ends) != 2 or total.kwargs:
         return None
-    known = {entry, *section}
-    ends = [each for each in total.args if isinstance(each, fx.Node) and each in known]
-    if len(ends) != 2:
+    known = {entry.index, *(node.index for node in section)}
+    if any(end.index not in known for end in ends):
         return None
-    ways = [_way(end, set(section)) for end in ends]
-    if set(ways[0]) & set(ways[1]):
+    sides = [ways(graph, end, section) for end in ends]
+    if set(sides[0]) & set(sides[1]):
         return None
     # The shortcut is the identity, or the way with less in it.
-    by_weight = sorted((0, 1), key=lambda side: (_weights(net, ways[side]), len(ways[side])))
-    short, long = ways[by_weight[0]], ways[by_weight[1]]
-    if not _weights(net, long) or not all(_may_be_shortcut(net, node) for node in short):
+    short, long = sorted(sides, key=lambda side: (_convolutions(side), len(side)))
+    if not _convolutions(long):
         return None
-    if all(isinstance(module_of(net, node), nn.Identity) for node in short):
-        short = []
-    name = owner(total) or total.name
-    return Block(name, entry, tuple(long), tuple(short) or None, total, (), total)
+    if not all(_may_be_shortcut(graph, node) for node in short):
+        return None
+    name = _common((total, *long)) or total.name
+    return Block(name, entry, long, short or None, total, (), total)
 
 
-def _way(end: fx.Node, section: set[fx.Node]) -> list[fx.Node]:
-    """What a value is computed from within a section, in order."""
-    found: dict[fx.Node, None] = {}
-
-    def visit(node: fx.Node) -> None:
-        if node in section and node not in found:
-            for needed in node.all_input_nodes:
-                visit(needed)
-            found[node] = None
-
-    visit(end)
-    return list(found)
+def _may_be_shortcut(graph: Graph, node: Node) -> bool:
+    if node.op in ("mul", "div"):  # by a constant
+        return sum(graph[index] in graph.data for index in node.inputs) == 1
+    return node.op in (*CONVOLUTIONS, *IN_SHORTCUTS)
 
 
-def _weights(net: nn.Module, nodes: Iterable[fx.Node]) -> int:
-    return sum(isinstance(module_of(net, node), WEIGHTED) for node in nodes)
+def _common(nodes: Iterable[Node]) -> str:
+    """The innermost module that a sum's code and the layers that it adds belong to."""
+    total, *others = nodes
+    paths = [total.owner, *(node.path for node in others if node.is_layer)]
+    parts = [path.split(".") for path in paths]
+    same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False))
+    return ".".join(each[0] for each in same)
 
 
-def _may_be_shortcut(net: nn.Module, node: fx.Node) -> bool:
-    module = module_of(net, node)
-    if module is None:
-        return node.target in (F.avg_pool2d, F.max_pool2d, F.pad)
-    plain = not isinstance(getattr(module, "act", None), ACTIVATIONS)
-    return isinstance(module, (*WEIGHTED, *IN_SHORTCUTS)) and plain
+def _convolutions(nodes: Iterable[Node]) -> int:
+    return sum(node.op in CONVOLUTIONS for node in nodes)
 
 
-def is_activation(net: nn.Module, node: fx.Node) -> bool:
-    """Whether a step is an activation and nothing else."""
-    module = module_of(net, node)
-    return node.target in ACTIVATION_CALLS if module is None else isinstance(module, ACTIVATIONS)
+def is_relu(node: Node) -> bool:
+    """Whether a node is a ReLU, which leaves alone what has no negative elements."""
+    return node.op == "relu" or (node.op in ("clamp", "clamp_min") and bounds(node) == (0.0, None))
 
 
-def is_relu(net: nn.Module, node: fx.Node) -> bool:
-    """Whether a step is a ReLU, which leaves alone what has no negative elements."""
-    module = module_of(net, node)
-    return node.target in RELU_CALLS if module is None else type(module) is nn.ReLU
+def bounds(node: Node) -> tuple[float | None, float | None]:
+    """What a clamp's values lie between; None where it has no such bound, or one of each value."""
+    first, last = {"hardtanh": (-1.0, 1.0)}.get(node.op, (None, None))
+    if node.op == "relu6":
+        return 0.0, 6.0
+    low = node.argument(1, "min_val" if node.op == "hardtanh" else "min", first)
+    high = node.argument(2, "max_val" if node.op == "hardtanh" else "max", last)
+    if node.op == "clamp_max":
+        low, high = None, low
+    low, high = (float(each) if isinstance(each, int | float) else None for each in (low, high))
+    return low, high
 
 
-def never_negative(net: nn.Module, node: fx.Node) -> bool:
+def never_negative(graph: Graph, node: Node) -> bool:
     """Whether a value is known to have no negative elements."""
-    module = module_of(net, node)
-    if isinstance(module, nn.BatchNorm2d):
-        module = getattr(module, "act", None)
-    elif isinstance(module, KEEP_SIGN) or node.target in KEEP_SIGN_CALLS:
-        return never_negative(net, node.all_input_nodes[0])
-    if node.target in (operator.mul, torch.mul, *SUMS):
-        inputs = node.all_input_nodes
-        return len(inputs) == 2 and all(never_negative(net, each) for each in inputs)
-    return isinstance(module, NEVER_NEGATIVE) or node.target in NEVER_NEGATIVE_CALLS
+    if node.op in KEEP_SIGN and node.inputs:
+        return never_negative(graph, graph.taken(node))
+    if node.op in ("add", "mul"):
+        inputs = [graph[index] for index in node.inputs]
+        computed = len(node.args) == 2 and not node.kwargs and len(inputs) == 2
+        return computed and all(never_negative(graph, each) for each in inputs)
+    if node.op in ("hardtanh", "clamp", "clamp_min"):
+        low, _ = bounds(node)
+        return low is not None and low >= 0
+    return node.op in ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "abs", "exp")
 
 
-def hands_on(net: nn.Module, node: fx.Node) -> bool:
-    """Whether a step gives what it takes, in evaluation mode."""
-    module = module_of(net, node)
-    if module is None:
-        return node.target in IDENTITY_CALLS
-    return isinstance(module, IDENTITIES) or type(module).__name__ in IDENTITY_NAMES
+def hands_on(node: Node) -> bool:
+    """Whether a node gives what it takes, in evaluation mode."""
+    return node.op == "dropout"
 
 
-def _with_activation(
-    net: nn.Module, block: Block, nodes: Sequence[fx.Node], following: Sequence[int]
-) -> Block:
+def _with_activation(graph: Graph, block: Block, following: Sequence[int]) -> Block:
     """The block with what its module does to the sum at once."""
     for at in following:
-        node = nodes[at]
-        after_sum = node.all_input_nodes == [block.sum] and owner(node) == block.name
-        if after_sum and is_activation(net, node):
+        node = graph.data[at]
+        after_sum = block.sum is not None and node.inputs == (block.sum.index,)
+        inside = block.sum is not None and node.owner == block.sum.owner
+        if after_sum and inside and node.op in ACTIVATIONS:
             return replace(block, after=(node,), output=node)
     return block
 
 
-def _without_shortcut(nodes: Sequence[fx.Node], chain: Sequence[int], name: str) -> Block | None:
+def _without_shortcut(graph: Graph, name: str) -> Block | None:
     """A module's nodes as a block, if they lie between two values of the chain."""
-    places = [
-        index
-        for index, node in enumerate(nodes)
-        if owner(node) == name or owner(node).startswith(f"{name}.")
-    ]
+    places = [place for place, node in enumerate(graph.data) if within(node, name)]
     if not places or places != list(range(places[0], places[-1] + 1)) or not places[0]:
         return None
-    if places[0] - 1 not in chain or places[-1] not in chain:
+    if places[0] - 1 not in graph.cuts or places[-1] not in graph.cuts:
         return None
-    inside = tuple(nodes[index] for index in places)
-    return Block(name, nodes[places[0] - 1], inside, None, None, (), inside[-1])
+    inside = graph.data[places[0] : places[-1] + 1]
+    return Block(name, graph.data[places[0] - 1], inside, None, None, (), inside[-1])
+
+
+def within(node: Node, name: str) -> bool:
+    """Whether a node belongs to a module or to a part of it."""
+    return any(
+        path == name or path.startswith(f"{name}.") for path in (node.owner, node.path) if path
+    )
 
 
 def _chosen(net: nn.Module, blocks: Chooser) -> list[str]:
@@ -336,12 +291,12 @@ def _chosen(net: nn.Module, blocks: Chooser) -> list[str]:
     return names
 
 
-def _named(nodes: Sequence[fx.Node], chain: Sequence[int], name: str, net: nn.Module) -> Block:
+def _named(graph: Graph, name: str, net: nn.Module) -> Block:
     """The block that a caller named."""
-    for block in _by_structure(net, nodes, chain):
+    for block in _by_structure(net, graph):
         if block.name == name:
             return block
-    plain = _without_shortcut(nodes, chain, name)
+    plain = _without_shortcut(graph, name)
     if plain is None:
         raise ConfigError(
             f"{name!r} can't be a block: one value must flow into it and one out of it, with "
@@ -350,49 +305,36 @@ def _named(nodes: Sequence[fx.Node], chain: Sequence[int], name: str, net: nn.Mo
     return plain
 
 
-def quantisable(module: nn.Module | None) -> bool:
-    """Whether a layer computes what its kind does, so that options can execute it."""
-    if isinstance(module, nn.Conv2d):
-        return type(module).forward is nn.Conv2d.forward and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+def quantisable(node: Node) -> bool:
+    """Whether a node calls a layer that options can execute."""
+    return node.is_layer and node.op in ("conv2d", "linear")
 
 
-def _reason(
-    net: nn.Module, block: Block, measured: dict[str, Measured], nodes: Sequence[fx.Node]
-) -> str:
+def _reason(graph: Graph, block: Block) -> str:
     """Why a gate can't decide for a block; '' if it can."""
-    if len(measured[block.entry.name].shape) != 4:
+    if len(block.entry.shape) != 4:
         return "what it sees is no (images, channels, height, width)"
-    if block.entry is nodes[0]:
+    if block.entry is graph[0]:
         return "it sees the images themselves"
-    layers = [(node, module_of(net, node)) for node in block.branch]
-    total = sum(measured[node.name].macs for node in block.branch)
+    total = graph.macs(block.branch)
     if not total:
         return "it has no convolution and no linear layer"
-    for node, module in layers:
-        count = measured[node.name].macs
-        if count > KEPT_SHARE * total and not quantisable(module):
-            kind = type(module).__name__ if module is not None else str(node.target)
-            return f"{node.target} ({kind}) is no plain convolution or linear layer"
+    for node in block.branch:
+        if node.macs > KEPT_SHARE * total and not quantisable(node):
+            return f"{node} is no plain convolution or linear layer"
     return ""
 
 
-# A layer that no option changes may stay in a branch if it is next to nothing of it.
-KEPT_SHARE = 0.01
-
-
-def _check_shared(net: nn.Module, nodes: Sequence[fx.Node], blocks: Sequence[Block]) -> None:
+def _check_shared(graph: Graph, blocks: Sequence[Block]) -> None:
     """Refuses layers with weights that are executed twice: an option can't be told from where."""
-    inside = {node for block in blocks for node in block.nodes}
-    calls: dict[int, list[fx.Node]] = {}
-    for node in nodes:
-        module = module_of(net, node)
-        if module is not None and next(module.parameters(), None) is not None:
-            calls.setdefault(id(module), []).append(node)
-    for where in calls.values():
+    inside = {node.index for block in blocks for node in block.nodes}
+    calls: dict[str, list[int]] = {}
+    for node in graph.data:
+        if node.is_layer:
+            calls.setdefault(node.path, []).append(node.index)
+    for path, where in calls.items():
         if len(where) > 1 and inside.intersection(where):
-            names = ", ".join(sorted({str(node.target) for node in where}))
             raise ConfigError(
-                f"{names} is executed {len(where)} times in one pass: blocks can't share layers "
+                f"{path} is executed {len(where)} times in one pass: blocks can't share layers "
                 "with weights; give each its own, or leave the block out with blocks="
             )

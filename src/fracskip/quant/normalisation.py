@@ -34,8 +34,6 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
     option_var: Tensor
     option_weight: nn.Parameter
     option_bias: nn.Parameter
-    drop: nn.Module | None
-    act: nn.Module | None
     _rows: dict[Option, int]
     _shared: bool
     _sums: tuple[Tensor, Tensor, int] | None
@@ -52,8 +50,6 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         new = cls(norm.num_features, norm.eps, device=norm.weight.device)
         own = new.state_dict()
         new.load_state_dict({name: norm.state_dict()[name] for name in own})
-        # timm's norms bring their activation along.
-        new.drop, new.act = getattr(norm, "drop", None), getattr(norm, "act", None)
         executed = [option for option in options if not option.is_skip]
         lower = [] if shared else executed[:-1]
         new._rows = {option: row for row, option in enumerate(lower)}
@@ -69,9 +65,7 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         return new
 
     def plain(self) -> nn.BatchNorm2d:
-        """The plain norm that it was made of; itself where that brought an activation along."""
-        if self.drop is not None or self.act is not None:
-            return self
+        """The plain norm that it was made of."""
         norm = nn.BatchNorm2d(self.num_features, self.eps, device=self.weight.device)
         norm.load_state_dict({name: self.state_dict()[name] for name in norm.state_dict()})
         return norm.train(self.training)
@@ -79,23 +73,10 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
     @staticmethod
     def converts(norm: nn.Module) -> bool:
         """Whether a module is a norm that `of` takes."""
-        if not isinstance(norm, nn.BatchNorm2d) or not norm.affine or not norm.track_running_stats:
-            return False
-        # What else a subclass computes is known of timm's alone.
-        return type(norm).forward is nn.BatchNorm2d.forward or hasattr(norm, "act")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The plain network's norm, (B, C, H, W)."""
-        return self.finish(super().forward(x))
-
-    def finish(self, x: Tensor) -> Tensor:
-        """What follows the norm within its layer."""
-        for layer in (self.drop, self.act):
-            x = x if layer is None else layer(x)
-        return x
+        return isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
 
     def normalise(self, x: Tensor, option: Option) -> Tensor:
-        """An option's norm where it folds into no convolution, (B, C, H, W), without `finish`."""
+        """An option's norm where it folds into no convolution, (B, C, H, W)."""
         gain, bias = self.folded(option)
         return x * gain[:, None, None] + bias[:, None, None]
 

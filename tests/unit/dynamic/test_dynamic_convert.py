@@ -229,9 +229,9 @@ def test_a_cifar_resnet_is_converted_as_what_it_is() -> None:
     plain = create_model("resnet14").eval()
     net = convert(plain, [8], example_input=torch.zeros(1, 3, 32, 32))
     assert net.spec.model.name == "resnet14"
-    assert net.cifar.blocks == net.blocks
+    assert net.cifar_trunk().blocks == net.blocks
     with pytest.raises(ConfigError, match="module/Network is no CIFAR ResNet"):
-        _ = make_dynamic(Bottleneck).cifar
+        _ = make_dynamic(Bottleneck).cifar_trunk()
 
 
 # -- what torch does with modules -----------------------------------------------------------------
