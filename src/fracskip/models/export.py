@@ -6,9 +6,7 @@ from then on, and its dropouts stay, though evaluation mode would leave no trace
 
 from __future__ import annotations
 
-import copy
 import functools
-import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +16,13 @@ from torch import Tensor, fx, nn
 
 from fracskip.errors import ConfigError
 from fracskip.models.graph import Batch
+from fracskip.models.layers import copy_of
 
 # Modules that give what they take in evaluation mode and something random in training.
 RANDOM_NAMES = ("StochasticDepth", "DropPath", "DropBlock2d")
 # Functional dropouts, which evaluation mode would leave no trace of.
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-_MARK = "fracskip::dropout"
+_MARK = "fracskip::only_in_training"
 _LARGEST_BATCH = 4096
 
 _ADAPTERS: dict[type[nn.Module], Callable[..., Any]] = {}
@@ -61,8 +60,7 @@ def exported(net: nn.Module, image: tuple[int, int, int]) -> Any:
     """A network's program of ATen operations, without mutation."""
     images = torch.zeros(2, *image, device=next(iter(net.parameters()), torch.zeros(0)).device)
     # Its code runs once, on values that are none: what it keeps of them is kept by a copy.
-    tensors = itertools.chain(net.parameters(), net.buffers())
-    shadow = copy.deepcopy(net, {id(value): value for value in tensors})
+    shadow = copy_of(net, shared=True)
     for module in shadow.modules():
         if type(module) in _ADAPTERS:
             module.forward = functools.partial(_ADAPTERS[type(module)], module)
@@ -91,13 +89,13 @@ def exported(net: nn.Module, image: tuple[int, int, int]) -> Any:
 
 
 def _hand_on(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    found: Tensor = torch.ops.fracskip.dropout(x, "module", 0.0)
+    found: Tensor = torch.ops.fracskip.only_in_training(x, "module", 0.0)
     return found
 
 
 def _keep_dropouts(program: Any) -> None:
     """Puts marks in the place of dropouts, which decomposition would drop."""
-    graph, mark = program.graph, torch.ops.fracskip.dropout.default
+    graph, mark = program.graph, torch.ops.fracskip.only_in_training.default
     for node in list(graph.nodes):
         name = name_of(node.target)
         kind = name.removesuffix("_")

@@ -20,19 +20,25 @@ KINDS: dict[str, type[nn.Module]] = {
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def copy_of(net: nn.Module) -> nn.Module:
-    """A copy of a network with parameters of its own.
+def copy_of(net: nn.Module, shared: bool = False) -> nn.Module:
+    """A copy of a network.
+
+    Args:
+        net: The network.
+        shared: Whether the copy has the same parameters and buffers instead of its own.
 
     Raises:
         ConfigError: if something in it can't be copied.
     """
     # Weights that hooks compute anew are no parameters, and torch copies none of those.
-    memo = {
+    memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in net.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor)
     }
+    if shared:
+        memo.update((id(value), value) for value in (*net.parameters(), *net.buffers()))
     try:
         return copy.deepcopy(net, memo)
     except Exception as error:  # what it holds besides may be anything

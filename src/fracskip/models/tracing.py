@@ -83,6 +83,11 @@ class _Translation:
         self._net, self._program = net, program
         self._kind = type(net).__name__
         self._modules = dict(net.named_modules())
+        # One that has several names goes by the first.
+        first = {module: path for path, module in reversed(self._modules.items())}
+        self._names = {
+            path: first[module] for path, module in net.named_modules(remove_duplicate=False)
+        }
         self._nodes: list[Node] = []
         self._values: dict[fx.Node, Any] = {}
         self._live: set[int] = set()  # depend on the images
@@ -175,10 +180,9 @@ class _Translation:
 
     def _stack(self, node: fx.Node) -> list[str]:
         """Paths of the modules whose code makes a node, from the outermost."""
-        paths = [
-            path.partition("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values()
-        ]
-        return [path for path in paths if path in self._modules]
+        stack = node.meta.get("nn_module_stack", {}).values()
+        names = [path.partition("@")[0] for path, _ in stack]
+        return [self._names[name] for name in names if name in self._names]
 
     def _place(self, stack: list[str]) -> dict[str, str]:
         """Where an operation belongs to: see `Node`."""
@@ -268,7 +272,7 @@ class _Translation:
     ) -> Ref:
         place, value = self._place(stack), node.meta["val"]
         shape = shape_of(value)
-        if str(node.target) == "fracskip.dropout.default":
+        if str(node.target) == "fracskip.only_in_training.default":
             module = self._modules[stack[-1]] if stack else None
             own = args[1] == "module" or isinstance(module, nn.modules.dropout._DropoutNd)
             taken = args[:1] if own else args
@@ -309,7 +313,7 @@ class _Translation:
         kwargs = {key: "meta" if key == "device" else each for key, each in kwargs.items()}
         before = self._counter.get_total_flops()
         try:
-            node.target(*args, **kwargs)  # type: ignore[operator]
+            node.target(*args, **kwargs)
         except (RuntimeError, NotImplementedError):
             return 0  # of no kernel without data there is a count either
         return (self._counter.get_total_flops() - before) // 2
@@ -365,7 +369,7 @@ class _Translation:
         if node.op == "tensor" and node.path:
             if name not in ("weight", "running_mean"):
                 return None
-            places.append(node.path.rpartition(".")[0])
+            places.append(self._names[node.path.rpartition(".")[0]])
             held = self._tensor(node.path)
             for place in places:
                 if place and getattr(self._modules[place], name, None) is held:
