@@ -43,7 +43,7 @@ MODELS = {
     "timm/mobilenetv3_large_100": (14, 9),
     "timm/mobilenetv4_conv_small": (11, 10),
     "timm/efficientnet_b0": (14, 9),
-    "timm/tf_efficientnetv2_s": (35, 34),
+    "timm/tf_efficientnetv2_s": (39, 34),
     "timm/convnext_tiny": (17, 17),
     "timm/convnextv2_tiny": (17, 17),
     "timm/regnety_004": (15, 15),
@@ -165,7 +165,6 @@ def test_a_checkpoint_is_loaded_by_name(name: str, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("torchvision/shufflenet_v2_x1_0", "ShuffleNetV2 has no residual blocks: .* blocks="),
-        ("timm/resnetv2_50x1_bit", r"no block of ResNetV2 can be gated .*StdConv2d"),
         ("torchvision/vgg11", "VGG has no residual blocks"),
     ],
 )
@@ -173,6 +172,16 @@ def test_what_can_not_be_done_is_said(name: str, message: str) -> None:
     plain = create_backbone(name, num_classes=10)
     with pytest.raises(ConfigError, match=message):
         fracskip.convert(plain, "low", example_input=make_images(1))
+
+
+@torch.no_grad()
+def test_weights_that_are_computed_are_folded() -> None:
+    plain, images = create_backbone("timm/resnetv2_50x1_bit", num_classes=10), make_images(2)
+    with pytest.warns(UserWarning, match="weights of 'stem.conv', .* and 50 more are computed"):
+        net = fracskip.convert(plain, [8, "full"], example_input=images)
+    found = net(images, budget=1.0, decisions=net.forced("full", 2)).logits
+    assert off(found, plain(images)) < 1e-5
+    assert len(net.blocks) == 15
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet19", "timm/resnet19", "hub/resnet18"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fracskip.config import (
     IMAGENET_MEAN,
@@ -70,7 +71,7 @@ def convert(
     model = _unwrapped(model)
     _check(model)
     image = image or _image(example_input)
-    twin = copy_of(model)
+    twin = copy_of(model).eval()
     found: tuple[str, ...] = ()
     structure: Structure | None = None
     if isinstance(twin, CifarResNet):
@@ -136,9 +137,11 @@ def _check(model: nn.Module) -> None:
         isinstance(module, FractionalLayer | DynamicNetwork) for module in model.modules()
     ):
         raise ConfigError(f"this {kind} is dynamic already: convert the plain network")
-    if training := [name for name, module in model.named_modules() if module.training]:
-        part = f" ({training[0]})" if training[0] else ""
-        raise ConfigError(f"this {kind} is in training mode{part}: call eval() on it first")
+    random = (_BatchNorm, nn.modules.dropout._DropoutNd)
+    for path, module in model.named_modules():
+        if module.training and (not path or isinstance(module, random)):
+            part = f" ({path})" if path else ""
+            raise ConfigError(f"this {kind} is in training mode{part}: call eval() on it first")
     values = [*model.named_parameters(), *model.named_buffers()]
     if lacking := [name for name, value in values if value.is_meta]:
         raise ConfigError(

@@ -150,6 +150,10 @@ class DynamicNetwork(nn.Module):
                 f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
                 f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
             )
+        if not images.isfinite().all():
+            raise ConfigError(
+                "images hold NaN or infinite values: leave them out, or mend what makes them"
+            )
         return self.trunk.begin(images)
 
     def forward(

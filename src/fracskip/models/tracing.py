@@ -309,11 +309,12 @@ class _Translation:
 
         if any(isinstance(each.meta.get("val"), tuple | list) for each in node.all_input_nodes):
             return 0
-        args, kwargs = fx.map_arg((node.args, node.kwargs), empty)  # type: ignore[arg-type]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), empty)
         kwargs = {key: "meta" if key == "device" else each for key, each in kwargs.items()}
         before = self._counter.get_total_flops()
+        target: Any = node.target
         try:
-            node.target(*args, **kwargs)
+            target(*args, **kwargs)
         except (RuntimeError, NotImplementedError):
             return 0  # of no kernel without data there is a count either
         return (self._counter.get_total_flops() - before) // 2
@@ -324,6 +325,8 @@ class _Translation:
         self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], stack: list[str]
     ) -> Ref | None:
         """The call of a layer, if an operation is one whose weights a module holds."""
+        if not args or not isinstance(args[0], Ref) or args[0].node not in self._live:
+            return None
         if name in ("conv2d", "linear"):
             op, (weight, bias) = name, (*args[1:3], None)[:2]
         elif name in _BATCH_NORMS:
@@ -335,8 +338,6 @@ class _Translation:
                 )
             op, (weight, bias) = "batch_norm", args[1:3]
         else:
-            return None
-        if not isinstance(args[0], Ref) or args[0].node not in self._live:
             return None
         mean = args[3] if op == "batch_norm" else None
         path = self._holder(op, weight or mean, stack)

@@ -252,10 +252,10 @@ class Halved(Strange):
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        (Strange, r"blocks.0.odd \(Softplus\) has no place in a bundle"),
-        (Tanhed, r"blocks.0.odd \(GELU\) .* approximation 'tanh'"),
-        (Rotated, "flip has no place in a bundle"),
-        (Halved, "avg_pool2d has no place in a bundle"),
+        (Strange, r"blocks.0.odd \(softplus\) has no place in a bundle"),
+        (Tanhed, r"blocks.0.odd \(gelu\) .* approximation 'tanh'"),
+        (Rotated, r"blocks.0 \(flip\) has no place in a bundle"),
+        (Halved, r"blocks.0 \(avg_pool2d\) has no place in a bundle"),
     ],
 )
 def test_what_a_bundle_has_no_word_for_is_refused_by_name(
