@@ -17,11 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from fracskip.errors import ConfigError
 from fracskip.models import layers
-from fracskip.models.export import counted, exported, forward_of, name_of, shape_of, size_at
+from fracskip.models.export import (
+    RANDOM_NAMES,
+    counted,
+    exported,
+    forward_of,
+    name_of,
+    shape_of,
+    size_at,
+)
 from fracskip.models.graph import Batch, Device, Graph, Node, Ref, mapped, operation
 
 # What gives the value that it takes, whatever it does to memory and to types of floats.
@@ -31,6 +40,8 @@ _SAME = (
 )  # fmt: skip
 # What may give the value that it takes, if the shapes say so.
 _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "expand", "expand_as", "slice", "copy")
+# Where modules keep the share of what they drop.
+_SHARES = ("p", "drop_prob", "drop_rate", "drop_path", "rate")
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 _BATCH_NORMS = ("_native_batch_norm_legit_no_training", "batch_norm", "cudnn_batch_norm")
 
@@ -116,6 +127,7 @@ class _Translation:
             raise ConfigError(f"what {self._kind} gives does not depend on its images")
         self._refuse_memory(last.node)
         graph = self._pruned(last.node)
+        self._note_left_out()
         self._replace_layers()
         return graph
 
@@ -274,7 +286,7 @@ class _Translation:
         shape = shape_of(value)
         if str(node.target) == "fracskip.only_in_training.default":
             module = self._modules[stack[-1]] if stack else None
-            own = args[1] == "module" or isinstance(module, nn.modules.dropout._DropoutNd)
+            own = args[1] == "module" or isinstance(module, _DropoutNd)
             taken = args[:1] if own else args
             path = stack[-1] if own else ""
             return self._add("dropout", **place, args=tuple(taken), shape=shape, path=path)
@@ -445,6 +457,20 @@ class _Translation:
                 "they change is kept, and they are not called again",
                 stacklevel=2,
             )
+
+    def _note_left_out(self) -> None:
+        """Says which modules that are random in training evaluation leaves no trace of."""
+        executed = {node.where for node in self._nodes}
+        for path, module in self._modules.items():
+            share = next((getattr(module, n, None) for n in _SHARES if hasattr(module, n)), None)
+            known = isinstance(module, _DropoutNd) or type(module).__name__ in RANDOM_NAMES
+            bare = next(module.children(), None) is None and not module.state_dict()
+            if bare and not known and path not in executed and isinstance(share, float) and share:
+                warnings.warn(
+                    f"{path!r} ({type(module).__name__}) does nothing in evaluation mode, so it is "
+                    "off in training, too: torch's dropouts and stochastic depth are not",
+                    stacklevel=2,
+                )
 
     # -- the end ---------------------------------------------------------------------------------
 

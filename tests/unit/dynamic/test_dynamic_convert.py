@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from fracskip.config import GateConfig, ImageConfig, ModelSpec, QuantConfig
 from fracskip.dynamic import DynamicNetwork, Mixing, convert, network
 from fracskip.dynamic.trunk import TracedTrunk
 from fracskip.errors import CheckpointError, ConfigError, FracskipError
-from fracskip.models import create_model
+from fracskip.models import create_model, export
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 
@@ -308,18 +309,97 @@ def test_all_of_it_learns(kind: Kind) -> None:
     assert not any(norm.training for norm in norms)
 
 
+class Careful(nn.Module):
+    """Looks at the values that it sees, and says in an adapter what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_plain(Bottleneck)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.abs().max() > 1e6:
+            raise ValueError("not normalised")
+        return self.inner(x)
+
+
+def in_full(net: DynamicNetwork, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(images, budget=1.0, decisions=net.forced("full", len(images))).logits
+
+
+def test_the_root_may_have_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_ADAPTERS", {})
+    net, images = Careful().eval(), make_images()
+    with pytest.raises(ConfigError, match=r"Careful cannot be traced .*register_adapter"):
+        convert(net, [8, "full"], example_input=images)
+    fracskip.register_adapter(Careful, lambda careful, x: careful.inner(x))
+    found = convert(net, [8, "full"], example_input=images)
+    torch.testing.assert_close(in_full(found, images), net(images), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_what_wraps_a_network_is_taken_off(wrap: Any) -> None:
+    plain, images = make_plain(Bottleneck), make_images()
+    net = convert(wrap(plain), [8, "full"], example_input=images)
+    assert "stem.0.weight" in net.backbone.state_dict()
+    torch.testing.assert_close(in_full(net, images), plain(images), rtol=0, atol=0)
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_what_evaluation_leaves_out_is_said() -> None:
+    plain = make_plain(Bottleneck)
+    plain.drop = Random().eval()
+    plain.drop.drop_prob = 0.2
+    with pytest.warns(UserWarning, match=r"'drop' \(Random\) .* off in training"):
+        convert(plain, [8], example_input=make_images(1))
+
+
+@pytest.mark.parametrize("stream", ["float", "int8"])
+@pytest.mark.parametrize("kind", [Inverted, Loose])
+def test_it_is_pickled_and_averaged_as_other_modules_are(kind: Kind, stream: str) -> None:
+    torch.manual_seed(0)
+    plain = kind().eval() if kind is Loose else make_plain(kind)  # type: ignore[call-arg]
+    images, quant = make_images(), QuantConfig(weights="own", stream=stream)  # type: ignore[arg-type]
+    net = convert(plain, [4, 8], quant=quant, example_input=images, calibration=[images])
+    again = pickle.loads(pickle.dumps(net))
+    average = torch.optim.swa_utils.AveragedModel(net)
+    average.update_parameters(net)
+    with torch.no_grad():
+        wanted = net(images, budget=0.05)
+        for other in (again, average.module):
+            found = other(images, budget=0.05)
+            assert torch.equal(found.logits, wanted.logits)
+            assert torch.equal(found.decisions, wanted.decisions)
+    assert not hasattr(net, "cifar")
+
+
+def test_images_that_are_no_numbers_are_refused() -> None:
+    net, images = make_dynamic(Bottleneck), make_images()
+    images[1, 0, 2, 3] = torch.nan
+    with pytest.raises(ConfigError, match="images hold NaN or infinite values"):
+        net(images)
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda net: net.drop.train() and net, r"Network is in training mode \(drop\): call eval"),
         (lambda net: net.train(), r"Network is in training mode: call eval\(\)"),
         (lambda net: net.half(), r"not in float32 \(stem.0.weight is torch.float16\): call float"),
         (lambda net: net.to("meta"), r"no weights yet \(stem.0.weight is on the meta device\)"),
         (lambda net: convert(net, [8], example_input=make_images(1)), "is dynamic already"),
         (lambda net: nn.Sequential(convert(net, [8], example_input=make_images(1)).backbone).eval(),
          "is dynamic already"),
+        (lambda net: torch.jit.trace(net, make_images(1)), "is TorchScript, whose code can't be"),
         (lambda net: net.forward, "a method can't be converted: give a torch.nn.Module"),
     ],
 )  # fmt: skip
