@@ -80,8 +80,6 @@ def open_picture(source: Path | bytes | BinaryIO) -> Image.Image:
             return _decoded(content)
     except DataError as error:
         raise DataError(f"{label} {error}") from None
-    except FileNotFoundError:
-        raise DataError(f"{label} does not exist: give the path of an image file") from None
     except Exception as error:  # a broken file makes parsers raise almost anything
         reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
         raise DataError(
@@ -96,23 +94,38 @@ def _read(source: Path | bytes | BinaryIO) -> bytes:
         DataError: if it is no file, or larger than `MAX_FILE_BYTES`; the size alone is read then.
     """
     if isinstance(source, bytes):
-        size, content = len(source), source
+        content = source
     elif isinstance(source, Path):
-        status = source.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("cannot be decoded, as it is no file: give the path of an image")
-        size = status.st_size
-        content = source.read_bytes() if size <= MAX_FILE_BYTES else b""
+        content = _read_file(source)
     else:
         if source.seekable():
             source.seek(0)
         content = source.read(MAX_FILE_BYTES + 1)
-        size = len(content)
-    if size > MAX_FILE_BYTES:
-        raise DataError(
-            f"is larger than {MAX_FILE_BYTES // 2**20} MiB, the most that is read: scale it down"
-        )
+    if len(content) > MAX_FILE_BYTES:
+        raise _too_large()
     return content
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("cannot be decoded, as it is no file: give the path of an image")
+        if status.st_size > MAX_FILE_BYTES:
+            raise _too_large()
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("does not exist: give the path of an image file") from None
+    except OSError as error:
+        raise DataError(
+            f"cannot be read ({error.strerror}): check its name and that you may read it"
+        ) from None
+
+
+def _too_large() -> DataError:
+    return DataError(
+        f"is larger than {MAX_FILE_BYTES // 2**20} MiB, the most that is read: scale it down"
+    )
 
 
 def _decoded(content: bytes) -> Image.Image:

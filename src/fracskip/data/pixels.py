@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fracskip.data.containers import Container
 from fracskip.errors import DataError
@@ -33,9 +33,14 @@ def open_container(found: Container) -> Image.Image:
     """Opens an image; nothing is decoded yet.
 
     Raises:
-        DataError: if the decoder finds another size than the header says.
+        DataError: if the decoder can't read the header, or finds another size in it.
     """
-    picture = Image.open(BytesIO(found.content), formats=[found.kind])
+    try:
+        picture = Image.open(BytesIO(found.content), formats=[found.kind])
+    except UnidentifiedImageError:
+        raise DataError(
+            f"is a damaged {found.kind}, or one of a kind that is not read: save it anew"
+        ) from None
     if picture.size != (found.width, found.height):
         raise DataError("has two sizes that differ: it is damaged, replace or remove it")
     return picture
@@ -46,7 +51,9 @@ def memory(picture: Image.Image, found: Container) -> int:
     grey = picture.mode in ("1", "L") or picture.mode.startswith("I")
     own = 2 if picture.mode.startswith("I;16") else 1 if grey or picture.mode == "P" else 4
     result = 1 if grey else 4
-    converted = 0 if picture.mode in ("L", "RGB") and not _is_split(found) else result
+    converted = 0 if picture.mode in ("L", "RGB") else result
+    if _is_split(found):
+        converted = 2 * result  # decoded twice: one for the time that it takes
     turned = result if found.orientation in _TURNS else 0
     return picture.width * picture.height * max(own + converted, result + turned) + found.buffers
 
@@ -93,7 +100,8 @@ def _over_white(picture: Image.Image) -> Image.Image:
         part = picture.crop(box)
         if part.mode == "La":  # weighed by its alpha, which has to be undone first
             part = part.convert("LA")
-        part = part.convert("RGBA")
+        if part.mode != "RGBA":
+            part = part.convert("RGBA")
         over = Image.alpha_composite(Image.new("RGBA", part.size, _WHITE), part)
         out.paste(over.convert("RGB"), box)
     return out
@@ -107,7 +115,7 @@ def _from_16_bits(picture: Image.Image, found: Container) -> Image.Image:
         values = np.asarray(picture.crop(box)).astype(np.int64)
         scaled = ((top - values if found.inverted else values) * 255 + top // 2) // top
         if found.key:
-            scaled[values == found.key[0]] = 255
+            scaled[values == found.key[0]] = 255  # compared before it is scaled
         out.paste(Image.fromarray(scaled.astype(np.uint8)), box)
     return out
 
@@ -120,22 +128,22 @@ def _is_split(found: Container) -> bool:
 def _whiten(picture: Image.Image, found: Container) -> None:
     """Makes the pixels white that have the transparent colour, in place."""
     low = _low_bytes(found) if _is_split(found) else None
+    top = 2**found.bits - 1
+    samples = [value & top for value in found.key]
     # As decoders widen samples: 16 bits to their upper half, fewer than 8 to the whole range.
-    key = [
-        value >> 8 if found.bits == 16 else value * 255 // (2**found.bits - 1)
-        for value in found.key
-    ]
+    key = [value >> 8 if found.bits == 16 else value * 255 // top for value in samples]
     for box in _strips(picture):
         match = _equal(picture.crop(box), key)
         if low is not None:
-            match &= _equal(low.crop(box), [value & 255 for value in found.key])
+            match &= _equal(low.crop(box), [value & 255 for value in samples])
         picture.paste(_WHITE[: len(key)] if len(key) > 1 else 255, box, Image.fromarray(match))
 
 
 def _equal(part: Image.Image, key: list[int]) -> NDArray[np.bool_]:
     """Which pixels (H, W) have a colour."""
-    pixels = np.asarray(part)
-    equal: NDArray[np.bool_] = (pixels.reshape(*pixels.shape[:2], -1) == key).all(axis=2)
+    equal = np.ones((part.height, part.width), dtype=np.bool_)
+    for band, value in zip(part.split(), key, strict=True):
+        equal &= np.asarray(band) == value
     return equal
 
 

@@ -137,7 +137,9 @@ def read(content: bytes) -> Container:
         raise DataError(
             "has tags that are larger than the file: it is damaged, replace or remove it"
         )
-    strips = max(found.fields[tag].count for tag in (_STRIPS, _TILES) if tag in found.fields)
+    strips = max(
+        (found.fields[tag].count for tag in (_STRIPS, _TILES) if tag in found.fields), default=0
+    )
     check_pieces(strips, "strips")
     strip = _check_strips(found, width, height)
     if found.first(_COMPRESSION, 1) in _JPEGS:
