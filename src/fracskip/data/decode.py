@@ -18,7 +18,8 @@ everything that is no plain 8-bit image is read:
 - where `image.resize` is given, the target is `image.view`, and the centre is cut out of it.
 
 What would take too much is refused before it is decoded: files above `MAX_FILE_BYTES`, pictures
-above `MAX_PIXELS`, and those whose decoding takes more than `MAX_MEMORY`. A JPEG that would is
+above `MAX_PIXELS`, progressive ones of too many scans, and those whose decoding takes more than
+`MAX_MEMORY`. A JPEG that would is
 decoded at half its size, which is still far larger than what networks take.
 """
 
@@ -43,6 +44,9 @@ MAX_FILE_BYTES = 256 * 2**20
 
 MAX_PIXELS = 89_478_485
 """The largest image that is decoded, in pixels: the size above which Pillow suspects a bomb."""
+
+MAX_SCANNED = 1_000_000_000
+"""Pixels times scans at most: of a JPEG, a scan of a few bytes has every pixel visited."""
 
 MAX_MEMORY = 400 * 2**20
 """The most that decoding may take, in bytes, besides the file's own."""
@@ -137,6 +141,11 @@ def _decoded(content: bytes) -> Image.Image:
     if found.pixels > MAX_PIXELS:
         raise DataError(
             f"is larger than {MAX_PIXELS:,} pixels, the most that is decoded: scale it down"
+        )
+    if found.scans * found.pixels > MAX_SCANNED:
+        raise DataError(
+            f"has {found.scans:,} scans of {found.pixels:,} pixels, "
+            f"{MAX_SCANNED // found.pixels:,} are decoded at most: save it anew"
         )
     picture = open_container(found)
     if memory(picture, found) > MAX_MEMORY and found.shrinks:

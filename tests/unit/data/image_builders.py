@@ -23,7 +23,13 @@ def shorts(*values: int) -> bytes:
 
 
 def png(
-    size: tuple[int, int], bits: int, colour: int, rows: bytes, *, before: bytes = b"", tail: int = 1
+    size: tuple[int, int],
+    bits: int,
+    colour: int,
+    rows: bytes,
+    *,
+    before: bytes = b"",
+    tail: int = 1,
 ) -> bytes:
     """A PNG.
 
@@ -74,7 +80,8 @@ def tiff(
     tags |= {278: size[1], 279: len(pixels), 339: sample_format, **dict(more)}
     entry = struct.Struct(order + "HHII")
     entries = [
-        entry.pack(tag, 4, strips if tag == 273 else 1, value) for tag, value in sorted(tags.items())
+        entry.pack(tag, 4, strips if tag == 273 else 1, value)
+        for tag, value in sorted(tags.items())
     ]
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8 + len(pixels))
     count = struct.pack(order + "H", len(entries))

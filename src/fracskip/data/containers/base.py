@@ -27,6 +27,7 @@ class Container:
         inverted: Whether 16-bit samples are larger where it is darker.
         key: The colour that is transparent, in samples of `bits` bits; () if there is none.
         buffers: Bytes that the decoder holds besides the picture.
+        scans: How often the decoder visits every pixel.
         shrinks: Whether the decoder can give half the size.
     """
 
@@ -39,6 +40,7 @@ class Container:
     inverted: bool = False
     key: tuple[int, ...] = ()
     buffers: int = 0
+    scans: int = 1
     shrinks: bool = False
 
     @property

@@ -7,10 +7,6 @@ import struct
 
 from fracskip.data.containers.base import Container, check_pieces
 from fracskip.data.containers.exif import EXIF_PREFIX, orientation
-from fracskip.errors import DataError
-
-MAX_SCANNED = 1_000_000_000
-"""Pixels times scans at most: a scan of a few bytes makes the decoder visit every pixel."""
 
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 # Neither a stuffed zero, nor padding, nor what stands inside a scan.
@@ -24,7 +20,7 @@ def read(content: bytes) -> Container:
     """Drops everything but JFIF's and Adobe's segments (how colours are coded), tables and scans.
 
     Raises:
-        DataError: if it has no frame, or too many segments or scans.
+        DataError: if it has no frame, or too many segments.
     """
     kept, exif, xmp = [content[:2]], b"", b""
     frame, frame_kind, scans, partial, count = b"", 0, 0, False, 0
@@ -51,11 +47,6 @@ def read(content: bytes) -> Container:
         if not is_metadata and marker != _COM:
             kept.append(content[start:end])
     _, height, width, components = struct.unpack_from(">BHHB", frame)
-    if width * height * scans > MAX_SCANNED:
-        raise DataError(
-            f"has {scans:,} scans of {width * height:,} pixels, "
-            f"{MAX_SCANNED // (width * height):,} are decoded at most: save it anew"
-        )
     whole = frame_kind in _PROGRESSIVE or partial  # kept as coefficients until the last scan
     return Container(
         "JPEG",
@@ -64,6 +55,7 @@ def read(content: bytes) -> Container:
         height,
         orientation=orientation(exif, xmp),
         buffers=_coefficients(frame, width, height, components) if whole else 0,
+        scans=scans,
         shrinks=frame_kind not in _LOSSLESS,
     )
 

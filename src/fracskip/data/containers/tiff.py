@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from fracskip.data.containers.base import Container, check_pieces
 from fracskip.data.containers.exif import orientation
-from fracskip.data.containers.jpeg import MAX_SCANNED
 from fracskip.errors import DataError
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -121,7 +120,7 @@ def read(content: bytes) -> Container:
     """Drops all tags that pixels don't need, and all images but the first.
 
     Raises:
-        DataError: if its samples have no agreed range, or it has too many strips, scans or tags.
+        DataError: if its samples have no agreed range, or it has too many strips or tags.
         struct.error: if it is cut short.
     """
     found = _Directory(content)
@@ -142,10 +141,9 @@ def read(content: bytes) -> Container:
     )
     check_pieces(strips, "strips")
     strip = _check_strips(found, width, height)
-    if found.first(_COMPRESSION, 1) in _JPEGS:
+    scans = 1
+    if found.first(_COMPRESSION, 1) in _JPEGS:  # one a strip is what is usual
         scans = max(1, content.count(b"\xff\xda") - strips + 1)
-        if scans * width * height > MAX_SCANNED:
-            raise DataError(f"has JPEG strips of {scans:,} scans: save it in another way")
     inverted = bits > 8 and found.first(_PHOTOMETRIC, _MIN_IS_WHITE) == _MIN_IS_WHITE
     return Container(
         "TIFF",
@@ -155,6 +153,7 @@ def read(content: bytes) -> Container:
         orientation=_orientation(found),
         bits=bits,
         inverted=inverted,
+        scans=scans,
         buffers=strip * max(4, samples * bits // 8),
     )
 
