@@ -229,11 +229,11 @@ def _notes(folder: Path, found: Iterable[list[Path]], loose: int) -> tuple[str, 
     if others:
         kinds = _some([f"{kind} ({count})" for kind, count in others.most_common()])
         notes.append(
-            f"{others.total()} files in {folder} are left out, since their names are none of "
-            f"images: {kinds}; names of images end in {' '.join(SUFFIXES)}"
+            f"files left out of {folder} because their names are not those of images "
+            f"({others.total()}): {kinds}; read are {' '.join(SUFFIXES)}"
         )
     if loose:
-        notes.append(f"{loose} images in {folder} itself are left out: they are in no class folder")
+        notes.append(f"images left out of {folder} because they are in no class folder: {loose}")
     return tuple(notes)
 
 

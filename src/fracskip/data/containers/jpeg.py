@@ -20,7 +20,8 @@ def read(content: bytes) -> Container:
     """Drops everything but JFIF's and Adobe's segments (how colours are coded), tables and scans.
 
     Raises:
-        DataError: if it has no frame, or too many segments.
+        DataError: if it has too many segments.
+        struct.error: if it has no frame.
     """
     kept, exif, xmp = [content[:2]], b"", b""
     frame, frame_kind, scans, partial, count = b"", 0, 0, False, 0
