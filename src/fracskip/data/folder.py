@@ -202,7 +202,7 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if name[0] != "."]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(root, name) for name in names if name[0] != ".")
 
 

@@ -49,7 +49,7 @@ def open_container(found: Container) -> Image.Image:
 def memory(picture: Image.Image, found: Container) -> int:
     """Bytes that decoding `picture` and `upright` take at most, by its size and mode."""
     grey = picture.mode in ("1", "L") or picture.mode.startswith("I")
-    own = 2 if picture.mode.startswith("I;16") else 1 if grey or picture.mode == "P" else 4
+    own = 1 if picture.mode in ("1", "L", "P") else 2 if picture.mode.startswith("I;16") else 4
     result = 1 if grey else 4
     converted = 0 if picture.mode in ("L", "RGB") else result
     if _is_split(found):
