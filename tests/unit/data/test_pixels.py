@@ -7,7 +7,9 @@ import pytest
 from image_builders import chunk, png, shorts, tiff
 from PIL import Image
 
+from fracskip.data.containers import Container
 from fracskip.data.decode import open_picture
+from fracskip.data.pixels import upright
 from fracskip.errors import DataError
 
 WHITE = [255, 255, 255]
@@ -111,8 +113,8 @@ def test_values_without_an_agreed_range(content: bytes, words: str) -> None:
         open_picture(content)
 
 
-def test_premultiplied_grey_in_a_tiff() -> None:
-    """ExtraSamples 1: half of a grey that is 100, over white."""
+def test_grey_that_is_weighed_by_its_alpha() -> None:
+    """As TIFFs with ExtraSamples 1 are decoded: half of a grey that is 100, over white."""
     picture = Image.frombytes("La", (1, 1), bytes([50, 128]))
-    content = tiff((1, 1), 8, picture.tobytes(), more=[(277, 2), (338, 1), (258, 8)])
-    assert np.asarray(open_picture(content)).tolist() == [[[177, 177, 177]]]
+    over = upright(picture, Container("TIFF", b"", width=1, height=1))
+    assert np.asarray(over).tolist() == [[[177, 177, 177]]]
