@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,15 @@ import numpy as np
 from fracskip.cli import console
 from fracskip.config import EXAMPLES, Recipe, load_recipe
 from fracskip.cost import account
-from fracskip.data import DATASETS, ImageSet, acquire, decode_image, load_sample, load_split
+from fracskip.data import (
+    DATASETS,
+    SUFFIXES,
+    ImageSet,
+    acquire,
+    decode_image,
+    load_sample,
+    load_split,
+)
 from fracskip.errors import ConfigError, DataError, MissingExtraError
 from fracskip.evaluation import evaluate, predict, subject_of, sweep
 from fracskip.evaluation.record import first_path
@@ -26,7 +35,6 @@ from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import BUNDLED, SUFFIX
 from fracskip.runtime.session import MAX_THREADS
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 DEMO_RECORD, DEMO_REPORT = "fracskip-demo.json", "fracskip-demo.html"
 BUNDLED_RUN = "dfs_resnet38_cifar10.run.json"
 
@@ -51,9 +59,19 @@ def _load(name: str) -> Network:
 
 def _check_classes(card: Card, data: ImageSet, name: str) -> None:
     if data.class_names != card.class_names:
+        lacking, unknown = (
+            tuple(sorted(set(some) - set(others)))
+            for some, others in (
+                (card.class_names, data.class_names),
+                (data.class_names, card.class_names),
+            )
+        )
+        differences = [f"it lacks {_some(lacking)}"] if lacking else []
+        differences += [f"the network has no {_some(unknown)}"] if unknown else []
         raise DataError(
             f"{name} has the classes {_some(data.class_names)}, the network was trained for "
             f"{_some(card.class_names)}: give a data set with the same classes"
+            f" ({', '.join(differences) or 'in the same order'})"
         )
 
 
@@ -145,6 +163,8 @@ def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
     with console.decoding() as progress:
         data = load_split(options.data, options.split, card.image, progress=progress)
     _check_classes(card, data, options.data)
+    for note in data.notes:
+        console.remark(note)
     if options.limit and options.limit < len(data):
         # Evenly spaced: sets that are sorted by class keep all their classes.
         rows = np.linspace(0, len(data) - 1, options.limit).round().astype(int)
@@ -184,14 +204,17 @@ def _image_files(names: list[str]) -> list[Path]:
     files: list[Path] = []
     for name in names:
         path = Path(name)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             files.append(path)
             continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        try:
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        except OSError as error:
+            raise DataError(f"folder {name} cannot be read: {error.strerror}") from None
         if not inside:
             raise DataError(
-                f"folder {name} holds no images: files ending in "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))} are looked for"
+                f"folder {name} holds no images: files ending in {', '.join(SUFFIXES)} are looked "
+                "for"
             )
         files.extend(inside)
     return files
@@ -274,7 +297,7 @@ def run_data(options: argparse.Namespace) -> int:
     """A data set into the cache."""
     if options.name not in DATASETS:
         raise DataError(f"data set {options.name!r} is unknown: use {', '.join(DATASETS)}")
-    source = Path(options.source) if options.source else None
+    source = None if options.source is None else Path(options.source)
     found = acquire(options.name, source, progress=console.say)
     console.say(
         f"{found.title}: {found.train} training and {found.test} test images of "

@@ -50,6 +50,11 @@ def say(text: str) -> None:
     _out().print(text, soft_wrap=True)
 
 
+def remark(text: str) -> None:
+    """One line on stderr, of what may surprise."""
+    _err().print(f"note: {text}", markup=False, soft_wrap=True)
+
+
 def _bar() -> Progress:
     console = _err()
     return Progress(

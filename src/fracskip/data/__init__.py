@@ -1,6 +1,7 @@
 """Data sets: acquired once into a cache, verified whenever they are read, uint8 throughout."""
 
 from fracskip.data.catalog import DATASETS, DatasetSummary, acquire
+from fracskip.data.containers import SUFFIXES
 from fracskip.data.dataset import central, load_split
 from fracskip.data.decode import decode_image
 from fracskip.data.decoding import Progress
@@ -11,6 +12,7 @@ from fracskip.data.store import cache_dir
 
 __all__ = [
     "DATASETS",
+    "SUFFIXES",
     "DatasetSummary",
     "ImageSet",
     "Progress",

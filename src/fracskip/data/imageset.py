@@ -26,6 +26,7 @@ class ImageSet:
         split: 'train', 'validation' or 'test'.
         source: Where the images came from, in words.
         skipped: Files that were left out because they could not be decoded.
+        notes: What else may surprise whoever uses the set, a sentence each.
 
     Raises:
         DataError: if a dtype or shape is another, or a label has no class name.
@@ -38,6 +39,7 @@ class ImageSet:
     split: str
     source: str
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

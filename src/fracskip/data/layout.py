@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from numpy.typing import NDArray
 
@@ -18,8 +20,15 @@ from fracskip.data.imageset import ImageSet
 from fracskip.data.store import RawSet, digest
 from fracskip.errors import DataError
 
-MAX_FILE_BYTES = 512 * 2**20
-"""The largest file that is read, packed or unpacked; the sets known here stay below half of it."""
+MAX_FILE_BYTES = 256 * 2**20
+"""The most that is read of a file, and of an archive in all, packed or unpacked: the sets known
+here take 187 MB at most."""
+
+MAX_LABELS_BYTES = 4 * 2**20
+"""The largest JSON file of labels that is read: they are 50,000 numbers of a few digits."""
+
+_DAMAGES = (OSError, ValueError, EOFError, RecursionError, tarfile.TarError, zlib.error)
+"""What reading a damaged file may raise."""
 
 Files = Mapping[str, bytes]
 Arrays = Mapping[str, NDArray[Any]]
@@ -37,6 +46,7 @@ class Layout:
         parse: Their contents, by name -> the arrays of `store.ARRAYS`.
         archive: Name of the tar.gz that holds them, if there is one.
         folder: The folder that they are in, in the archive and once it is extracted.
+        max_bytes: The most that one of the files holds.
         md5s: MD5 of the archive or of loose files, where published.
         digests: SHA-256 of the decoded arrays, where known.
     """
@@ -48,6 +58,7 @@ class Layout:
     parse: Callable[[Files], Arrays]
     archive: str = ""
     folder: str = ""
+    max_bytes: int = MAX_FILE_BYTES
     md5s: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,7 +88,11 @@ class Layout:
             arrays = self.parse(self._unpack(found) if found.is_file() else self._loose(found))
         except DataError as error:
             raise DataError(f"{found}: {error}") from None
-        except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
+        except PermissionError as error:
+            raise DataError(
+                f"{found} cannot be read ({error.strerror}): check that you may read it"
+            ) from None
+        except _DAMAGES as error:
             raise DataError(
                 f"{found} is damaged or not in the layout of {self.title} ({error}): get it again"
             ) from error
@@ -86,17 +101,18 @@ class Layout:
 
     def _unpack(self, archive: Path) -> Files:
         """Reads the wanted members by name; nothing is extracted to disk."""
-        packed = read_limited(archive)
+        packed = read_limited(archive, MAX_FILE_BYTES)
         self._check_md5(archive.name, packed)
         wanted = {f"{self.folder}/{name}": name for name in self.files}
         files: dict[str, bytes] = {}
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
+        unpacked = cast(IO[bytes], _Unpacked(packed, archive.name))
+        with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**20) as tar:
             for member in tar:
                 name = wanted.get(member.name.removeprefix("./"))
                 if name is None or not member.isfile():
                     continue
-                if member.size > MAX_FILE_BYTES:
-                    raise DataError(f"{member.name} is too large, {member.size} bytes")
+                if member.size > self.max_bytes:
+                    raise _too_large(member.name, self.max_bytes)
                 stream = tar.extractfile(member)
                 assert stream is not None
                 files[name] = stream.read()
@@ -107,7 +123,7 @@ class Layout:
         return files
 
     def _loose(self, folder: Path) -> Files:
-        files = {name: read_limited(folder / name) for name in self.files}
+        files = {name: read_limited(folder / name, self.max_bytes) for name in self.files}
         for name, content in files.items():
             self._check_md5(name, content)
         return files
@@ -136,28 +152,64 @@ def md5_of(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def read_limited(path: Path) -> bytes:
-    """Reads a file of sane size.
+def read_limited(path: Path, limit: int) -> bytes:
+    """Reads a file of `limit` bytes at most.
 
     Raises:
-        DataError: if it is larger than `MAX_FILE_BYTES`.
+        DataError: if it is larger; nothing is read then.
     """
     with path.open("rb") as stream:
-        return _at_most(stream.read(MAX_FILE_BYTES + 1), path.name)
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise _too_large(path.name, limit)
+        return stream.read(limit)
 
 
-def gunzip(content: bytes, name: str) -> bytes:
-    """Unpacks gzip data of sane size.
+def gunzip(content: bytes, name: str, limit: int) -> bytes:
+    """Unpacks gzip data.
+
+    Args:
+        content: What is packed.
+        name: Its file's, for messages.
+        limit: The most that such a file holds, in bytes.
 
     Raises:
-        DataError: if it unpacks to more than `MAX_FILE_BYTES`.
+        DataError: if it unpacks to more than `limit`.
         OSError, EOFError, zlib.error: if it is damaged.
     """
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-        return _at_most(stream.read(MAX_FILE_BYTES + 1), name)
+        unpacked = stream.read(limit + 1)
+    if len(unpacked) > limit:
+        raise _too_large(name, limit)
+    return unpacked
 
 
-def _at_most(content: bytes, name: str) -> bytes:
-    if len(content) > MAX_FILE_BYTES:
-        raise DataError(f"{name} exceeds {MAX_FILE_BYTES // 2**20} MiB: it is not the file meant")
-    return content
+def read_labels(content: bytes, name: str) -> Any:
+    """Reads a JSON file of labels.
+
+    Raises:
+        DataError: if it is larger than `MAX_LABELS_BYTES`.
+        ValueError, RecursionError: if it is damaged, or nested without end.
+    """
+    if len(content) > MAX_LABELS_BYTES:
+        raise _too_large(name, MAX_LABELS_BYTES)
+    return json.loads(content)
+
+
+class _Unpacked:
+    """What a gzip file unpacks to, as a stream that ends with an error where it is too much."""
+
+    def __init__(self, packed: bytes, name: str) -> None:
+        self._stream = gzip.GzipFile(fileobj=io.BytesIO(packed))
+        self._name, self._left = name, MAX_FILE_BYTES
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise _too_large(self._name, MAX_FILE_BYTES)
+        return content
+
+
+def _too_large(name: str, limit: int) -> DataError:
+    return DataError(f"{name} holds more than {limit:,} bytes: it is not the file meant")

@@ -163,7 +163,8 @@ class _Run:
         first = self.sequence.first
         position, stage = Position(stage=first), self.sequence.begin(first, None)
         data = self._about_the_data()
-        notes = [*_remarks(data, self.recipe.data.balance), *self.sequence.notes]
+        remarks = _remarks(data, self.recipe.data.balance)
+        notes = [*remarks, *self.train.notes, *self.sequence.notes]
         for note in notes:
             self.watcher.note(note)
         self.record.path.unlink(missing_ok=True)
@@ -276,8 +277,8 @@ class _Run:
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
         test = self._load("test", self.recipe.data.image)
-        if test.skipped:
-            self.watcher.note(_skipped(test.skipped))
+        for note in ([_skipped(test.skipped)] if test.skipped else []) + list(test.notes):
+            self.watcher.note(note)
         examples = self.recipe.data.examples
         found = evaluate(net, test, name=self.recipe.name, examples=examples)
         self.record.append(

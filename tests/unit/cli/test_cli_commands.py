@@ -133,7 +133,8 @@ def test_one_bad_image_among_good_ones(fracskip: Run, checkpoint_file: Path) -> 
     Path("b.png").write_bytes(b"no image")
     answer = fracskip("predict", checkpoint_file, ".", "--json", "p.json")
     assert answer.error == (
-        "image b.png is not an image that can be read: use one of JPEG, PNG, WEBP, BMP, GIF, TIFF"
+        "image b.png is not an image that can be read: use one of JPEG, PNG, WebP, GIF, BMP, TIFF, "
+        "PPM"
     )
     assert "a.png" in answer.out
     assert "c.png" in answer.out

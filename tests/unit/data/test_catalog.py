@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -187,6 +188,38 @@ def test_a_folder_without_anything_fitting(name: str, tmp_path: Path) -> None:
     assert ("pickles, which are never read" in str(caught.value)) == name.startswith("cifar")
     with pytest.raises(DataError, match="is no folder: give one that holds"):
         acquire(name, tmp_path / "gone")
+
+
+PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a pipe": (os.mkfifo, "is no folder: give one that holds"),
+    "a file": (Path.touch, "is no folder: give one that holds"),
+    "pipes": (
+        lambda d: [write(d, {}), *(os.mkfifo(d / name) for name in cifar.CIFAR10_BINARY.files)],
+        "does not hold data set cifar10: looked for",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_places_that_hold_no_files(case: str, tmp_path: Path) -> None:
+    build, words = PLACES[case]
+    build(tmp_path / "place")
+    with pytest.raises(DataError, match=words):
+        acquire("cifar10", tmp_path / "place")
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(File name too long\): give a folder"):
+        acquire("cifar10", tmp_path / ("n" * 300))
+
+
+def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(layout: Layout, place: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(Layout, "find", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\): give a folder"):
+        acquire("cifar10", tmp_path)
 
 
 def test_damaged_files_in_a_folder_are_an_error(tmp_path: Path, cache: Path) -> None:

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from data_builders import arrays, cifar_binary, cifar_npm, png
+from data_builders import arrays, cifar_binary, cifar_npm, png, write
 
 from fracskip.data import cifar
 from fracskip.errors import DataError
@@ -49,11 +51,32 @@ def test_rows_of_another_width() -> None:
         cifar.parse_rows(files)
 
 
-@pytest.mark.parametrize("labels", [{"a": 1}, [1.5], ["1"], [True], [[1]], None])
+@pytest.mark.parametrize(
+    "labels", [{"a": 1}, [1.5], ["1"], [True], [[1]], None, [-1], [2**31], [10**400]]
+)
 def test_labels_that_are_no_list_of_numbers(labels: object) -> None:
     files = {**cifar_npm(MADE), "test_lables.json": json.dumps(labels).encode()}
-    with pytest.raises(DataError, match="one list of whole numbers"):
+    with pytest.raises(DataError, match="one list of whole numbers from 0"):
         cifar.parse_rows(files)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 100_000, "is damaged or not in the layout of CIFAR-10"),
+        (b"[" + b"[]," * 1_400_000 + b"[]]", "test_lables.json holds more than 4,194,304 bytes"),
+        (b"[1, 2", "is damaged or not in the layout of CIFAR-10"),
+        (b"[NaN]", "labels must be one list of whole numbers from 0"),
+        (b"[" + b"9" * 5000 + b"]", "is damaged or not in the layout of CIFAR-10"),
+        (b"\xff\xfe\xfa", "is damaged or not in the layout of CIFAR-10"),
+    ],
+)
+def test_labels_that_are_no_json(content: bytes, words: str, tmp_path: Path) -> None:
+    layout = replace(cifar.CIFAR10_NPM, digests={})
+    write(tmp_path, {**cifar_npm(MADE), "test_lables.json": content})
+    with pytest.raises(DataError, match=words) as caught:
+        layout.read(tmp_path)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.fixture

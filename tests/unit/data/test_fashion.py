@@ -1,3 +1,5 @@
+import gzip
+
 import numpy as np
 import pytest
 from data_builders import arrays, fashion_idx
@@ -35,11 +37,14 @@ def test_files_that_are_no_idx(content: bytes, words: str) -> None:
         fashion.parse_idx({**fashion_idx(MADE, False), TEST_LABELS: content})
 
 
-def test_a_file_that_unpacks_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = fashion_idx(MADE, packed=True)
-    monkeypatch.setattr("fracskip.data.layout.MAX_FILE_BYTES", 1000)
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz exceeds"):
-        gunzip(files["train-images-idx3-ubyte.gz"], "train-images-idx3-ubyte.gz")
+def test_a_file_that_unpacks_without_end() -> None:
+    name = "train-images-idx3-ubyte.gz"
+    files = {**fashion_idx(MADE, packed=True), name: gzip.compress(bytes(48_000_000), 1)}
+    with pytest.raises(DataError, match=rf"{name} holds more than 47,040,016 bytes"):
+        fashion.parse_idx(files)
+    assert len(gunzip(gzip.compress(bytes(100)), name, 100)) == 100
+    with pytest.raises(DataError, match=rf"{name} holds more than 99 bytes: it is not the file"):
+        gunzip(gzip.compress(bytes(100)), name, 99)
 
 
 def test_official_and_debian_files_are_held_to_the_same_arrays() -> None:

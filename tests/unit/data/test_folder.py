@@ -1,15 +1,17 @@
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fracskip.config import ImageConfig
-from fracskip.data import central, class_counts, imageset, load_folder
+from fracskip.data import SUFFIXES, central, class_counts, imageset, load_folder
 from fracskip.errors import DataError
 
 IMAGE = ImageConfig(size=(8, 12))
@@ -54,12 +56,73 @@ def test_a_test_folder_comes_before_val(folder: Path) -> None:
     assert load_folder(folder, "test", IMAGE).labels.tolist() == [0]
 
 
-def test_other_and_hidden_files_are_ignored(folder: Path) -> None:
-    for name in ("train/cat/notes.txt", "train/cat/._a.png", "train/README", "train/.cache/x.png"):
+def test_other_files_are_left_out_and_said_hidden_ones_are_not(folder: Path) -> None:
+    for name in (
+        "train/cat/notes.txt",
+        "train/cat/2024/more.TXT",
+        "train/dog/photo.avif",
+        "train/dog/LICENSE",
+        "train/cat/._a.png",
+        "train/.cache/x.png",
+        "train/README",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("no image")
+    draw(folder / "train/beside.png")
     (folder / "train/cat/d.png").mkdir()
-    assert len(load_folder(folder, "train", IMAGE)) == 4
+    train = load_folder(folder, "train", IMAGE)
+    assert len(train) == 4
+    assert train.notes == (
+        f"files left out of {folder}/train because their names are not those of images (4): .txt "
+        "(2), LICENSE (1), .avif (1); read are .jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif "
+        ".tiff .ppm .pgm .pbm .pnm",
+        f"images left out of {folder}/train because they are in no class folder: 1",
+    )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_all_suffixes_are_read_by_their_content(tmp_path: Path, suffix: str) -> None:
+    """Named in lower and upper case, in a class's folder and below it."""
+    draw(tmp_path / "x.png", 7)
+    for name in (f"a{suffix}", f"b{suffix.upper()}", f"2024/june/c{suffix}"):
+        path = tmp_path / "train/only" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tmp_path / "x.png").read_bytes())
+    train = load_folder(tmp_path, "train", IMAGE)
+    assert train.images[:, 0, 0, 0].tolist() == [7, 7, 7]
+    assert train.notes == ()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.tiff", "a.gif", "a.jfif", "a.ppm", "a.bmp", "a.webp"])
+def test_formats_in_folders(tmp_path: Path, name: str) -> None:
+    draw(tmp_path / "train/only" / name, 255)
+    assert np.unique(load_folder(tmp_path, "train", IMAGE).images).tolist() == [255]
+
+
+def test_images_below_a_class_are_of_that_class(folder: Path) -> None:
+    draw(folder / "train/cat/2024/1.png", 60)
+    draw(folder / "train/cat/2023/b/2.png", 70)
+    draw(folder / "train/cat/.hidden/3.png", 80)
+    (folder / "train/cat/again").symlink_to(folder / "train/cat")  # round and round
+    (folder / "elsewhere").mkdir()
+    draw(folder / "elsewhere/4.png", 90)
+    (folder / "train/dog/linked").symlink_to(folder / "elsewhere")
+    train = load_folder(folder, "train", IMAGE)
+    assert train.images[:, 4, 6, 0].tolist() == [70, 60, 20, 30, 255, 10, 90]
+    assert train.labels.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert class_counts(folder) == {"cat": 5, "dog": 2}
+
+
+def test_a_link_that_leads_nowhere_is_said(folder: Path) -> None:
+    (folder / "train/cat/z.png").symlink_to(folder / "gone.png")
+    with pytest.raises(DataError, match=r"1 of 5 images in .*z\.png does not exist"):
+        load_folder(folder, "train", IMAGE)
+
+
+def test_a_pipe_is_no_image(folder: Path) -> None:
+    os.mkfifo(folder / "train/cat/z.png")
+    with pytest.raises(DataError, match=r"z\.png cannot be decoded, as it is no file"):
+        load_folder(folder, "train", IMAGE)
 
 
 def test_one_class(tmp_path: Path) -> None:
@@ -74,12 +137,50 @@ def test_labels_that_do_not_match(folder: Path) -> None:
         load_folder(folder, "test", IMAGE)
 
 
+def test_classes_that_the_test_split_lacks_are_named(folder: Path) -> None:
+    assert load_folder(folder, "test", IMAGE).notes == (f"{folder}/val has no images of cat",)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_test_split_needs_no_other(tmp_path: Path, split: str) -> None:
+    for name in ("cat", "dog"):
+        draw(tmp_path / split / name / "1.png")
+    test = load_folder(tmp_path, "test", IMAGE)
+    assert (test.class_names, test.labels.tolist(), test.notes) == (("cat", "dog"), [0, 1], ())
+    assert class_counts(tmp_path, "test") == {"cat": 1, "dog": 1}
+
+
 def test_missing_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone cannot be read .*it needs train/CLASS/ and val/"):
         load_folder(tmp_path / "gone", "train", IMAGE)
     (folder / "val").rename(folder / "validation")
-    with pytest.raises(DataError, match=r"cannot be read at .*val .*No such file"):
+    with pytest.raises(
+        DataError, match=r"cannot be read at .*pets/test or .*pets/val \(No such file"
+    ):
         load_folder(folder, "test", IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("n" * 300, "File name too long"), ("a\0b", "null"), ("~nobody-of-that-name", "home dir")],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_folders_that_cannot_be(name: str, reason: str, split: Literal["train", "test"]) -> None:
+    with pytest.raises(DataError, match=f"cannot be read at .*{reason}.*it needs train/CLASS/"):
+        load_folder(Path(name), split, IMAGE)
+
+
+def test_a_folder_without_rights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"pets cannot be read at .*train \(Permission denied\)"):
+        load_folder(folder, "train", IMAGE)
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
@@ -87,7 +188,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no class folders"):
         load_folder(tmp_path, "train", IMAGE)
     (tmp_path / "train/cat").mkdir()
-    with pytest.raises(DataError, match=r"holds no images: put \.jpg \.jpeg \.png"):
+    with pytest.raises(DataError, match=r"holds no images: put \.jpg \.jpeg \.jpe \.jfif \.png"):
         load_folder(tmp_path, "train", IMAGE)
     draw(tmp_path / "train/dog/1.png")
     with pytest.raises(DataError, match=r"class folders of .* without images: cat; add images"):
@@ -116,6 +217,23 @@ def test_corrupt_images_can_be_skipped(folder: Path) -> None:
     assert train.labels.tolist() == [0, 0, 0, 1]
     assert train.images[:, 4, 6, 0].tolist() == [20, 30, 255, 10]
     assert train.skipped == ("train/dog/bad0.jpg", "train/dog/bad1.jpg")
+
+
+def test_a_class_of_which_no_image_is_left_is_named(folder: Path) -> None:
+    (folder / "train/dog/1.png").write_bytes(b"broken")
+    with pytest.raises(DataError) as caught:
+        load_folder(folder, "train", IMAGE, on_corrupt="skip")
+    assert str(caught.value) == (
+        f"class folders of {folder}/train without an image that can be used: dog (image "
+        f"{folder}/train/dog/1.png is not an image that can be read: use one of JPEG, PNG, WebP, "
+        "GIF, BMP, TIFF, PPM); mend the images, or remove the folders"
+    )
+    draw(folder / "val/cat/1.png")
+    (folder / "val/cat/1.png").write_bytes(b"broken")
+    test = load_folder(folder, "test", IMAGE, on_corrupt="skip")
+    assert test.labels.tolist() == [1, 1]
+    assert test.skipped == ("val/cat/1.png",)
+    assert test.notes == (f"{folder}/val has no images of cat",)
 
 
 def test_nothing_but_corrupt_images_is_an_error(tmp_path: Path) -> None:

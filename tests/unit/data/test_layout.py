@@ -1,3 +1,4 @@
+import gzip
 import io
 import tarfile
 from dataclasses import replace
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from data_builders import arrays, cifar_binary, write, write_tar
 
-from fracskip.data import cifar, layout
+from fracskip.data import cifar, fashion, layout
 from fracskip.data.layout import Layout, md5_of
 from fracskip.errors import DataError
 
@@ -98,25 +99,57 @@ def test_a_label_without_a_class(tiny: Layout, tmp_path: Path) -> None:
         tiny.read(tmp_path)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("packed", "limits", "words"),
+    [
+        (True, {"MAX_FILE_BYTES": 500_000}, rf"{ARCHIVE} holds more than 500,000 bytes"),
+        (True, {"max_bytes": 100_000}, r"data_batch_1\.bin holds more than 100,000 bytes"),
+        (False, {"max_bytes": 100_000}, r"data_batch_1\.bin holds more than 100,000 bytes"),
+    ],
+)
 def test_a_file_of_absurd_size(
-    packed: bool, tiny: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    packed: bool,
+    limits: dict[str, int],
+    words: str,
+    tiny: Layout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     zeros = {name: bytes(3073 * 40) for name in FILES}
     if packed:
         write_tar(tmp_path / ARCHIVE, tiny.folder, zeros)
     else:
         write(tmp_path, zeros)
-    monkeypatch.setattr(layout, "MAX_FILE_BYTES", 100_000)
-    with pytest.raises(DataError, match=r"data_batch_1\.bin (is too large|exceeds)"):
+    if "max_bytes" in limits:
+        tiny = replace(tiny, **limits)
+    else:
+        monkeypatch.setattr(layout, "MAX_FILE_BYTES", limits["MAX_FILE_BYTES"])
+    with pytest.raises(DataError, match=f"{words}: it is not the file meant"):
+        tiny.read(tmp_path)
+
+
+def test_the_real_files_are_within_their_limits() -> None:
+    """Sizes as their homes give them: records of 3,073 and 3,074 bytes, IDX of 28 x 28."""
+    assert cifar.CIFAR10_BINARY.max_bytes == 30_730_000
+    assert cifar.CIFAR100_BINARY.max_bytes == 153_700_000
+    assert fashion.FASHION_PLAIN.max_bytes == 47_040_016
+
+
+def test_headers_without_end_in_an_archive(tiny: Layout, tmp_path: Path) -> None:
+    """Each long name announces another; tarfile calls itself for each."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1
+    block = member.tobuf(tarfile.GNU_FORMAT) + b"x" + bytes(511)
+    (tmp_path / ARCHIVE).write_bytes(gzip.compress(block * 2000))
+    with pytest.raises(DataError, match=rf"{ARCHIVE} is damaged or not in the layout of CIFAR-10"):
         tiny.read(tmp_path)
 
 
 def test_an_unreadable_file(tiny: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, limit: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
     write(tmp_path, FILES)
     monkeypatch.setattr(layout, "read_limited", refuse)
-    with pytest.raises(DataError, match=r"Permission denied.*get it again"):
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\): check that you"):
         tiny.read(tmp_path)
