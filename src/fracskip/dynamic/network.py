@@ -133,12 +133,8 @@ class DynamicNetwork(nn.Module):
         """
         return torch.full((images, len(self.blocks)), self.options.index(option))
 
-    def begin(self, images: Tensor) -> Tensor:
-        """What the first gated block sees of normalised images (B, C, H, W).
-
-        Raises:
-            ConfigError: if the images do not fit the network.
-        """
+    def check_images(self, images: Tensor) -> None:
+        """Raises a ConfigError if normalised images (B, C, H, W) do not fit the network."""
         image = self.spec.image
         expected = (image.channels, *image.size)
         if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
@@ -146,6 +142,10 @@ class DynamicNetwork(nn.Module):
                 f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
                 f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
             )
+
+    def begin(self, images: Tensor) -> Tensor:
+        """What the first gated block sees of normalised images; see `check_images`."""
+        self.check_images(images)
         return self.trunk.begin(images)
 
     def forward(
