@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -63,7 +64,7 @@ def test_calibration_gives_finite_steps_and_eight_bits_close_to_full(
 # -- which statistics an option gets --------------------------------------------------------------
 
 KINDS = [("float", CifarTrunk), ("float", TracedTrunk), ("int8", CifarTrunk), ("int8", TracedTrunk)]
-WIDTHS = ("skip", "2", "3", "4", "8", "full")
+WIDTHS = ("skip", "2", "4", "8", "full")
 
 
 def converted(
@@ -73,7 +74,7 @@ def converted(
     spec = make_spec(options, stream=stream, scheme=scheme)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "create_trunk", trunk)
-        return DynamicNetwork(make_backbone(spec), spec)
+        return DynamicNetwork(make_backbone(spec), spec).eval()
 
 
 def norms_of(net: DynamicNetwork) -> list[FractionalBatchNorm2d]:
@@ -108,9 +109,9 @@ def with_own(net: DynamicNetwork, batches: Sequence[Tensor]) -> DynamicNetwork:
 
 
 def few_classes(net: DynamicNetwork) -> list[Tensor]:
-    """64 images of two kinds, which are unlike those that the network was trained on."""
-    kinds = torch.tensor([1.5, 2.5]).repeat(32)[:, None, None, None]
-    return [make_images(net.spec, 64) * 0.1 + kinds]
+    """Images of two kinds, which are unlike those that the network was trained on."""
+    kinds = torch.tensor([1.5, 2.5]).repeat(8)[:, None, None, None]
+    return [make_images(net.spec, 16) * 0.1 + kinds]
 
 
 @pytest.mark.parametrize(("stream", "trunk"), KINDS)
@@ -148,7 +149,7 @@ def test_no_option_is_further_from_the_plain_network_than_with_its_own_statistic
 
 @pytest.mark.parametrize(("stream", "trunk"), KINDS)
 @pytest.mark.parametrize("options", [("skip", "3", "full"), ("3",)], ids=["set", "static"])
-@pytest.mark.parametrize("error", [0.0, math.inf, math.nan], ids=["tie", "worse", "nan"])
+@pytest.mark.parametrize("error", [0.0, math.nan], ids=["tie", "nan"])
 def test_statistics_and_ranges_stay_unless_others_are_closer(
     stream: str, trunk: type, options: tuple[str, ...], error: float
 ) -> None:
@@ -211,7 +212,12 @@ def test_images_that_do_not_fit_are_refused_before_anything_changes() -> None:
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
 
 
-def test_calibration_sees_the_first_batch_alone_for_its_steps() -> None:
+@pytest.mark.parametrize("errors", [(0.0, 1.0), (1.0, 0.0)], ids=["own", "moved"])
+def test_calibration_sees_the_first_batch_alone_for_its_steps(
+    errors: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = itertools.cycle(errors)
+    monkeypatch.setattr(estimation, "_distance", lambda *_: next(turns))
     spec = make_spec()
     images = make_images(spec, 8)
     one, two = (DynamicNetwork(make_backbone(spec), spec) for _ in range(2))
