@@ -166,7 +166,7 @@ class FractionalBlock(RoutedBlock):
         return self._emit(self._residual(x, option), self._shortcut(x))
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:
+    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
         """See `RoutedBlock.calibrate`."""
         if observe and self._projection is not None:
             self._projection[0].observe(x, STREAM_OPTION)
@@ -175,7 +175,7 @@ class FractionalBlock(RoutedBlock):
             x = F.relu(x) if position else x
             if observe:
                 conv.observe(x, option)
-            if norm.owns_statistics(option):
+            if estimate and norm.owns_statistics(option):
                 x = norm.estimate(conv.execute(x, option), option)
             else:
                 x = conv.execute(x, option, *norm.folded(option))

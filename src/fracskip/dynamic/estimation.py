@@ -6,12 +6,16 @@ Shapes: B images, L gated blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fracskip.gating import choose
+from fracskip.options import Option
+from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.quantisers import ModernQuantiser
 
 if TYPE_CHECKING:
     from fracskip.dynamic.network import DynamicNetwork
@@ -20,32 +24,113 @@ if TYPE_CHECKING:
 Chooser = Callable[[int, Sequence[Tensor]], list[Tensor]]
 
 
+# Every so many images of a batch are compared: an error of many logits needs no more, and passes
+# over all of them would double the time.
+COMPARED = 4
+
+
 @torch.no_grad()
 def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     """Initialises every quantised option's ranges and BatchNorm statistics.
 
-    Each option runs alone through the whole network. Full execution keeps what the backbone
-    learned. An int8 stream comes first: its steps, then the first block.
+    Statistics belong to the images that training saw, augmented and of all classes: those of the
+    calibration images are others, and are never taken. Each option chooses between two:
+
+    - its own, which it holds: in a network just converted, the backbone's running_mean and
+      running_var;
+    - the plain network's, moved by what the option's rounding changes: with them the output of
+      each norm has the mean and variance, per channel over all images, that it has in the plain
+      network on the same images (`FractionalBatchNorm2d.estimate`).
+
+    It takes the second if they bring its logits closer to the plain network's, and keeps its own
+    if not, or if both are as close. Distance is the mean squared difference of the logits of every
+    fourth image of each batch (`COMPARED`), the first included, while the option alone is executed
+    in all blocks. Labels are not needed, and no option becomes worse by this measure. Each choice
+    has ranges of its own, initialised in order of execution on the first batch.
+
+    Full execution keeps what the backbone learned, and so does what an int8 stream executes at 8
+    bits whatever is chosen. Statistics that options share ('paper') are kept as well.
 
     Args:
         net: The network, which is changed.
         batches: Normalised images (B, C, H, W), a thousand or two in all.
+
+    Raises:
+        ConfigError: if the images do not fit the network.
     """
     was_training = net.training
     net.eval()
+    for images in batches:
+        net.check_images(images)
+    norms = [m for m in net.modules() if isinstance(m, FractionalBatchNorm2d)]
+    options = [option for option in net.options if option.is_quantised]
+    wanted: list[Tensor] = []
+    if any(norm.owns_statistics(option) for norm in norms for option in options):
+        with ExitStack() as hooks:
+            for norm in norms:
+                hooks.enter_context(norm.register_forward_pre_hook(_record))
+            plain = net.trunk.plain(net.backbone)
+            wanted = [plain(images)[::COMPARED] for images in batches]
     net.trunk.calibrate(batches)
-    for option in net.options:
-        if not option.is_quantised:
-            continue
-        for position, images in enumerate(batches):
-            x = net.begin(images)
-            for block in net.blocks:
-                x = block.calibrate(x, option, observe=position == 0)
-        for block in net.blocks:
-            block.finish_calibration(option)
+    for option in options:
+        _execute(net, batches[0], option, observe=True)
+        if wanted:
+            _choose_statistics(net, batches, option, wanted)
+    for norm in norms:
+        norm.forget()
     if net.gate is not None and net.spec.gate.standardise:
         net.gate.standardise(_pooled(net, batches))
     net.train(was_training)
+
+
+def _record(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    assert isinstance(norm, FractionalBatchNorm2d)
+    norm.record(*arguments)
+
+
+def _choose_statistics(
+    net: DynamicNetwork, batches: Sequence[Tensor], option: Option, wanted: Sequence[Tensor]
+) -> None:
+    """Estimates an option's statistics and ranges anew, and takes them back if they are no better.
+
+    Args:
+        net: The network; the plain one's moments are recorded in its norms.
+        batches: See `calibrate`.
+        option: The option, whose ranges are initialised.
+        wanted: The plain network's logits of the images compared, (images, N) of each batch.
+    """
+    kinds = FractionalBatchNorm2d | ModernQuantiser
+    estimated = [m.state_dict() for m in net.modules() if isinstance(m, kinds)]
+    own = [(value, value.clone()) for state in estimated for value in state.values()]
+    error = _distance(net, batches, option, wanted)
+    for position, images in enumerate(batches):
+        _execute(net, images, option, observe=position == 0, estimate=True)
+    for block in net.blocks:
+        block.finish_calibration(option)
+    if not _distance(net, batches, option, wanted) < error:
+        for value, kept in own:
+            value.copy_(kept)
+
+
+def _execute(
+    net: DynamicNetwork, images: Tensor, option: Option, observe: bool, estimate: bool = False
+) -> None:
+    """Executes an option alone for one batch; see `RoutedBlock.calibrate`."""
+    x = net.begin(images)
+    for block in net.blocks:
+        x = block.calibrate(x, option, observe, estimate)
+
+
+def _distance(
+    net: DynamicNetwork, batches: Sequence[Tensor], option: Option, wanted: Sequence[Tensor]
+) -> float:
+    """The sum of squared differences between an option's logits and those that are wanted."""
+    total = 0.0
+    for images, logits in zip(batches, wanted, strict=True):
+        compared = images[::COMPARED]
+        found = net(compared, decisions=net.forced(option, len(compared))).logits
+        total += float((found.double() - logits.double()).square().sum())
+    return total
 
 
 @torch.no_grad()
@@ -58,8 +143,9 @@ def reestimate(
     """Estimates BatchNorm statistics anew along the paths that the gates choose.
 
     `calibrate` runs each option alone through the whole network. Where the gates then skip
-    blocks or mix options, what a block sees is distributed otherwise, and its statistics are
-    off. Here every block's are taken, in order of execution, from the images that execute it.
+    blocks or mix options, or weights have learned since, what a block sees is distributed
+    otherwise, and its statistics are off. Here every block's are taken, in order of execution,
+    from the images that execute it.
     'paper' quantisation has one set of statistics for all options, and keeps it.
 
     Args:

@@ -137,12 +137,8 @@ class DynamicNetwork(nn.Module):
         """
         return torch.full((images, len(self.blocks)), self.options.index(option))
 
-    def begin(self, images: Tensor) -> Tensor:
-        """What the first gated block sees of normalised images (B, C, H, W).
-
-        Raises:
-            ConfigError: if the images do not fit the network.
-        """
+    def check_images(self, images: Tensor) -> None:
+        """Raises a ConfigError if normalised images (B, C, H, W) do not fit the network."""
         image = self.spec.image
         expected = (image.channels, *image.size)
         if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
@@ -154,6 +150,10 @@ class DynamicNetwork(nn.Module):
             raise ConfigError(
                 "images hold NaN or infinite values: leave them out, or mend what makes them"
             )
+
+    def begin(self, images: Tensor) -> Tensor:
+        """What the first gated block sees of normalised images; see `check_images`."""
+        self.check_images(images)
         return self.trunk.begin(images)
 
     def forward(

@@ -129,16 +129,23 @@ class RoutedBlock:
         y = pass_gate_gradient(y, weights, skipped, tried, rows, trial.option, trial.weight)
         return self._onward(y)
 
-    def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:
-        """Gathers an option's ranges (if `observe`) and BatchNorm statistics on one batch.
+    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
+        """Executes an option for one batch and gathers what calibration needs.
+
+        Args:
+            x: What the block sees, (B, C, H, W).
+            option: The option, quantised.
+            observe: Whether to initialise its ranges, each before it is used.
+            estimate: Whether to gather its BatchNorm statistics (where it has its own), and to
+                normalise by the batch's; `finish_calibration` stores them.
 
         Returns:
-            What the next block sees, normalised by the batch's own statistics.
+            What the next block sees.
         """
         raise NotImplementedError
 
     def finish_calibration(self, option: Option) -> None:
-        """Stores the statistics gathered by `calibrate`."""
+        """Stores the statistics gathered by `calibrate`, if any."""
         raise NotImplementedError
 
     def reestimate(self, groups: Sequence[Tensor], option: Option) -> None:

@@ -120,22 +120,20 @@ class FractionalSteps:
         return y
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:
-        """Gathers an option's ranges (if `observe`) and BatchNorm statistics on one batch.
+    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
+        """Executes an option for one batch; see `RoutedBlock.calibrate`."""
 
-        Returns:
-            What they give, normalised by the batch's own statistics.
-        """
+        def estimates(norm: FractionalBatchNorm2d | None) -> bool:
+            return estimate and norm is not None and norm.owns_statistics(option)
 
         def layer(step: Step, arguments: Arguments) -> list[Any]:
             module = step.module
             if isinstance(module, FractionalLayer):
                 if observe:
                     module.observe(arguments[0][0], option)
-                norm = self._norm_of.get(step.path)
-                if norm is not None and norm.owns_statistics(option):
+                if estimates(self._norm_of.get(step.path)):
                     return [module.execute(z, option) for (z,) in arguments]
-            if isinstance(module, FractionalBatchNorm2d) and module.owns_statistics(option):
+            if isinstance(module, FractionalBatchNorm2d) and estimates(module):
                 return [module.estimate(z, option) for (z,) in arguments]
             return self._layer(option, step, arguments)
 

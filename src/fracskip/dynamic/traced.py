@@ -191,9 +191,9 @@ class TracedBlock(RoutedBlock):
         return out
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, option: Option, observe: bool) -> Tensor:
+    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
         """See `RoutedBlock.calibrate`."""
-        return self._onward(self._joined(x, self._branch.calibrate(x, option, observe)))
+        return self._onward(self._joined(x, self._branch.calibrate(x, option, observe, estimate)))
 
     def finish_calibration(self, option: Option) -> None:
         """See `RoutedBlock.finish_calibration`."""

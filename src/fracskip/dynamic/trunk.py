@@ -145,13 +145,12 @@ class CifarTrunk:
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """See `Trunk.calibrate`: the stream's steps, then the first block."""
+        """See `Trunk.calibrate`: the stream's steps, then the first block's ranges."""
         if self.stream is None or self.first_block is None:
             return
         self.stream.observe(self._flowing(batches[0]))
-        for position, images in enumerate(batches):
-            self.first_block.calibrate(self.stem(images), STREAM_OPTION, observe=position == 0)
-        self.first_block.finish_calibration(STREAM_OPTION)
+        stem = self.stem(batches[0])
+        self.first_block.calibrate(stem, STREAM_OPTION, observe=True, estimate=False)
 
     def _flowing(self, images: Tensor) -> list[list[Tensor]]:
         """What the plain backbone's stream holds, stage by stage: a sample of each output."""

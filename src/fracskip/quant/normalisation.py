@@ -1,12 +1,15 @@
 """BatchNorm for options: one set of statistics and affine terms for each.
 
-Beyond the backbone stage the statistics stand still (each option's are estimated once, on
-calibration images), so a BatchNorm is a gain and an offset per channel. They fold into the
+Beyond the backbone stage the statistics stand still (an option's are the plain network's, or
+estimated on images), so a BatchNorm is a gain and an offset per channel. They fold into the
 convolution before it, in training as in the deployed engine: no pass over the activations, no
 noise from small groups of images, and grouping images cannot change what they compute.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,44 @@ def take_statistics(norm: nn.BatchNorm2d, z: Tensor) -> None:
     norm.running_var.copy_(z.var((0, 2, 3)))
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What a norm sees, per channel.
+
+    Attributes:
+        mean: (C,).
+        square: The mean square, (C,).
+        count: Of how many values.
+    """
+
+    mean: Tensor
+    square: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, z: Tensor) -> Moments:
+        """Those of one batch, (B, C, H, W)."""
+        return cls(z.mean((0, 2, 3)), z.square().mean((0, 2, 3)), z.numel() // z.shape[1])
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Moments]) -> Moments:
+        """Those of all values together; at least one part."""
+        count = sum(part.count for part in parts)
+        means = [part.mean * (part.count / count) for part in parts]
+        squares = [part.square * (part.count / count) for part in parts]
+        return cls(torch.stack(means).sum(0), torch.stack(squares).sum(0), count)
+
+    @property
+    def var(self) -> Tensor:
+        """The biased variance, (C,)."""
+        return (self.square - self.mean.square()).clamp_min(0)
+
+
+# Added to the variances that are compared, as a share of the plain network's own: a channel that
+# hardly varies on the images given says nothing of how rounding scales it.
+FLOOR = 1 / 64
+
+
 class FractionalBatchNorm2d(nn.BatchNorm2d):
     """A frozen-statistics BatchNorm with one row of terms per executed option.
 
@@ -36,7 +77,8 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
     option_bias: nn.Parameter
     _rows: dict[Option, int]
     _shared: bool
-    _sums: tuple[Tensor, Tensor, int] | None
+    _seen: list[Moments]
+    _plain: list[Moments]
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d, options: OptionSet, shared: bool) -> FractionalBatchNorm2d:
@@ -61,7 +103,7 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         new.register_buffer("option_mean", norm.running_mean.repeat(rows, 1))
         new.register_buffer("option_var", norm.running_var.repeat(rows, 1))
         new._shared = shared
-        new._sums = None
+        new._seen, new._plain = [], []
         return new
 
     def plain(self) -> nn.BatchNorm2d:
@@ -111,8 +153,25 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         return gain, bias - mean * gain
 
     @torch.no_grad()
+    def record(self, z: Tensor) -> None:
+        """Takes note of a batch (B, C, H, W) as the plain network's norm sees it.
+
+        Until `forget`, `estimate` takes the same batches in the same order.
+        """
+        self._plain.append(Moments.of(z))
+
+    def forget(self) -> None:
+        """Ends what `record` began."""
+        self._plain = []
+
+    @torch.no_grad()
     def estimate(self, z: Tensor, option: Option) -> Tensor:
         """Gathers an option's statistics and normalises by the batch's own.
+
+        They are the values' own mean and variance. Where the plain network's batches were
+        recorded, they are those by which the option's output has the mean and variance that the
+        plain network's has on these images: its own statistics, moved by what rounding changes
+        and not by what the images are.
 
         Args:
             z: The convolution's output (B, C, H, W).
@@ -121,22 +180,34 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
         Returns:
             The normalised batch, (B, C, H, W).
         """
-        count = z.numel() // z.shape[1]
-        mean, square = z.mean((0, 2, 3)), z.square().mean((0, 2, 3))
-        seen = self._sums or (torch.zeros_like(mean), torch.zeros_like(mean), 0)
-        self._sums = (seen[0] + mean * count, seen[1] + square * count, seen[2] + count)
+        batch = len(self._seen)
+        self._seen.append(Moments.of(z))
+        mean, var = self._statistics(self._seen[batch:], self._plain[batch : batch + 1])
         weight, bias, _, _ = self._terms(option)
-        gain = weight * torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)
+        gain = weight * torch.rsqrt(var + self.eps)
         return z * gain[:, None, None] + (bias - mean * gain)[:, None, None]
 
     @torch.no_grad()
     def finish_estimate(self, option: Option) -> None:
         """Stores the statistics gathered since the last call, if any."""
-        if self._sums is None:
+        if not self._seen:
             return
-        total, square, count = self._sums
-        _, _, mean, var = self._terms(option)
-        mean.copy_(total / count)
-        biased = (square / count - mean.square()).clamp_min(0)
-        var.copy_(biased * (count / max(count - 1, 1)))
-        self._sums = None
+        found = self._statistics(self._seen, self._plain, unbiased=True)
+        for kept, value in zip(self._terms(option)[2:], found, strict=True):
+            kept.copy_(value)
+        self._seen = []
+
+    def _statistics(
+        self, seen: Sequence[Moments], plain: Sequence[Moments], unbiased: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,) to normalise by; see `estimate`."""
+        ours = Moments.pooled(seen)
+        if not plain:
+            count = ours.count
+            return ours.mean, ours.var * (count / max(count - 1, 1) if unbiased else 1)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        theirs, own = Moments.pooled(plain), self.running_var + self.eps
+        ratio = (ours.var + FLOOR * own) / (theirs.var + FLOOR * own)
+        mean = ours.mean - ratio.sqrt() * (theirs.mean - self.running_mean)
+        return mean, (own * ratio - self.eps).clamp_min(0)

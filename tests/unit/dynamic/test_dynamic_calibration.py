@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from tiny_networks import SCHEMES, close, make_backbone, make_images, make_spec
+from torch import Tensor
 
-from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.errors import DataError
+from fracskip.dynamic import DynamicNetwork, estimation, network, preprocess
+from fracskip.dynamic.trunk import CifarTrunk, TracedTrunk
+from fracskip.errors import ConfigError, DataError
+from fracskip.options import Option
 from fracskip.quant.convolution import FractionalConv2d
+from fracskip.quant.normalisation import FractionalBatchNorm2d
 from fracskip.quant.quantisers import PaperQuantiser
 
 
@@ -52,25 +61,163 @@ def test_calibration_gives_finite_steps_and_eight_bits_close_to_full(
     assert errors[8] < (0.3 if len(split) == 1 else 0.7) * errors[4]
 
 
-def test_calibration_estimates_the_statistics_that_each_option_sees() -> None:
-    spec = make_spec(("skip", "2", "8", "full"))
-    net = DynamicNetwork(make_backbone(spec), spec)
-    images = make_images(spec, 8)
-    net.calibrate([images])
-    block = net.blocks[0]
-    (conv, norm), _ = block._units
-    (_, first), *_ = net.backbone.named_blocks()
+# -- which statistics an option gets --------------------------------------------------------------
+
+KINDS = [("float", CifarTrunk), ("float", TracedTrunk), ("int8", CifarTrunk), ("int8", TracedTrunk)]
+WIDTHS = ("skip", "2", "4", "8", "full")
+
+
+def converted(
+    stream: str, trunk: type, options: tuple[str, ...] = WIDTHS, scheme: str = "modern"
+) -> DynamicNetwork:
+    """A network whose options have the backbone's statistics still, of `make_images`."""
+    spec = make_spec(options, stream=stream, scheme=scheme)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "create_trunk", trunk)
+        return DynamicNetwork(make_backbone(spec), spec).eval()
+
+
+def norms_of(net: DynamicNetwork) -> list[FractionalBatchNorm2d]:
+    return [module for module in net.modules() if isinstance(module, FractionalBatchNorm2d)]
+
+
+def statistics(net: DynamicNetwork, option: Option) -> list[Tensor]:
+    """Of the norms that have any of the option's own."""
+    norms = [norm for norm in norms_of(net) if norm.owns_statistics(option)]
+    return [torch.stack(norm._terms(option)[2:]) for norm in norms if option in norm._rows]
+
+
+def distances(net: DynamicNetwork, images: Tensor) -> dict[int, float]:
+    """The mean squared distance of each width's logits to the plain network's."""
     with torch.no_grad():
-        x = first(net.backbone.stem(images))
-        for row, bits in enumerate((2, 8)):
-            z = conv.execute(x, net.options[row + 1])
-            close(norm.option_mean[row], z.mean((0, 2, 3)), 1e-5)
-            close(norm.option_var[row], z.var((0, 2, 3)), 1e-4)
-            assert net.options[row + 1].bits == bits
-    assert not torch.allclose(norm.option_var[0], norm.option_var[1], rtol=1e-3)
+        wanted, compared = net.plain()(images)[::4], images[::4]
+        found = {
+            option.bits: net(compared, decisions=net.forced(option, len(compared))).logits
+            for option in net.options
+            if option.is_quantised
+        }
+    return {bits: float((logits - wanted).square().mean()) for bits, logits in found.items()}
 
 
-def test_calibration_sees_the_first_batch_alone_for_its_steps() -> None:
+def with_own(net: DynamicNetwork, batches: Sequence[Tensor]) -> DynamicNetwork:
+    """The network calibrated, all of whose options keep their statistics."""
+    twin = copy.deepcopy(net)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimation, "_choose_statistics", lambda *_: None)
+        twin.calibrate(batches)
+    return twin
+
+
+def few_classes(net: DynamicNetwork) -> list[Tensor]:
+    """Images of two kinds, which are unlike those that the network was trained on."""
+    kinds = torch.tensor([1.5, 2.5]).repeat(8)[:, None, None, None]
+    return [make_images(net.spec, 16) * 0.1 + kinds]
+
+
+@pytest.mark.parametrize(("stream", "trunk"), KINDS)
+@pytest.mark.parametrize("other", [False, True], ids=["alike", "two classes"])
+def test_no_option_is_further_from_the_plain_network_than_with_its_own_statistics(
+    stream: str, trunk: type, other: bool
+) -> None:
+    net = converted(stream, trunk)
+    batches = few_classes(net) if other else [make_images(net.spec, 16)]
+    plain = {name: value.clone() for name, value in net.plain().state_dict().items()}
+    kept = with_own(net, batches)
+    before = {option.bits: statistics(net, option) for option in net.options}
+    net.calibrate(batches)
+    own, found = distances(kept, batches[0]), distances(net, batches[0])
+    moved = set()
+    for option in net.options:
+        if not option.is_quantised:
+            continue
+        pairs = zip(statistics(net, option), before[option.bits], strict=True)
+        same = [now.equal(then) for now, then in pairs]
+        assert all(same) or not any(same)
+        # Another choice is a better one; the same statistics have the same ranges.
+        if all(same):
+            assert found[option.bits] == own[option.bits]
+        else:
+            assert found[option.bits] < own[option.bits]
+            moved.add(option.bits)
+    assert moved  # rounding moves what few bits see
+    assert found[8] < 0.01
+    # Full execution and what is always at 8 bits keep the backbone's.
+    state = net.plain().state_dict()
+    assert all(torch.equal(state[name], value) for name, value in plain.items())
+    assert not any(norm._plain or norm._seen for norm in norms_of(net))
+
+
+@pytest.mark.parametrize(("stream", "trunk"), KINDS)
+@pytest.mark.parametrize("options", [("skip", "3", "full"), ("3",)], ids=["set", "static"])
+@pytest.mark.parametrize("error", [0.0, math.nan], ids=["tie", "nan"])
+def test_statistics_and_ranges_stay_unless_others_are_closer(
+    stream: str, trunk: type, options: tuple[str, ...], error: float
+) -> None:
+    net = converted(stream, trunk, options)
+    images = make_images(net.spec, 16)
+    kept = with_own(net, [images])
+    errors = iter([0.0, error])  # with its own, then with the others
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimation, "_distance", lambda *_: next(errors))
+        net.calibrate([images])
+    assert next(errors, None) is None
+    for name, value in kept.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("stream", "trunk"), KINDS)
+@pytest.mark.parametrize("sizes", [[16], [6, 10]])
+def test_closer_statistics_give_the_mean_and_variance_that_the_plain_network_has(
+    stream: str, trunk: type, sizes: list[int]
+) -> None:
+    net = converted(stream, trunk, ("2",))
+    norm = net.backbone.get_submodule(net.blocks[0].name).bn1
+    assert isinstance(norm, FractionalBatchNorm2d)
+    images = make_images(net.spec, 16) * 0.5 + 1  # not those of the statistics
+    batches = images.split(sizes)
+    conv, option = net.backbone.get_submodule(net.blocks[0].name).conv1, net.options[0]
+    outputs: list[Tensor] = []
+    hook = norm.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+    with torch.no_grad():
+        for batch in batches:
+            net.backbone(batch)
+        hook.remove()
+        wanted = torch.cat(outputs)
+        errors = iter([1.0, 0.0])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimation, "_distance", lambda *_: next(errors))
+            net.calibrate(batches)
+        found = conv.execute(net.begin(images), option, *norm.folded(option))
+    close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), 1e-4)
+    torch.testing.assert_close(found.var((0, 2, 3)), wanted.var((0, 2, 3)), rtol=0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("trunk", [CifarTrunk, TracedTrunk])
+def test_shared_statistics_are_the_plain_networks(trunk: type) -> None:
+    net = converted("float", trunk, scheme="paper")
+    before = {name: value.clone() for name, value in net.plain().state_dict().items()}
+    batches = few_classes(net)
+    net.calibrate(batches)
+    after = net.plain().state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert distances(net, batches[0])[8] < 0.01
+
+
+def test_images_that_do_not_fit_are_refused_before_anything_changes() -> None:
+    net = converted("int8", CifarTrunk)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    good = make_images(net.spec, 2)
+    with pytest.raises(ConfigError, match=r"images of shape \(2, 1, 8, 8\) do not fit"):
+        net.calibrate([good, good[:, :1]])
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("errors", [(0.0, 1.0), (1.0, 0.0)], ids=["own", "moved"])
+def test_calibration_sees_the_first_batch_alone_for_its_steps(
+    errors: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = itertools.cycle(errors)
+    monkeypatch.setattr(estimation, "_distance", lambda *_: next(turns))
     spec = make_spec()
     images = make_images(spec, 8)
     one, two = (DynamicNetwork(make_backbone(spec), spec) for _ in range(2))

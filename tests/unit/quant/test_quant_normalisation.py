@@ -145,6 +145,48 @@ def test_an_estimate_ends_when_it_is_finished(plain: nn.BatchNorm2d) -> None:
     torch.testing.assert_close(norm.option_mean[1], second.mean((0, 2, 3)))
 
 
+@pytest.mark.parametrize("sizes", [[7], [3, 4]])
+@pytest.mark.parametrize("options", [OPTIONS, OptionSet.of(["skip", 4])], ids=["row", "top"])
+def test_recorded_an_options_output_gets_the_moments_of_the_plain_one(
+    plain: nn.BatchNorm2d, options: OptionSet, sizes: list[int]
+) -> None:
+    norm = FractionalBatchNorm2d.of(plain, options, shared=False)
+    # Values unlike those of the statistics, and what a rounding may make of them.
+    values = torch.randn(7, 5, 3, 4, dtype=torch.float64) * 3 + 1
+    rounded = values * 0.7 - 0.4 + 0.3 * torch.randn(7, 5, 3, 4, dtype=torch.float64)
+    for batch in values.float().split(sizes):
+        norm.record(batch)
+    var = plain.running_var.double() + plain.eps
+    gain, offset = norm.folded64(Option(4))
+    wanted = values * gain[:, None, None] + offset[:, None, None]
+    for batch in rounded.float().split(sizes):
+        norm.estimate(batch, Option(4))
+    norm.finish_estimate(Option(4))
+    gain, offset = norm.folded64(Option(4))
+    found = rounded * gain[:, None, None] + offset[:, None, None]
+    close = torch.testing.assert_close
+    axes = (0, 2, 3)
+    close(found.mean(axes), wanted.mean(axes), rtol=1e-5, atol=1e-5)
+    # The variance as well, but for what the floor adds on both sides.
+    floor = var / 64
+    ratio = (rounded.var(axes, correction=0) + floor) / (values.var(axes, correction=0) + floor)
+    close(gain.abs(), plain.weight.double().abs() / (var * ratio).sqrt(), rtol=1e-5, atol=1e-6)
+    close(found.var(axes), wanted.var(axes), rtol=0.05, atol=1e-6)
+    norm.forget()
+    norm.estimate(rounded.float(), Option(4))
+    norm.finish_estimate(Option(4))
+    close(norm._terms(Option(4))[2].double(), rounded.mean(axes), rtol=1e-5, atol=1e-5)
+
+
+def test_recorded_a_channel_that_does_not_vary_keeps_its_scale(plain: nn.BatchNorm2d) -> None:
+    norm = FractionalBatchNorm2d.of(plain, OPTIONS, shared=False)
+    norm.record(torch.ones(2, 5, 3, 3))
+    norm.estimate(torch.full((2, 5, 3, 3), 1.5), Option(4))
+    norm.finish_estimate(Option(4))
+    torch.testing.assert_close(norm.option_mean[0], plain.running_mean + 0.5)
+    torch.testing.assert_close(norm.option_var[0], plain.running_var)
+
+
 def test_a_quantised_top_option_estimates_under_the_parents_names(plain: nn.BatchNorm2d) -> None:
     norm = FractionalBatchNorm2d.of(plain, OptionSet.of(["skip", 4, 8]), shared=False)
     z = torch.randn(4, 5, 3, 3)
