@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from fracskip.config import explain
 from fracskip.errors import BundleError
-from fracskip.files import split_safetensors, write_atomically
+from fracskip.files import parse_json, read_file, read_header, write_atomically
 from fracskip.runtime.graph import GraphPlan
 from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, SCHEMA, Plan, TensorSpec
 from fracskip.runtime.residual import ResidualPlan
@@ -82,15 +82,8 @@ def read_bundle(name: str | Path) -> Bundle:
         BundleError: saying what is wrong with it.
     """
     path = resolve(name)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(
-            f"bundle {path} does not exist; give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
-        ) from None
-    except OSError as error:
-        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from None
-    return parse_bundle(data, path)
+    instead = f"give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
+    return parse_bundle(read_file(path, "bundle", BundleError, instead), path)
 
 
 def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
@@ -103,13 +96,8 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     Raises:
         BundleError: saying what is wrong with it.
     """
-    header, body = split_safetensors(data, origin, BundleError)
-    try:
-        tree = json.loads(header, object_pairs_hook=_unique)
-        meta = tree.pop("__metadata__", None)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise BundleError(f"{origin} has a damaged header; copy it again") from None
-    if not isinstance(meta, dict) or "fracskip" not in meta:
+    tree, meta, body = read_header(data, origin, BundleError)
+    if meta is None or "fracskip" not in meta:
         raise BundleError(
             f"{origin} is a plain safetensors file without a plan: a bundle is made from a "
             f"checkpoint, with fracskip export CHECKPOINT --to FILE{SUFFIX}"
@@ -138,19 +126,12 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     return Bundle(plan, tensors, found, data)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return tree
-
-
 def _kind_of(text: str, origin: str | Path) -> type[Plan]:
     """The plan's type; tells a file of another kind from a damaged one."""
     try:
-        tree = json.loads(text, object_pairs_hook=_unique)
+        tree = parse_json(text)
         found = tree["schema"], tree["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise BundleError(f"{origin} has a damaged plan; copy it again") from None
     if found[0] == "fracskip.checkpoint":
         raise BundleError(
