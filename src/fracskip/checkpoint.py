@@ -39,7 +39,7 @@ from fracskip.config import (
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.dynamic.packing import pack, unpack
 from fracskip.dynamic.state import apply_state as apply_state
-from fracskip.dynamic.state import check_state, outline
+from fracskip.dynamic.state import check_shapes, check_state, outline, outline_backbone
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
 from fracskip.models import create_backbone
@@ -259,12 +259,17 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     try:
         spec = ModelSpec.model_validate(package.meta.get("spec", {}))
         notes = dict(package.meta.get("notes", {}))
-        shapes = outline(spec, model)
+        backbone = outline_backbone(spec, model)
+        # What the file describes may be of any size: no more is made of it than its tensors fit.
+        own = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+        check_shapes(own, package.tensors, path)
+        shapes = outline(spec, backbone)
+    except CheckpointError:
+        raise
     except (ValueError, TypeError) as error:
         reason = explain(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(f"{path} describes no network: {reason}") from None
     state = unpack(shapes, package.tensors)
-    # What the file describes may be of any size: it is made only once the file's tensors fit it.
     check_state(shapes.state_dict(), state, path)
     net = build_network(spec, model)
     net.load_state_dict(state)

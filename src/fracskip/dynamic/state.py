@@ -15,40 +15,57 @@ from fracskip.models import create_backbone
 from fracskip.models.registry import without_memory
 
 
-def outline(spec: ModelSpec, model: nn.Module | None = None) -> DynamicNetwork:
-    """A network without memory for its weights: what `build_network` would make, in shapes alone.
+def outline_backbone(spec: ModelSpec, model: nn.Module | None = None) -> nn.Module:
+    """A network's backbone without memory for its weights: shapes alone.
 
     Args:
-        spec: What it is.
+        spec: What the network is.
         model: Its backbone, if its name alone can't make it.
 
     Raises:
-        ConfigError: if the model's name is unknown, or the model has other blocks.
+        ConfigError: if the model's name is unknown.
+    """
+    if model is not None:
+        return copy.deepcopy(model).to("meta")
+    with without_memory():
+        image, classes = spec.image, len(spec.class_names)
+        return create_backbone(spec.model.name, image.channels, classes).to("meta")
+
+
+def outline(spec: ModelSpec, backbone: nn.Module) -> DynamicNetwork:
+    """A network without memory for its weights, of the outline of its backbone.
+
+    Raises:
+        ConfigError: if the backbone has other blocks than the spec says.
     """
     with without_memory():
-        if model is None:
-            image, classes = spec.image, len(spec.class_names)
-            model = create_backbone(spec.model.name, image.channels, classes)
-        else:
-            model = copy.deepcopy(model)
-        return build_network(spec, model.to("meta"))
+        return build_network(spec, backbone)
 
 
-def check_state(
-    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: object
+def check_shapes(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path
 ) -> None:
-    """Holds tensors against a network's state.
+    """Refuses tensors that lack one of a state's, or have it in another shape.
 
     Args:
-        wanted: The state; its shapes and types count, its values do not.
+        wanted: The state; what its tensors hold does not matter.
         tensors: What is there.
         origin: What to call it in errors.
 
     Raises:
-        CheckpointError: if one is missing, surplus, of another shape or kind, or not finite.
+        CheckpointError: saying which.
     """
-    missing = sorted(wanted.keys() - tensors.keys())
-    surplus = sorted(tensors.keys() - wanted.keys())
+    _check_names(sorted(wanted.keys() - tensors.keys()), [], origin)
+    for name, own in wanted.items():
+        value = tensors[name]
+        if value.shape != own.shape:
+            raise CheckpointError(
+                f"{origin}: {name} has shape {tuple(value.shape)}, the network needs "
+                f"{tuple(own.shape)}; check the model's name and options"
+            )
+
+
+def _check_names(missing: list[str], surplus: list[str], origin: str | Path) -> None:
     if missing or surplus:
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -59,13 +76,24 @@ def check_state(
             f"{origin} does not fit the network: tensors {' and '.join(parts)}; check the model's "
             "name, options and gate"
         )
-    for name, own in wanted.items():
-        value = tensors[name]
-        if value.shape != own.shape:
-            raise CheckpointError(
-                f"{origin}: {name} has shape {tuple(value.shape)}, the network needs "
-                f"{tuple(own.shape)}; check the model's name and options"
-            )
+
+
+def check_state(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path
+) -> None:
+    """Holds tensors against a network's state.
+
+    Args:
+        wanted: The state; shapes and types count, what its tensors hold does not.
+        tensors: What is there.
+        origin: What to call it in errors.
+
+    Raises:
+        CheckpointError: if one is missing, surplus, of another shape or kind, or not finite.
+    """
+    names = wanted.keys(), tensors.keys()
+    _check_names(sorted(names[0] - names[1]), sorted(names[1] - names[0]), origin)
+    check_shapes(wanted, tensors, origin)
     for name, own in wanted.items():
         value = tensors[name]
         if value.is_floating_point() != own.is_floating_point():

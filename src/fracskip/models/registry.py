@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fracskip.errors import ConfigError, MissingExtraError
@@ -116,9 +116,12 @@ class without_memory(TorchFunctionMode):  # noqa: N801 - a context manager
     """
 
     _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.randn})
+    _FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Redirects what allocates."""
+        """Redirects what allocates, and spares what fills nothing the time."""
+        if func in self._FILLING and args[0].is_meta:
+            return args[0]
         kwargs = dict(kwargs or {})
         if func in self._FACTORIES:
             kwargs["device"] = "meta"

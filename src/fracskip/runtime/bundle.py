@@ -201,16 +201,20 @@ def check_tensors(plan: Plan, tensors: Arrays, origin: str | Path) -> None:
         BundleError: naming the first that is missing, surplus, of another shape or type, not
             finite, or outside its width's grid.
     """
-    table = plan.tensor_table
-    missing = sorted(name for name in table.keys() - tensors.keys() if not table[name].optional)
-    surplus = sorted(tensors.keys() - table.keys())
-    for kind, names in (("lacks", missing), ("has no place for", surplus)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BundleError(f"{origin}: its plan {kind} tensor {names[0]}{more}; export it again")
-    for name, value in tensors.items():
-        if fault := _fault(value, table[name]):
+    known = 0
+    for name, spec in plan.needed():
+        value = tensors.get(name)
+        if value is None and not spec.optional:
+            raise BundleError(f"{origin}: its plan lacks tensor {name}; export it again")
+        if value is not None and (fault := _fault(value, spec)):
             raise BundleError(f"{origin}: {name} {fault}; export it again")
+        known += value is not None
+    if known < len(tensors):
+        first, *others = sorted(tensors.keys() - plan.tensor_table.keys())
+        more = f" and {len(others)} more" if others else ""
+        raise BundleError(
+            f"{origin}: its plan has no place for tensor {first}{more}; export it again"
+        )
     if fault := plan.fault(tensors):
         raise BundleError(f"{origin}: {fault}; export it again")
 
