@@ -138,7 +138,7 @@ def write_package(
     Tensors may share memory (tied weights): each is written by itself.
 
     Raises:
-        CheckpointError: if the file cannot be written.
+        CheckpointError: if the file cannot be written, or the metadata are more than is read.
     """
     head = {"schema": schema, "version": VERSION, "meta": json.loads(json.dumps(meta))}
     flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -150,6 +150,10 @@ def write_package(
         seen.add(place)
     digest = _digest(head, flat)
     text = json.dumps({**head, "digest": digest}, sort_keys=True)
+    try:
+        parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} could not be read again ({error}): give less") from None
     write_atomically(Path(path), save_tensors(flat, metadata={"fracskip": text}))
     return digest
 

@@ -22,6 +22,7 @@ from fracskip.errors import CheckpointError, FracskipError
 MAX_FILE_BYTES = 16 << 30
 MAX_HEADER_BYTES = 16 << 20
 MAX_JSON_VALUES = 1 << 20  # in one text; a value takes up to some 200 bytes once it is parsed
+MAX_JSON_KEYS = 4096  # in one object, but for a header, which has one a tensor
 PICKLE_OPCODES = 1000  # so many in a row are no coincidence
 
 
@@ -103,31 +104,34 @@ def write_atomically(
             part.unlink(missing_ok=True)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, most_keys: int = MAX_JSON_KEYS) -> Any:
     """Parses JSON that may come from anywhere.
 
     Args:
         text: UTF-8, if it is bytes.
+        most_keys: That an object may have.
 
     Raises:
-        ValueError: if it is no JSON, has a key twice in one object, is nested too deeply, or has
-            more than `MAX_JSON_VALUES` values.
+        ValueError: if it is no JSON, has a key twice or too many keys in one object, is nested too
+            deeply, or has more than `MAX_JSON_VALUES` values.
     """
     text = text.decode() if isinstance(text, bytes) else text
     # No fewer than its values: every one but the first follows one of these.
     if 1 + sum(map(text.count, ",[{")) > MAX_JSON_VALUES:
         raise ValueError(f"more than {MAX_JSON_VALUES:,} values")
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > most_keys:
+            raise ValueError(f"more than {most_keys:,} keys in one object")
+        tree = dict(pairs)
+        if len(tree) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return tree
+
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=made)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return tree
 
 
 def read_header(
@@ -149,7 +153,7 @@ def read_header(
     """
     header, body = _split(data, origin, error)
     try:
-        tree = parse_json(header)
+        tree = parse_json(header, MAX_JSON_VALUES)
         meta = tree.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError) as reason:
         why = f" ({reason})" if isinstance(reason, ValueError) else ""

@@ -267,9 +267,7 @@ def gate_tensors(blocks: int, options: int) -> dict[str, Tensor]:
     shapes |= {"out.weight": [options, 1], "out.bias": [options]}
     for index in range(blocks):
         shapes |= {f"embed.{index}.weight": [1, 1], f"embed.{index}.bias": [1]}
-    return {
-        f"gate.{name}": ("F32", shape, bytes(4 * shape[0])) for name, shape in shapes.items()
-    }
+    return {f"gate.{name}": ("F32", shape, bytes(4 * shape[0])) for name, shape in shapes.items()}
 
 
 def chain_bundle(branch: list[Any], options: list[str]) -> bytes:
@@ -360,8 +358,12 @@ HOSTILE_BUNDLES: dict[str, Hostile] = {
     ),
     "many labels": lambda draw, size: _plan_of(options=["8"] * (size // 7)),
     "many points": lambda draw, size: _plan_of(
-        gate={"kind": "recurrent", "width": 1, "budget_input": False,
-              "curve": [[1.0, 0.0]] * (size // 12)}  # fmt: skip
+        gate={
+            "kind": "recurrent",
+            "width": 1,
+            "budget_input": False,
+            "curve": [[1.0, 0.0]] * (size // 12),
+        }
     ),
     "deep header": lambda draw, size: _in_header("[" * size),
     "deep plan": lambda draw, size: sealed_bundle("[" * size, {}),

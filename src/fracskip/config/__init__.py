@@ -3,13 +3,17 @@
 from fracskip.config.network import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    FIRST_FAULT,
+    Curve,
     Fraction,
     GateConfig,
     ImageConfig,
+    Looks,
     ModelConfig,
     ModelSpec,
     Probability,
     QuantConfig,
+    Texts,
     check_ascending,
     check_cascade,
 )
@@ -35,6 +39,10 @@ from fracskip.config.stages import (
 
 __all__ = [
     "EXAMPLES",
+    "FIRST_FAULT",
+    "Curve",
+    "Looks",
+    "Texts",
     "FOLDER_PREFIX",
     "IMAGENET_MEAN",
     "IMAGENET_STD",

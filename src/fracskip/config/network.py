@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -33,6 +34,11 @@ Mean = Annotated[float, Field(ge=-1e38, le=1e38)]
 Deviation = Annotated[float, Field(ge=1e-38, le=1e38)]
 # Of photographs in colour, as torchvision's and timm's networks expect them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of a list in a file its first fault is said, and no more of it is read.
+FIRST_FAULT = FailFast()
+Texts = Annotated[tuple[str, ...], FIRST_FAULT]
+Curve = Annotated[tuple[tuple[Fraction, float], ...], FIRST_FAULT]
+Looks = Annotated[tuple[tuple[Fraction, Fraction, Fraction, Probability], ...], FIRST_FAULT]
 # A preset's name or a list of options, kept as labels.
 OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
@@ -60,8 +66,8 @@ class ImageConfig(Frozen):
     size: tuple[Pixels, Pixels] = (32, 32)
     resize: Annotated[int, Field(ge=0, le=MAX_EXTENT)] = 0
     channels: Literal[1, 3] = 3
-    mean: tuple[Mean, ...] = (0.4914, 0.4822, 0.4465)
-    std: tuple[Deviation, ...] = (0.2470, 0.2435, 0.2616)
+    mean: Annotated[tuple[Mean, ...], FIRST_FAULT] = (0.4914, 0.4822, 0.4465)
+    std: Annotated[tuple[Deviation, ...], FIRST_FAULT] = (0.2470, 0.2435, 0.2616)
 
     @property
     def view(self) -> ImageConfig:
@@ -116,7 +122,7 @@ class ModelConfig(Frozen):
     """
 
     name: str = "resnet38"
-    blocks: Annotated[tuple[str, ...], Field(max_length=MAX_BLOCKS)] = ()
+    blocks: Annotated[Texts, Field(max_length=MAX_BLOCKS)] = ()
 
 
 class QuantConfig(Frozen):
@@ -204,12 +210,12 @@ class ModelSpec(Frozen):
     quant: QuantConfig
     gate: GateConfig
     image: ImageConfig
-    class_names: tuple[str, ...]
+    class_names: Texts
     data_name: str
     target: Fraction | None = None
     lean: float = 0.0
-    curve: tuple[tuple[Fraction, float], ...] = ()
-    cascade: tuple[tuple[Fraction, Fraction, Fraction, Probability], ...] = ()
+    curve: Curve = ()
+    cascade: Looks = ()
 
     @model_validator(mode="after")
     def _the_curve_ascends(self) -> ModelSpec:

@@ -40,7 +40,7 @@ def create_model(name: str, in_channels: int = 3, num_classes: int = 10) -> Cifa
     >>> len(create_model("resnet20").named_blocks())
     9
     """
-    match = re.fullmatch(r"resnet(\d{1,4})", name)
+    match = re.fullmatch(r"resnet([0-9]{1,4})", name)
     depth = int(match.group(1)) if match else 0
     if not (8 <= depth <= MAX_DEPTH and depth % 6 == 2):
         raise ConfigError(

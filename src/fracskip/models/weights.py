@@ -19,7 +19,7 @@ def unwrapped(
     As they are if a name is one of the network's own, or none is without the wrappers.
     """
     prefix = ""
-    for _ in range(MAX_WRAPPERS):
+    for _ in range(MAX_WRAPPERS + 1):
         if any(name[len(prefix) :] in own for name in tensors):
             return {name[len(prefix) :]: value for name, value in tensors.items()}, prefix
         for wrapper in WRAPPERS:

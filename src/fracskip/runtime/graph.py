@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fracskip.config import FIRST_FAULT
 from fracskip.options import Option
 from fracskip.runtime.operations import ActOp, ConvOp, Program, Shape, feeders, follow
 from fracskip.runtime.plan import (
@@ -77,7 +78,7 @@ class GraphNetwork(Strict):
     """Parts in order, from the image to the logits."""
 
     classes: Positive
-    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
+    parts: Annotated[tuple[Part, ...], FIRST_FAULT, Field(min_length=1, max_length=MAX_BLOCKS)]
 
 
 @dataclass(frozen=True)

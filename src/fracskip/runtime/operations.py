@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fracskip.config import FIRST_FAULT
 from fracskip.runtime.plan import (
     Activations,
     NotNegative,
@@ -181,7 +182,7 @@ class NormOp(AffineOp):
 Op = Annotated[
     ConvOp | PoolOp | MeanOp | ActOp | BinaryOp | AffineOp | NormOp, Field(discriminator="op")
 ]
-Program = Annotated[tuple[Op, ...], Field(max_length=MAX_OPS)]
+Program = Annotated[tuple[Op, ...], FIRST_FAULT, Field(max_length=MAX_OPS)]
 
 
 def follow(

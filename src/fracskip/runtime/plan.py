@@ -23,7 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from fracskip.config import Fraction, ImageConfig, Probability, check_ascending, check_cascade
+from fracskip.config import (
+    Curve,
+    Fraction,
+    ImageConfig,
+    Looks,
+    Texts,
+    check_ascending,
+    check_cascade,
+)
 from fracskip.cost.budget import BudgetCurve
 from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
@@ -104,8 +112,8 @@ class GatePlan(Strict):
     kind: Literal["recurrent", "feedforward"]
     width: Positive
     budget_input: bool
-    curve: tuple[tuple[Fraction, float], ...] = ()
-    cascade: tuple[tuple[Fraction, Fraction, Fraction, Probability], ...] = ()
+    curve: Curve = ()
+    cascade: Looks = ()
     output: Literal["logit", "harm"] = "logit"
     lean: float = 0.0
 
@@ -176,9 +184,9 @@ class Plan(Strict):
     name: Annotated[str, Field(min_length=1)]
     source: str
     data_name: str
-    class_names: tuple[str, ...]
+    class_names: Texts
     image: ImageConfig
-    options: tuple[str, ...]
+    options: Texts
     stream: Literal["float", "int8"]
     target: Fraction | None
     cost: NetworkProfile

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fracskip.config import FIRST_FAULT, Texts
 from fracskip.options import Option
 from fracskip.runtime.plan import (
     MAX_BLOCKS,
@@ -73,8 +74,8 @@ class BlockPlan(Strict):
 
     name: Annotated[str, Field(min_length=1)]
     gated: bool
-    options: tuple[str, ...]
-    branch: Annotated[tuple[ConvGeometry, ...], Field(min_length=1)]
+    options: Texts
+    branch: Annotated[tuple[ConvGeometry, ...], FIRST_FAULT, Field(min_length=1)]
     shortcut: ConvGeometry | None
 
     @property
@@ -86,8 +87,10 @@ class BlockPlan(Strict):
 class NetworkPlan(Strict):
     """Stem, blocks in order, head."""
 
-    stem: Annotated[tuple[StemOp, ...], Field(min_length=1)]
-    blocks: Annotated[tuple[BlockPlan, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
+    stem: Annotated[tuple[StemOp, ...], FIRST_FAULT, Field(min_length=1)]
+    blocks: Annotated[
+        tuple[BlockPlan, ...], FIRST_FAULT, Field(min_length=1, max_length=MAX_BLOCKS)
+    ]
     classes: Positive
 
 
