@@ -104,21 +104,24 @@ def write_atomically(
             part.unlink(missing_ok=True)
 
 
-def parse_json(text: str | bytes, most_keys: int = MAX_JSON_KEYS) -> Any:
+def parse_json(
+    text: str | bytes, most_keys: int = MAX_JSON_KEYS, most_values: int = MAX_JSON_VALUES
+) -> Any:
     """Parses JSON that may come from anywhere.
 
     Args:
         text: UTF-8, if it is bytes.
         most_keys: That an object may have.
+        most_values: That there may be.
 
     Raises:
         ValueError: if it is no JSON, has a key twice or too many keys in one object, is nested too
-            deeply, or has more than `MAX_JSON_VALUES` values.
+            deeply, or has too many values.
     """
     text = text.decode() if isinstance(text, bytes) else text
     # No fewer than its values: every one but the first follows one of these.
-    if 1 + sum(map(text.count, ",[{")) > MAX_JSON_VALUES:
-        raise ValueError(f"more than {MAX_JSON_VALUES:,} values")
+    if 1 + sum(map(text.count, ",[{")) > most_values:
+        raise ValueError(f"more than {most_values:,} values")
 
     def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(pairs) > most_keys:

@@ -68,7 +68,7 @@ def test_a_file_of_more_than_it_may_have(tmp_path: Path) -> None:
         assert "has 17,179,869,185 bytes and may have 17,179,869,184" in refusal(name, path)
     path.write_bytes(b"12345")
     assert read_file(path, "it", most=5) == b"12345"
-    with pytest.raises(CheckpointError, match="it .*sparse has 5 bytes and may have 4: give ano"):
+    with pytest.raises(CheckpointError, match=r"it .*sparse has 5 bytes and may have 4: give ano"):
         read_file(path, "it", most=4)
 
 
@@ -81,6 +81,7 @@ def test_a_file_of_more_than_it_may_have(tmp_path: Path) -> None:
         ("[" * (MAX_JSON_VALUES + 1), "more than 1,048,576 values"),
         (b"[" + b"0," * MAX_JSON_VALUES + b"0]", "more than 1,048,576 values"),
         ("1" * 5000, "4300 digits"),
+        (json.dumps(dict.fromkeys(map(str, range(4097)))), "more than 4,096 keys in one object"),
         (b"\xff", "utf-8"),
         ('{"a": 1}'.encode("utf-16"), "utf-8"),
     ],
@@ -93,6 +94,8 @@ def test_json_that_is_refused(text: bytes | str, reason: str) -> None:
 def test_json_that_is_read() -> None:
     tree = {"a": [1, {"b": None}], "c": "é,[{"}
     assert parse_json(json.dumps(tree).encode()) == tree
+    wide = dict.fromkeys(map(str, range(4096)))
+    assert parse_json(json.dumps(wide)) == wide
     assert parse_json(f"[{'0,' * (MAX_JSON_VALUES - 3)}0]") == [0] * (MAX_JSON_VALUES - 2)
 
 

@@ -23,7 +23,7 @@ from fracskip.config import explain
 from fracskip.errors import BundleError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
 from fracskip.runtime.graph import GraphPlan
-from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, SCHEMA, Plan, TensorSpec
+from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, MAX_VALUES, SCHEMA, Plan, TensorSpec
 from fracskip.runtime.residual import ResidualPlan
 
 BUNDLED = {
@@ -129,10 +129,11 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
 def _kind_of(text: str, origin: str | Path) -> type[Plan]:
     """The plan's type; tells a file of another kind from a damaged one."""
     try:
-        tree = parse_json(text)
+        tree = parse_json(text, most_values=MAX_VALUES)
         found = tree["schema"], tree["version"]
-    except (ValueError, KeyError, TypeError):
-        raise BundleError(f"{origin} has a damaged plan; copy it again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = f" ({error})" if isinstance(error, ValueError) else ""
+        raise BundleError(f"{origin} has a damaged plan{why}; copy it again") from None
     if found[0] == "fracskip.checkpoint":
         raise BundleError(
             f"{origin} is a checkpoint, not a bundle: make one of it with "

@@ -42,6 +42,7 @@ SCHEMA: Literal["fracskip.bundle"] = "fracskip.bundle"
 WIDEST_INTEGERS = 8  # wider options execute in floating point
 HIGHEST_LEVEL = (1 << WIDEST_INTEGERS) - 1
 MAX_BLOCKS = 4096
+MAX_VALUES = 2**18  # of JSON
 MAX_EXECUTIONS = 2**18  # operations times options
 MAX_ELEMENTS = 2**31
 MAX_ACTIVATION_BYTES = 2**30
