@@ -280,8 +280,10 @@ def explain(error: ValidationError) -> str:
         return f"{count:,} of its keys and values are wrong, too many to list"
     parts = []
     for item in error.errors(include_url=False, include_context=False)[:MAX_SAID]:
-        key = shortened(".".join(map(str, item["loc"])) or "recipe", MAX_QUOTED)
-        if item["type"] == "extra_forbidden":
+        key = shortened(".".join(map(str, item["loc"])), MAX_QUOTED)
+        if not key:  # what several keys have to do with one another
+            parts.append(item["msg"].removeprefix("Value error, "))
+        elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {key!r}")
         elif item["type"] == "missing":
             parts.append(f"{key} is missing")
