@@ -12,6 +12,8 @@
 namespace fracskip {
 namespace {
 
+constexpr std::size_t kMaxPlanValues = std::size_t{1} << 18;
+
 // `bits` is the weights' width, or 0 for floating point.
 void fill_conv(Tensors& tensors, const std::string& name, int bits, Conv& conv) {
   const Extents shape = {conv.out, conv.window.kernel_h, conv.window.kernel_w, conv.in};
@@ -93,7 +95,7 @@ AnyNetwork read_bundle(const std::uint8_t* data, std::size_t size) {
   Json json;
   try {
     file = read_safetensors(data, size);
-    json = parse_json(plan_text(file));
+    json = parse_json(plan_text(file), {64, kMaxPlanValues});
   } catch (const SafetensorsError& error) {
     throw BundleError(error.what());
   } catch (const JsonError& error) {

@@ -63,9 +63,10 @@ Terms read_terms(Tensors& tensors, const std::string& name, const Op& op, int bi
 // `stream`: null where value 0 is float32.
 std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const Program& program, int bits, const Grid* stream) {
   std::vector<Terms> terms;
+  const std::vector<const Op*> feeders = feeders_of(program);
   for (std::size_t j = 0; j < program.size(); ++j) {
     Source source;
-    if (bits > 0) source.feeder = feeder_of(program, j);
+    if (bits > 0) source.feeder = feeders[j];
     if (bits == kStreamBits && takes_first(program[j])) source.stream = stream;
     terms.push_back(read_terms(tensors, name + "." + std::to_string(j), program[j], bits, source));
   }

@@ -36,9 +36,12 @@ struct Op {
 
 using Program = std::vector<Op>;
 
-// The convolution that may give op `at` its levels, if there is one: nothing else takes what it gives, and a
+// Of each value, the ops that take it, in order. One that takes it twice is there once.
+std::vector<std::vector<std::size_t>> takers_of(const Program& program);
+
+// Of each op, the convolution that may give it its levels, if there is one: nothing else takes what that gives, and a
 // clamp to levels does what its activation would.
-const Op* feeder_of(const Program& program, std::size_t at);
+std::vector<const Op*> feeders_of(const Program& program);
 
 // Whether an op is a convolution of the very value that its program takes: of an 8-bit stream, perhaps its levels.
 inline bool takes_first(const Op& op) { return op.kind == OpKind::conv && op.in == 0; }

@@ -161,8 +161,8 @@ Place Planner::staged(const Op& op, const Terms& terms, const Value& in) {
 Layout Planner::form_for_takers(std::size_t value, const Layout& result, Act act) const {
   if (!is_clamp(act)) return result;
   int border = 0;
-  for (const Op& op : *program_) {
-    if (!op.uses(static_cast<int>(value))) continue;
+  for (std::size_t taker : takers_[value]) {
+    const Op& op = (*program_)[taker];
     if (op.kind != OpKind::conv || terms_of(op).is_integer()) return result;
     border = std::max(border, border_of(op.window));
   }
@@ -171,20 +171,25 @@ Layout Planner::form_for_takers(std::size_t value, const Layout& result, Act act
 
 // Rounding to levels is monotone, so it may come before a pool of the largest. Where 0 is not level 0, it takes two
 // roundings, and a pass of its own.
-Planner::Reading Planner::reading_of(std::size_t value) const {
+Planner::Reading Planner::reading_of(std::size_t value) {
+  if (!readings_[value]) readings_[value] = find_reading(value);
+  return *readings_[value];
+}
+
+Planner::Reading Planner::find_reading(std::size_t value) {
   if (value == program_->size()) {
     return end_->out.is_levels() && !end_->residual.is_some() ? Reading{1.f, kMostLevel, 0} : Reading{};
   }
   Reading all;
-  for (const Op& op : *program_) {
-    if (!op.uses(static_cast<int>(value))) continue;
+  for (std::size_t taker : takers_[value]) {
+    const Op& op = (*program_)[taker];
     Reading one;
     if (op.kind == OpKind::conv) {
       const Terms& terms = terms_of(op);
       if (!terms.is_integer() || terms.zero != 0) return {};
       one = {terms.input, top_, border_of(op.window)};
     } else if (op.kind == OpKind::pool && op.largest && taker_of(value)) {
-      one = reading_of(static_cast<std::size_t>(&op - program_->data()) + 1);
+      one = reading_of(taker + 1);
       one.border = 0;
     }
     if (one.input == 0.f || (all.input != 0.f && (one.input != all.input || one.top != all.top))) return {};
@@ -274,9 +279,9 @@ void Planner::plan_conv(std::size_t k) {
   } else {
     target = target_of(k, tail, in, result, depthwise);
   }
-  for (std::size_t next = k + 1; next <= tail.last; ++next) {
-    const Op& other = (*program_)[next];
-    if (next == tail.last || (tail.residual.is_some() && other.uses(static_cast<int>(k + 1)))) absorbed_[next] = true;
+  if (tail.last > k) absorbed_[tail.last] = true;
+  for (std::size_t next : takers_[k + 1]) {
+    if (tail.residual.is_some() && next <= tail.last) absorbed_[next] = true;
   }
   Value& out = now_[tail.last + 1];
   out.place = target.out;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -104,7 +105,8 @@ class Planner {
   StageStep& stage(StageFunction function, const Value& in, const Place& out);
   Place staged(const Op& op, const Terms& terms, const Value& in);
   Layout form_for_takers(std::size_t value, const Layout& result, Act act) const;
-  Reading reading_of(std::size_t value) const;
+  Reading reading_of(std::size_t value);
+  Reading find_reading(std::size_t value);
   Tail tail_of(std::size_t k, const Layout& result);
   bool goes_to_end(const Tail& tail, std::size_t k, const Place& in, bool depthwise) const;
   void plan_conv(std::size_t k);
@@ -135,6 +137,8 @@ class Planner {
   Course* course_ = nullptr;
   std::vector<Value> now_;
   std::vector<bool> absorbed_;  // ops that a convolution before does
+  std::vector<std::vector<std::size_t>> takers_;   // ops, by value
+  std::vector<std::optional<Reading>> readings_;   // those asked for so far, by value
   std::size_t last_done_ = 0;   // activations of the end that the last step has in it
 };
 

@@ -26,6 +26,8 @@ void Planner::plan_program(const Program& program, const std::vector<Terms>& ter
   course_ = &course;
   now_.assign(program.size() + 1, {});
   absorbed_.assign(program.size(), false);
+  takers_ = takers_of(program);
+  readings_.assign(program.size() + 1, std::nullopt);
   for (const Op& op : program) {
     ++now_[static_cast<std::size_t>(op.in)].uses;
     if (op.takes_two()) ++now_[static_cast<std::size_t>(op.other)].uses;
@@ -107,13 +109,10 @@ ValueStep& Planner::pass(ValueFunction function, const Place& in, const Place& o
 
 // The one op that takes a value; null if several do, or none.
 const Op* Planner::taker_of(std::size_t value) const {
-  const Op* found = nullptr;
-  for (const Op& op : *program_) {
-    if (!op.uses(static_cast<int>(value))) continue;
-    if (found || (op.takes_two() && op.in == op.other)) return nullptr;
-    found = &op;
-  }
-  return found;
+  const std::vector<std::size_t>& takers = takers_[value];
+  if (takers.size() != 1) return nullptr;
+  const Op& op = (*program_)[takers.front()];
+  return op.takes_two() && op.in == op.other ? nullptr : &op;
 }
 
 // Whether a convolution's input must be brought into another form before it, whatever form it comes in.

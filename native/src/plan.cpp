@@ -31,14 +31,13 @@ Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
 
 // Finds or adds the activation that plays a role at a shape. Blocks of one stage share theirs.
 int Plan::activation(const std::string& role, int h, int w, int c, Element element) {
-  for (std::size_t i = 0; i < layouts.size(); ++i) {
-    const Layout& have = layouts[i];
-    const bool same = have.h == h && have.w == w && have.c == c && have.element == element;
-    if (roles_[i] == role && same) return static_cast<int>(i);
+  const auto next = static_cast<int>(layouts.size());
+  const auto [place, is_new] = known_.emplace(std::tuple(role, h, w, c, element), next);
+  if (is_new) {
+    layouts.push_back(Layout::make(h, w, c, 0, element));
+    roles_.push_back(role);
   }
-  layouts.push_back(Layout::make(h, w, c, 0, element));
-  roles_.push_back(role);
-  return static_cast<int>(layouts.size()) - 1;
+  return place->second;
 }
 
 ConvStep Plan::step(const Conv& conv, int in, int out, bool half) {

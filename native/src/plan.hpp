@@ -1,8 +1,10 @@
 // A network of version 1 prepared for execution: which kernel writes which activation, decided once.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "convolution.hpp"
@@ -78,6 +80,7 @@ struct Plan {
   void finish();
 
   std::vector<std::string> roles_;
+  std::map<std::tuple<std::string, int, int, int, Element>, int> known_;  // activations
 };
 
 }  // namespace fracskip

@@ -2,14 +2,18 @@
 
 The header's metadata has one entry, `fracskip`: schema, version, spec, notes and a SHA-256 digest
 over the tensors and the rest of the metadata. Files are written beside the old one and renamed
-over it, so a crash or a full disk leaves the old one whole. Nothing here can unpickle.
+over it, so a crash or a full disk leaves the old one whole.
+
+Loading unpickles nothing, connects to nothing, reads no other file, and makes no network before the
+file's tensors are known to fit it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,11 +26,25 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from fracskip.config import ModelSpec, explain
+from fracskip.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    GateConfig,
+    ImageConfig,
+    ModelConfig,
+    ModelSpec,
+    QuantConfig,
+    explain,
+)
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.dynamic.packing import pack, unpack
-from fracskip.errors import CheckpointError
-from fracskip.files import split_safetensors, write_atomically
+from fracskip.dynamic.state import apply_state as apply_state
+from fracskip.dynamic.state import check_shapes, check_state, outline, outline_backbone
+from fracskip.errors import CheckpointError, ConfigError
+from fracskip.files import parse_json, read_file, read_header, write_atomically
+from fracskip.models import create_backbone
+from fracskip.models.registry import without_memory
+from fracskip.models.weights import classes_in, other_classes, unwrapped
 
 SCHEMA = "fracskip.checkpoint"
 VERSION = 1
@@ -38,6 +56,8 @@ BUNDLED = {
     "dfs-resnet38-cifar100": "dfs_resnet38_cifar100.safetensors",
     "cpu-resnet74-cifar10": "cpu_resnet74_cifar10.safetensors",
 }
+
+IMAGENET_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,51 @@ class Package:
     digest: str
 
 
+@dataclass(frozen=True)
+class _File:
+    """A safetensors file of any kind.
+
+    Attributes:
+        path: Where it lies.
+        data: Its bytes.
+        meta: Its header's metadata, if it has any.
+    """
+
+    path: Path
+    data: bytes
+    meta: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> _File:
+        """Reads a file.
+
+        Raises:
+            CheckpointError: if it is no safetensors file, or can't be read.
+        """
+        instead = f"give a .safetensors file or one of: {', '.join(BUNDLED)}"
+        data = read_file(path, "checkpoint", CheckpointError, instead)
+        _, meta, _ = read_header(data, path)
+        return cls(path, data, meta)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it says that it is a checkpoint or a bundle."""
+        return self.meta is not None and "fracskip" in self.meta
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors.
+
+        Raises:
+            CheckpointError: if they are not what its header says.
+        """
+        try:
+            return load_tensors(self.data)
+        except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise CheckpointError(f"{self.path} is damaged ({error}); copy it again") from None
+
+
 def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The digest over metadata and tensors."""
     total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()
@@ -71,55 +135,54 @@ def write_package(
 ) -> str:
     """Saves metadata and tensors in fracskip's format, atomically. Returns the digest.
 
+    Tensors may share memory (tied weights): each is written by itself.
+
     Raises:
-        CheckpointError: if the file cannot be written.
+        CheckpointError: if the file cannot be written, or the metadata are more than is read.
     """
     head = {"schema": schema, "version": VERSION, "meta": json.loads(json.dumps(meta))}
     flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    seen: set[int] = set()
+    for name, value in flat.items():
+        place = value.untyped_storage().data_ptr()
+        if place in seen:
+            flat[name] = value.clone()
+        seen.add(place)
     digest = _digest(head, flat)
     text = json.dumps({**head, "digest": digest}, sort_keys=True)
+    try:
+        parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} could not be read again ({error}): give less") from None
     write_atomically(Path(path), save_tensors(flat, metadata={"fracskip": text}))
     return digest
-
-
-def _read(path: Path) -> tuple[bytes, dict[str, str] | None]:
-    """A safetensors file's bytes and its header's metadata."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"checkpoint {path} does not exist; give a .safetensors file or one of: "
-            f"{', '.join(BUNDLED)}"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    header, _ = split_safetensors(data, path)
-    try:
-        meta = json.loads(header).get("__metadata__")
-    except (ValueError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path} has a damaged header; copy it again") from None
-    return data, meta if isinstance(meta, dict) else None
-
-
-def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        return load_tensors(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from None
 
 
 def read_package(path: str | Path, schema: str) -> Package:
     """Loads a file in fracskip's format and verifies its schema, version and digest.
 
+    Args:
+        path: Which.
+        schema: The kind that it has to be of.
+
     Raises:
         CheckpointError: naming what does not fit.
     """
-    path = Path(path)
-    data, meta = _read(path)
-    if not meta or "fracskip" not in meta:
+    return _unpacked(_File.read(Path(path)), schema)
+
+
+def _unpacked(file: _File, schema: str) -> Package:
+    """What a file in fracskip's format holds; see `read_package`.
+
+    Raises:
+        CheckpointError: naming what does not fit.
+    """
+    path, meta = file.path, file.meta
+    if not file.is_ours or meta is None:
         raise CheckpointError(
-            f"{path} is a plain safetensors file without fracskip's metadata; a backbone's "
-            "weights go into a recipe's backbone.load, then train"
+            f"{path} is a plain safetensors file without fracskip's metadata: name the model that "
+            "its weights are for (--model NAME --weights FILE, or fracskip.checkpoint.load_plain), "
+            "or train from it (a recipe's backbone.load)"
         )
     if "digest" in meta:
         raise CheckpointError(
@@ -127,133 +190,27 @@ def read_package(path: str | Path, schema: str) -> Package:
             "command line knows bundles by the suffix .fsk)"
         )
     try:
-        head = json.loads(meta["fracskip"])
+        head = parse_json(meta["fracskip"])
         digest = head.pop("digest")
         found = (head["schema"], head["version"])
         content = dict(head["meta"])
         # Another spelling of the same values is damage too: every byte is vouched for.
         if json.dumps({**head, "digest": digest}, sort_keys=True) != meta["fracskip"]:
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path} has damaged metadata; copy it again") from None
     if found != (schema, VERSION):
         raise CheckpointError(
             f"{path} is {found[0]!r} version {found[1]}; this fracskip reads {schema!r} version "
             f"{VERSION}: use the fracskip that wrote it, or train again"
         )
-    tensors = _parse(path, data)
+    tensors = file.tensors()
     if _digest(head, tensors) != digest:
         raise CheckpointError(
             f"{path} does not match its digest: at least one byte was changed since it was "
             "written; copy it again"
         )
     return Package(schema, content, tensors, digest)
-
-
-def apply_state(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
-    """Loads tensors into a module, all or nothing.
-
-    Raises:
-        CheckpointError: if one is missing, surplus, of another shape or kind, or not finite.
-    """
-    wanted = module.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    surplus = sorted(tensors.keys() - wanted.keys())
-    if missing or surplus:
-        parts = [
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for kind, names in (("missing", missing), ("surplus", surplus))
-            if names
-        ]
-        raise CheckpointError(
-            f"{origin} does not fit the network: tensors {' and '.join(parts)}; check the model's "
-            "name, options and gate"
-        )
-    for name, own in wanted.items():
-        value = tensors[name]
-        if value.shape != own.shape:
-            raise CheckpointError(
-                f"{origin}: {name} has shape {tuple(value.shape)}, the network needs "
-                f"{tuple(own.shape)}; check the model's name and options"
-            )
-    for name, own in wanted.items():
-        value = tensors[name]
-        if value.is_floating_point() != own.is_floating_point():
-            raise CheckpointError(
-                f"{origin}: {name} holds {value.dtype}, the network needs {own.dtype}; check the "
-                "file, or train again"
-            )
-        # A range that no image has moved yet is NaN by design.
-        if value.is_floating_point() and not name.endswith("activation_range"):
-            bad = int((~value.to(own.dtype).isfinite()).sum())
-            if bad:
-                raise CheckpointError(
-                    f"{origin}: {name} has {bad} values that are NaN or infinite; train again "
-                    "with a smaller learning rate, or give another file"
-                )
-    module.load_state_dict(dict(tensors))
-
-
-def load_backbone(
-    path: str | Path,
-    module: nn.Module,
-    on_other_classes: Callable[[str, int, int], None] | None = None,
-) -> str:
-    """Loads a plain network. Returns the file's SHA-256.
-
-    Args:
-        path: Plain weights with torchvision's parameter names, or a checkpoint of a static network
-            in full precision (an option set of 'full' alone), which holds the same.
-        module: The network to fill.
-        on_other_classes: If given, a file of another number of classes is taken too: the module's
-            last linear layer keeps its fresh weights, and this is called with the layer's name and
-            the number of classes of the file and of the module.
-
-    Raises:
-        CheckpointError: if the file is damaged or does not fit.
-    """
-    path = Path(path)
-    data, meta = _read(path)
-    tensors = _parse(path, data)
-    own = module.state_dict()
-    if meta and "fracskip" in meta:
-        package = read_package(path, SCHEMA)
-        if package.meta.get("spec", {}).get("options") != ["full"]:
-            raise CheckpointError(
-                f"{path} is a dynamic network; a backbone is plain weights, or a checkpoint whose "
-                "options are 'full' alone"
-            )
-        inside = {f"backbone.{name}": name for name in own}
-        tensors = {inside[key]: value for key, value in package.tensors.items() if key in inside}
-    for name, value in own.items():
-        # torch's step counter of BatchNorm; other writers leave it out.
-        if name.endswith("num_batches_tracked"):
-            tensors.setdefault(name, value)
-    if on_other_classes is not None and (found := _other_classes(module, tensors)):
-        on_other_classes(*found)
-        layer = found[0]
-        tensors.update({name: own[name] for name in own if name.rpartition(".")[0] == layer})
-    apply_state(module, tensors, path)
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _other_classes(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, int, int] | None:
-    """The last linear layer, and its outputs in the tensors and in the module, where they differ.
-
-    None if they agree, or something else about the layer differs too.
-    """
-    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    if not linear:
-        return None
-    name, part = linear[-1]
-    weight, ours = tensors.get(f"{name}.weight"), part.out_features
-    if weight is None or weight.dim() != 2 or weight.shape[1] != part.in_features:
-        return None
-    theirs = len(weight)
-    bias = tensors.get(f"{name}.bias")
-    if theirs == ours or (bias is None) != (part.bias is None):
-        return None
-    return (name, theirs, ours) if bias is None or bias.shape == (theirs,) else None
 
 
 def save(
@@ -304,12 +261,158 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     path = resolve(name)
     package = read_package(path, SCHEMA)
     try:
-        net = build_network(ModelSpec.model_validate(package.meta.get("spec", {})), model)
+        spec = ModelSpec.model_validate(package.meta.get("spec", {}))
         notes = dict(package.meta.get("notes", {}))
+        backbone = outline_backbone(spec, model)
+        # What the file describes may be of any size: no more is made of it than its tensors fit.
+        own = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+        check_shapes(own, package.tensors, path)
+        shapes = outline(spec, backbone)
+    except CheckpointError:
+        raise
     except (ValueError, TypeError) as error:
         reason = explain(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(f"{path} describes no network: {reason}") from None
-    apply_state(net, unpack(net, package.tensors), path)
+    state = unpack(shapes, package.tensors)
+    check_state(shapes.state_dict(), state, path)
+    net = build_network(spec, model)
+    net.load_state_dict(state)
     net.digest = package.digest
     net.notes = notes
     return net.eval()
+
+
+def load_backbone(
+    path: str | Path,
+    module: nn.Module,
+    on_other_classes: Callable[[str, int, int], None] | None = None,
+    on_prefix: Callable[[str], None] | None = None,
+) -> str:
+    """Loads a plain network. Returns the file's SHA-256.
+
+    Args:
+        path: Plain weights with torchvision's parameter names, or a checkpoint of a static network
+            in full precision (an option set of 'full' alone), which holds the same. Names may all
+            begin with `module.`, `_orig_mod.`, `state_dict.` or `model.`, or several of these.
+        module: The network to fill.
+        on_other_classes: If given, a file of another number of classes is taken too: the module's
+            last linear layer keeps its fresh weights, and this is called with the layer's name and
+            the number of classes of the file and of the module.
+        on_prefix: Called with what was left out at the beginning of the file's names, if anything
+            was; by default that is a warning.
+
+    Raises:
+        CheckpointError: if the file is damaged or does not fit.
+    """
+    own = module.state_dict()
+    file = _File.read(Path(path))
+    tensors = _tensors_for(own, file, on_prefix)
+    if on_other_classes is not None and (found := other_classes(module, tensors)):
+        on_other_classes(*found)
+        layer = found[0]
+        tensors.update({name: own[name] for name in own if name.rpartition(".")[0] == layer})
+    apply_state(module, tensors, path)
+    return _sha256(file)
+
+
+def load_plain(
+    name: str,
+    weights: str | Path,
+    image: ImageConfig | None = None,
+    class_names: Sequence[str] | None = None,
+    on_prefix: Callable[[str], None] | None = None,
+) -> DynamicNetwork:
+    """Makes a static network in full precision of a model's name and plain weights.
+
+    It has one option, 'full', and no gate: it evaluates, is timed and is exported as any network
+    that fracskip loads, and computes what the plain network does. Nothing is fetched: the weights
+    are the file's.
+
+    Args:
+        name: As `fracskip.models.create_backbone` takes it: 'resnet38', 'torchvision/resnet18'.
+        weights: A safetensors file, as for `load_backbone`. How many classes there are is read off
+            the shape of the classifier in it.
+        image: Size, channels and normalisation of what the network takes; if not given, CIFAR-10's
+            for CIFAR ResNets, and 224 x 224 pixels in ImageNet's normalisation for all others.
+        class_names: What its logits stand for; numbers from 0 if not given.
+        on_prefix: As for `load_backbone`.
+
+    Returns:
+        The network in evaluation mode, on the CPU; `net.digest` is the file's SHA-256.
+
+    Raises:
+        ConfigError: if the name is unknown, the model has no residual blocks, or there are not as
+            many class names as classes.
+        CheckpointError: if the file is damaged or does not fit the model.
+    """
+    if image is None:
+        image = ImageConfig()
+        if "/" in name:
+            image = ImageConfig(size=IMAGENET_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    file = _File.read(Path(weights))
+    with without_memory():
+        shapes = [create_backbone(name, image.channels, count).state_dict() for count in (2, 3)]
+    tensors = _tensors_for(shapes[0], file, on_prefix)
+    classes = classes_in(tensors, *shapes)
+    if classes is None:
+        raise CheckpointError(f"{weights} has no classifier of {name}: give that model's weights")
+    names = tuple(map(str, range(classes) if class_names is None else class_names))
+    if len(names) != classes:
+        raise ConfigError(
+            f"{len(names)} class names do not fit the {classes} classes of {weights}: give one each"
+        )
+    with without_memory():
+        fitting = create_backbone(name, image.channels, classes).state_dict()
+    check_state(fitting, tensors, weights)
+    spec = ModelSpec(
+        model=ModelConfig(name=name),
+        options=("full",),
+        quant=QuantConfig(),
+        gate=GateConfig(),
+        image=image,
+        class_names=names,
+        data_name="",
+    )
+    backbone = create_backbone(name, image.channels, classes)
+    apply_state(backbone, tensors, weights)
+    net = build_network(spec, backbone)
+    net.digest = _sha256(file)
+    return net.eval()
+
+
+def _sha256(file: _File) -> str:
+    return f"sha256:{hashlib.sha256(file.data).hexdigest()}"
+
+
+def _tensors_for(
+    own: Mapping[str, Tensor], file: _File, on_prefix: Callable[[str], None] | None
+) -> dict[str, Tensor]:
+    """A file's tensors under the names of a plain network's state."""
+    if file.is_ours:
+        package = _unpacked(file, SCHEMA)
+        spec = package.meta.get("spec")
+        if not isinstance(spec, dict) or spec.get("options") != ["full"]:
+            raise CheckpointError(
+                f"{file.path} is a dynamic network; a backbone is plain weights, or a checkpoint "
+                "whose options are 'full' alone"
+            )
+        inside = {f"backbone.{name}": name for name in own}
+        tensors = {inside[key]: value for key, value in package.tensors.items() if key in inside}
+    else:
+        tensors, prefix = unwrapped(file.tensors(), own)
+        if prefix:
+            (on_prefix or _warn_of(file.path))(prefix)
+    for name in own:
+        # torch's step counter of BatchNorm; other writers leave it out.
+        if name.endswith("num_batches_tracked"):
+            tensors.setdefault(name, torch.tensor(0))
+    return tensors
+
+
+def _warn_of(path: Path) -> Callable[[str], None]:
+    def warn(prefix: str) -> None:
+        warnings.warn(
+            f"every name in {path} begins with {prefix!r}, which was left out", stacklevel=4
+        )
+
+    return warn

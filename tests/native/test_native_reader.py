@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,52 +13,16 @@ import pytest
 
 from fracskip.errors import BundleError
 from fracskip.runtime.bundle import parse_bundle
+from support.hostile_files import (
+    HOSTILE_BUNDLES,
+    Parts,
+    damaged_bundle,
+    many_convolutions,
+    many_pools,
+)
 from support.random_bundle import random_bundle
 
 native = pytest.importorskip("fracskip.runtime._native", reason="built without a C++ compiler")
-
-Tensor = tuple[str, list[int], bytes]
-
-
-class Parts:
-    """A bundle taken apart: `plan` and `tensors` may be changed before `join`."""
-
-    def __init__(self, data: bytes) -> None:
-        size = int.from_bytes(data[:8], "little")
-        header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
-        self.plan: dict[str, Any] = json.loads(header.pop("__metadata__")["fracskip"])
-        self.tensors: dict[str, Tensor] = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            self.tensors[name] = (entry["dtype"], entry["shape"], body[begin:end])
-
-    @property
-    def network(self) -> dict[str, Any]:
-        network: dict[str, Any] = self.plan["network"]
-        return network
-
-    def values(self, name: str, values: list[float], dtype: str = "<f4") -> None:
-        """Overwrites a tensor's first values."""
-        kind, shape, data = self.tensors[name]
-        array = np.frombuffer(data, dtype).copy()
-        array[: len(values)] = values
-        self.tensors[name] = kind, shape, array.tobytes()
-
-    def join(self) -> bytes:
-        text, body, header, place = json.dumps(self.plan), b"", {}, 0
-        for name, (kind, shape, data) in self.tensors.items():
-            ends = [place, place + len(data)]
-            header[name] = {"dtype": kind, "shape": shape, "data_offsets": ends}
-            body += data
-            place = ends[1]
-        total = hashlib.sha256(text.encode() + b"\n" + body)
-        for name, (kind, shape, _) in sorted(self.tensors.items()):
-            begin, end = header[name]["data_offsets"]
-            total.update(f"\n{name} {kind} {shape} {begin} {end}".encode())
-        meta = {"fracskip": text, "digest": f"sha256:{total.hexdigest()}"}
-        head = json.dumps({"__metadata__": meta, **header}).encode()
-        return len(head).to_bytes(8, "little") + head + body
-
 
 GOOD = random_bundle(2, image=(8, 8), widths=(4, 8), depth=2)
 WEIGHT, BIAS, INPUT = "blocks.1.4.0.weight", "blocks.1.4.0.bias", "blocks.1.4.input"
@@ -191,25 +155,25 @@ NATIVE_ONLY = {"huge padding", "one wide border", "accumulators", "version as fl
 
 
 def test_native_reader_takes_the_bundle_that_the_faults_are_made_in() -> None:
-    assert native.Engine(Parts(GOOD).join()).classes == 5
+    assert native.Engine(Parts.of(GOOD).bundle()).classes == 5
     assert native.Engine(GOOD).gated_blocks == 3
-    parse_bundle(Parts(GOOD).join())
-    twice = Parts(GOOD)
+    parse_bundle(Parts.of(GOOD).bundle())
+    twice = Parts.of(GOOD)
     looks(LOW, HIGH)(twice)
-    assert native.Engine(twice.join()).gated_blocks == 3
-    assert parse_bundle(twice.join()).plan.budgets == (0.05, 0.3)
+    assert native.Engine(twice.bundle()).gated_blocks == 3
+    assert parse_bundle(twice.bundle()).plan.budgets == (0.05, 0.3)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_native_reader_refuses(name: str) -> None:
     change, message = FAULTS[name]
-    parts = Parts(GOOD)
+    parts = Parts.of(GOOD)
     change(parts)
     with pytest.raises(native.BundleError, match=message):
-        native.Engine(parts.join())
+        native.Engine(parts.bundle())
     if name not in NATIVE_ONLY:
         with pytest.raises(BundleError):
-            parse_bundle(parts.join())
+            parse_bundle(parts.bundle())
 
 
 def edited(old: bytes, new: bytes) -> bytes:
@@ -254,7 +218,7 @@ def test_native_reader_says_the_same_of_random_damage() -> None:
     draw = np.random.default_rng(0)
     taken = 0
     for _ in range(150):
-        parts = Parts(GOOD)
+        parts = Parts.of(GOOD)
         name = list(parts.tensors)[draw.integers(len(parts.tensors))]
         kind, shape, data = copy.deepcopy(parts.tensors[name])
         spoilt = bytearray(data)
@@ -263,10 +227,50 @@ def test_native_reader_says_the_same_of_random_damage() -> None:
         verdicts = []
         for read, error in ((native.Engine, native.BundleError), (parse_bundle, BundleError)):
             try:
-                read(parts.join())
+                read(parts.bundle())
                 verdicts.append(True)
             except error:
                 verdicts.append(False)
         assert verdicts[0] == verdicts[1], name
         taken += verdicts[0]
     assert 0 < taken < 150
+
+
+# -- no more work than the file has bytes ---------------------------------------------------------
+
+MOST_SECONDS = 60  # far more than any takes, far less than what grows faster than the file
+
+
+@pytest.mark.parametrize("name", HOSTILE_BUNDLES)
+def test_native_reader_refuses_hostile_bundles_soon(name: str) -> None:
+    data = HOSTILE_BUNDLES[name](random.Random(0), 1_000_000)
+    began = time.process_time()
+    with pytest.raises(native.BundleError) as caught:
+        native.Engine(data)
+    assert time.process_time() - began < MOST_SECONDS
+    assert len(str(caught.value)) <= 2000
+
+
+@pytest.mark.parametrize("data", [many_pools(4094), many_convolutions(300)], ids=["pools", "convs"])
+def test_long_chains_are_planned_soon(data: bytes) -> None:
+    """What lies between two convolutions is followed once, not once for each operation."""
+    began = time.process_time()
+    assert native.Engine(data).gated_blocks == 1
+    assert time.process_time() - began < MOST_SECONDS
+
+
+def test_both_readers_say_the_same_of_damage_with_a_digest_that_fits() -> None:
+    """What Python takes, the engine takes, or says that it is beyond its own limits."""
+    draw, said = random.Random(3), []
+    for data in (GOOD, many_convolutions(3)):
+        for _ in range(100):
+            damaged = damaged_bundle(draw, data)
+            try:
+                parse_bundle(damaged)
+            except BundleError:
+                continue  # this comes first in a session
+            try:
+                native.Engine(damaged)
+            except native.BundleError as error:
+                said.append(str(error))
+    assert all("integer" in line for line in said), said

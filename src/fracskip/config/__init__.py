@@ -1,15 +1,19 @@
 """Recipes and networks as typed, frozen values. The only home of defaults."""
 
 from fracskip.config.network import (
+    FIRST_FAULT,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Curve,
     Fraction,
     GateConfig,
     ImageConfig,
+    Looks,
     ModelConfig,
     ModelSpec,
     Probability,
     QuantConfig,
+    Texts,
     check_ascending,
     check_cascade,
 )
@@ -35,16 +39,19 @@ from fracskip.config.stages import (
 
 __all__ = [
     "EXAMPLES",
+    "FIRST_FAULT",
     "FOLDER_PREFIX",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "BackboneStage",
+    "Curve",
     "DataConfig",
     "Fraction",
     "GateConfig",
     "GateStage",
     "ImageConfig",
     "JointStage",
+    "Looks",
     "ModelConfig",
     "ModelSpec",
     "OptimConfig",
@@ -54,6 +61,7 @@ __all__ = [
     "RuntimeConfig",
     "SupernetStage",
     "TeacherConfig",
+    "Texts",
     "check_ascending",
     "check_cascade",
     "explain",

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -23,9 +24,21 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=8)]
+MAX_EXTENT = 65535  # pixels of an image's side
+MAX_PIXELS = 1 << 24  # of an image
+MAX_BLOCKS = 4096
+MAX_WIDTH = 65535  # of a gate
+Pixels = Annotated[int, Field(ge=8, le=MAX_EXTENT)]
+# What float32 holds, and whose reciprocal it holds.
+Mean = Annotated[float, Field(ge=-1e38, le=1e38)]
+Deviation = Annotated[float, Field(ge=1e-38, le=1e38)]
 # Of photographs in colour, as torchvision's and timm's networks expect them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of a list in a file its first fault is said, and no more of it is read.
+FIRST_FAULT = FailFast()
+Texts = Annotated[tuple[str, ...], FIRST_FAULT]
+Curve = Annotated[tuple[tuple[Fraction, float], ...], FIRST_FAULT]
+Looks = Annotated[tuple[tuple[Fraction, Fraction, Fraction, Probability], ...], FIRST_FAULT]
 # A preset's name or a list of options, kept as labels.
 OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
@@ -51,10 +64,10 @@ class ImageConfig(Frozen):
     """
 
     size: tuple[Pixels, Pixels] = (32, 32)
-    resize: Count = 0
+    resize: Annotated[int, Field(ge=0, le=MAX_EXTENT)] = 0
     channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-    std: tuple[Positive, ...] = (0.2470, 0.2435, 0.2616)
+    mean: Annotated[tuple[Mean, ...], FIRST_FAULT] = (0.4914, 0.4822, 0.4465)
+    std: Annotated[tuple[Deviation, ...], FIRST_FAULT] = (0.2470, 0.2435, 0.2616)
 
     @property
     def view(self) -> ImageConfig:
@@ -77,11 +90,16 @@ class ImageConfig(Frozen):
         return tree
 
     @model_validator(mode="after")
-    def _something_is_left_around_the_centre(self) -> ImageConfig:
+    def _what_is_seen_has_a_size(self) -> ImageConfig:
         if self.resize and self.resize < min(self.size):
             raise ValueError(
                 f"resize {self.resize} is smaller than the image of {self.size[0]}x{self.size[1]} "
                 f"that is cut out: give {min(self.size)} pixels at least, or 0"
+            )
+        height, width = self.view.size
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"an image of {height}x{width} has more than {MAX_PIXELS:,} pixels: make it smaller"
             )
         return self
 
@@ -104,7 +122,7 @@ class ModelConfig(Frozen):
     """
 
     name: str = "resnet38"
-    blocks: tuple[str, ...] = ()
+    blocks: Annotated[Texts, Field(max_length=MAX_BLOCKS)] = ()
 
 
 class QuantConfig(Frozen):
@@ -157,7 +175,7 @@ class GateConfig(Frozen):
     """
 
     kind: Literal["recurrent", "feedforward"] = "recurrent"
-    width: Annotated[int, Field(ge=1)] = 10
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 10
     budget_input: bool = False
     standardise: bool = False
     block_bias: bool = False
@@ -192,12 +210,12 @@ class ModelSpec(Frozen):
     quant: QuantConfig
     gate: GateConfig
     image: ImageConfig
-    class_names: tuple[str, ...]
+    class_names: Texts
     data_name: str
     target: Fraction | None = None
     lean: float = 0.0
-    curve: tuple[tuple[Fraction, float], ...] = ()
-    cascade: tuple[tuple[Fraction, Fraction, Fraction, Probability], ...] = ()
+    curve: Curve = ()
+    cascade: Looks = ()
 
     @model_validator(mode="after")
     def _the_curve_ascends(self) -> ModelSpec:

@@ -39,10 +39,14 @@ from fracskip.config.stages import (
     SupernetStage,
     TeacherConfig,
 )
-from fracskip.errors import ConfigError
+from fracskip.errors import ConfigError, shortened
+from fracskip.files import parse_json, read_file
 from fracskip.options import OptionSet
 
 FOLDER_PREFIX = "folder:"
+MAX_FAULTS, MAX_SAID = 100, 8  # of which an error's parts are read, and said
+MAX_QUOTED = 100  # characters
+MAX_RECIPE_BYTES = 16 << 20
 EXAMPLES = 12  # pictures of the cheapest and of the dearest images in a record
 
 
@@ -267,17 +271,27 @@ class Recipe(Frozen):
 
 
 def explain(error: ValidationError) -> str:
-    """Says in one line what pydantic found wrong: key, reason, and what was given."""
+    """Says in one line what pydantic found wrong: key, reason, and what was given.
+
+    Of many faults the first few are said, and how many there are.
+    """
+    count = error.error_count()
+    if count > MAX_FAULTS:  # a list of them all would take hundreds of bytes for each
+        return f"{count:,} of its keys and values are wrong, too many to list"
     parts = []
-    for item in error.errors():
-        key = ".".join(map(str, item["loc"])) or "recipe"
-        if item["type"] == "extra_forbidden":
+    for item in error.errors(include_url=False, include_context=False)[:MAX_SAID]:
+        key = shortened(".".join(map(str, item["loc"])), MAX_QUOTED)
+        if not key:  # what several keys have to do with one another
+            parts.append(item["msg"].removeprefix("Value error, "))
+        elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {key!r}")
         elif item["type"] == "missing":
             parts.append(f"{key} is missing")
         else:
-            parts.append(f"{key}: {item['msg']} (given: {item['input']!r})")
-    return "; ".join(parts)
+            given = shortened(repr(item["input"]), MAX_QUOTED)
+            parts.append(f"{key}: {shortened(item['msg'], 2 * MAX_QUOTED)} (given: {given})")
+    more = [f"and {count - MAX_SAID} more"] if count > MAX_SAID else []
+    return "; ".join(parts + more)
 
 
 def override(tree: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -332,14 +346,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: if the file is missing, no TOML, or says something impossible.
     """
     path = Path(path)
-    read = json.loads if path.suffix == ".json" else tomllib.loads
+    instead = "give the path of a .toml file"
+    data = read_file(path, "recipe", ConfigError, instead, MAX_RECIPE_BYTES)
+    read = parse_json if path.suffix == ".json" else tomllib.loads
     try:
-        tree = read(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"recipe {path} does not exist; give the path of a .toml file") from None
-    except (OSError, UnicodeDecodeError) as error:
+        tree = read(data.decode())
+    except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {path} cannot be read: {error}") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"recipe {path} is not valid {kind}: {error}") from None
     if not isinstance(tree, dict):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
+
+from pydantic import FailFast
 
 from fracskip.options import FULL_BITS
 
@@ -82,7 +85,7 @@ class NetworkProfile:
     """
 
     stem_macs: int
-    blocks: tuple[BlockProfile, ...]
+    blocks: Annotated[tuple[BlockProfile, ...], FailFast()]
     head_macs: int
     fixed_bits: int = FULL_BITS
 

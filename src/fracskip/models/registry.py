@@ -1,4 +1,9 @@
-"""Backbones by name."""
+"""Backbones by name.
+
+A name may come from a file that nobody vouches for. It has to be one that the library itself lists
+as an architecture, and the network that it stands for is made with fresh weights: nothing is
+fetched, and no file is read.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,9 @@ import importlib
 import re
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fracskip.errors import ConfigError, MissingExtraError
 from fracskip.models.resnet import CifarResNet
@@ -33,7 +40,7 @@ def create_model(name: str, in_channels: int = 3, num_classes: int = 10) -> Cifa
     >>> len(create_model("resnet20").named_blocks())
     9
     """
-    match = re.fullmatch(r"resnet(\d{1,4})", name)
+    match = re.fullmatch(r"resnet([0-9]{1,4})", name)
     depth = int(match.group(1)) if match else 0
     if not (8 <= depth <= MAX_DEPTH and depth % 6 == 2):
         raise ConfigError(
@@ -47,7 +54,9 @@ def create_backbone(name: str, in_channels: int = 3, num_classes: int = 10) -> n
     """Makes a backbone with fresh weights: one of ours, torchvision's or timm's.
 
     Args:
-        name: As `create_model` takes it, 'torchvision/NAME' or 'timm/NAME'.
+        name: As `create_model` takes it; 'torchvision/NAME', a classifier that
+            `torchvision.models.list_models(module=torchvision.models)` lists; or 'timm/NAME', that
+            `timm.list_models()` lists, with or without a tag after a dot.
         in_channels: Of the images; torchvision's take 3.
         num_classes: Of the classifier.
 
@@ -58,17 +67,26 @@ def create_backbone(name: str, in_channels: int = 3, num_classes: int = 10) -> n
     library, separator, model = name.partition("/")
     if not separator:
         return create_model(name, in_channels, num_classes)
+    keywords: dict[str, Any]
     if library == "torchvision":
-        make, also = _library("torchvision.models").get_model, {}
+        models = _library("torchvision.models")
+        listing = "torchvision.models.list_models(module=torchvision.models)"
+        known = model in models.list_models(module=models)
+        make, keywords = models.get_model, {"weights": None}
     elif library == "timm":
-        make, also = _library("timm").create_model, {"in_chans": in_channels}
+        timm = _library("timm")
+        listing = "timm.list_models()"
+        known = model in timm.list_models() or model in timm.list_models(pretrained=True)
+        make, keywords = timm.create_model, {"pretrained": False, "in_chans": in_channels}
     else:
         raise ConfigError(
             f"model {name!r} was made from a module that only its owner's code can make: pass it "
             "along, as in fracskip.load(path, model=net)"
         )
+    if not known:
+        raise ConfigError(f"{library} makes no model {model!r}: give one that {listing} lists")
     try:
-        net: nn.Module = make(model, num_classes=num_classes, **also)
+        net: nn.Module = make(model, num_classes=num_classes, **keywords)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{library} makes no model {model!r}: {error}") from None
     return net.eval()
@@ -83,3 +101,28 @@ def _library(name: str) -> Any:
         raise MissingExtraError(
             f"models of {package} need it installed ({error}): pip install 'fracskip[{extra}]'"
         ) from None
+
+
+class without_memory(TorchFunctionMode):  # noqa: N801 - a context manager
+    """Within it, new networks get parameters on the meta device: shapes without memory.
+
+    Unlike with `torch.device("meta")`, what a constructor computes with (`arange`, `linspace`) has
+    values.
+
+    >>> with without_memory():
+    ...     net = nn.Linear(10**6, 10**6)
+    >>> net.weight.is_meta
+    True
+    """
+
+    _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.randn})
+    _FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Redirects what allocates, and spares what fills nothing the time."""
+        if func in self._FILLING and args[0].is_meta:
+            return args[0]
+        kwargs = dict(kwargs or {})
+        if func in self._FACTORIES:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)

@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from fracskip.config import explain
 from fracskip.errors import BundleError
-from fracskip.files import split_safetensors, write_atomically
+from fracskip.files import parse_json, read_file, read_header, write_atomically
 from fracskip.runtime.graph import GraphPlan
-from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, SCHEMA, Plan, TensorSpec
+from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, MAX_VALUES, SCHEMA, Plan, TensorSpec
 from fracskip.runtime.residual import ResidualPlan
 
 BUNDLED = {
@@ -82,15 +82,8 @@ def read_bundle(name: str | Path) -> Bundle:
         BundleError: saying what is wrong with it.
     """
     path = resolve(name)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(
-            f"bundle {path} does not exist; give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
-        ) from None
-    except OSError as error:
-        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from None
-    return parse_bundle(data, path)
+    instead = f"give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
+    return parse_bundle(read_file(path, "bundle", BundleError, instead), path)
 
 
 def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
@@ -103,13 +96,8 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     Raises:
         BundleError: saying what is wrong with it.
     """
-    header, body = split_safetensors(data, origin, BundleError)
-    try:
-        tree = json.loads(header, object_pairs_hook=_unique)
-        meta = tree.pop("__metadata__", None)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise BundleError(f"{origin} has a damaged header; copy it again") from None
-    if not isinstance(meta, dict) or "fracskip" not in meta:
+    tree, meta, body = read_header(data, origin, BundleError)
+    if meta is None or "fracskip" not in meta:
         raise BundleError(
             f"{origin} is a plain safetensors file without a plan: a bundle is made from a "
             f"checkpoint, with fracskip export CHECKPOINT --to FILE{SUFFIX}"
@@ -138,20 +126,14 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     return Bundle(plan, tensors, found, data)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return tree
-
-
 def _kind_of(text: str, origin: str | Path) -> type[Plan]:
     """The plan's type; tells a file of another kind from a damaged one."""
     try:
-        tree = json.loads(text, object_pairs_hook=_unique)
+        tree = parse_json(text, most_values=MAX_VALUES)
         found = tree["schema"], tree["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise BundleError(f"{origin} has a damaged plan; copy it again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = f" ({error})" if isinstance(error, ValueError) else ""
+        raise BundleError(f"{origin} has a damaged plan{why}; copy it again") from None
     if found[0] == "fracskip.checkpoint":
         raise BundleError(
             f"{origin} is a checkpoint, not a bundle: make one of it with "
@@ -220,16 +202,20 @@ def check_tensors(plan: Plan, tensors: Arrays, origin: str | Path) -> None:
         BundleError: naming the first that is missing, surplus, of another shape or type, not
             finite, or outside its width's grid.
     """
-    table = plan.tensor_table
-    missing = sorted(name for name in table.keys() - tensors.keys() if not table[name].optional)
-    surplus = sorted(tensors.keys() - table.keys())
-    for kind, names in (("lacks", missing), ("has no place for", surplus)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BundleError(f"{origin}: its plan {kind} tensor {names[0]}{more}; export it again")
-    for name, value in tensors.items():
-        if fault := _fault(value, table[name]):
+    known = 0
+    for name, spec in plan.needed():
+        value = tensors.get(name)
+        if value is None and not spec.optional:
+            raise BundleError(f"{origin}: its plan lacks tensor {name}; export it again")
+        if value is not None and (fault := _fault(value, spec)):
             raise BundleError(f"{origin}: {name} {fault}; export it again")
+        known += value is not None
+    if known < len(tensors):
+        first, *others = sorted(tensors.keys() - plan.tensor_table.keys())
+        more = f" and {len(others)} more" if others else ""
+        raise BundleError(
+            f"{origin}: its plan has no place for tensor {first}{more}; export it again"
+        )
     if fault := plan.fault(tensors):
         raise BundleError(f"{origin}: {fault}; export it again")
 

@@ -5,7 +5,7 @@ A network is a chain of parts between which one value flows; a part executes pro
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -13,22 +13,23 @@ from typing import Annotated, Any, Literal
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fracskip.config import FIRST_FAULT
 from fracskip.options import Option
-from fracskip.runtime.operations import ActOp, ConvOp, Program, Shape, feeds_levels, follow
+from fracskip.runtime.operations import ActOp, ConvOp, Program, Shape, feeders, follow
 from fracskip.runtime.plan import (
     MAX_BLOCKS,
+    MAX_EXECUTIONS,
     WIDEST_INTEGERS,
+    Activations,
     Plan,
     Positive,
     Strict,
     TensorSpec,
-    bounded,
     canonical,
     gate_tensors,
 )
 
 STREAM_BITS = 8  # of an int8 stream
-MAX_EXECUTIONS = 2**18  # operations times options
 
 
 class FixedPart(Strict):
@@ -77,7 +78,7 @@ class GraphNetwork(Strict):
     """Parts in order, from the image to the logits."""
 
     classes: Positive
-    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
+    parts: Annotated[tuple[Part, ...], FIRST_FAULT, Field(min_length=1, max_length=MAX_BLOCKS)]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class NamedProgram:
     ops: Program
     bits: int
     entry: int | None
+
+    @cached_property
+    def feeders(self) -> tuple[ConvOp | None, ...]:
+        """Of each operation, what may give it its levels; see `operations.feeders`."""
+        return feeders(self.ops)
 
     def may_take_levels(self, position: int) -> bool:
         """Whether an operation may take the stream's levels as they are."""
@@ -115,8 +121,7 @@ class NamedProgram:
         return {
             op.inputs[0] - 1
             for position, op in enumerate(self.ops if self.bits else ())
-            if feeds_levels(self.ops, position) is not None
-            and f"{self.name}.{position}.input" not in tensors
+            if self.feeders[position] is not None and f"{self.name}.{position}.input" not in tensors
         }
 
 
@@ -150,20 +155,22 @@ class GraphPlan(Plan):
         Raises:
             ValueError: where a shape does not fit the next.
         """
-        shape = bounded(self.image.channels, self.image.size, "the image")
+        activations = Activations()
+        shape = activations.bounded(self.image.channels, self.image.size, "the image")
         found = []
         for index, part in enumerate(self.network.parts):
             what = f"part {index} ({part.name})"
             found.append(shape)
             if isinstance(part, FixedPart):
-                shape = follow(part.ops, shape, what)
+                shape = follow(part.ops, shape, what, activations)
                 continue
-            end = follow(part.branch, shape, what)
+            end = follow(part.branch, shape, what, activations)
             if part.can_skip:
-                short = follow(part.shortcut, shape, f"the shortcut of {what}")
+                where = f"the shortcut of {what}"
+                short = follow(part.shortcut, shape, where, activations)
                 if short != end:
                     raise ValueError(f"{what}: the branch gives {end}, the shortcut {short}")
-                end = follow(part.after, end, what)
+                end = follow(part.after, end, what, activations)
             shape = end
         if shape != (self.network.classes, (1, 1)):
             raise ValueError(f"the last part gives {shape}, not {self.network.classes} logits")
@@ -176,10 +183,7 @@ class GraphPlan(Plan):
             raise ValueError("two gated parts have one name")
         if names != tuple(block.name for block in self.cost.blocks if block.gated):
             raise ValueError("cost does not list the network's gated parts")
-        executed = sum(
-            len(self.options) * len(part.branch) for part in parts if isinstance(part, GatedPart)
-        )
-        if executed > MAX_EXECUTIONS:
+        if sum(_executions(part, len(self.options)) for part in parts) > MAX_EXECUTIONS:
             raise ValueError("the network has too many operations")
         if self.stream == "int8":
             self._check_stream()
@@ -217,26 +221,23 @@ class GraphPlan(Plan):
             found.append(NamedProgram(f"{name}.shortcut", part.shortcut, self.fixed_bits, entry))
         return tuple(found)
 
-    @cached_property
-    def tensor_table(self) -> dict[str, TensorSpec]:
-        """See `Plan.tensor_table`."""
-        table: dict[str, TensorSpec] = {}
+    def needed(self) -> Iterator[tuple[str, TensorSpec]]:
+        """See `Plan.needed`."""
         for program in self.programs:
             for position, op in enumerate(program.ops):
-                fed = feeds_levels(program.ops, position) is not None
+                fed = program.feeders[position] is not None
                 for kind, spec in op.tensors(program.bits).items():
                     if kind == "input" and (fed or program.may_take_levels(position)):
                         spec = replace(spec, optional=True)
-                    table[f"{program.name}.{position}.{kind}"] = spec
+                    yield f"{program.name}.{position}.{kind}", spec
         if self.stream == "int8":
             for index in range(len(self.network.parts) - 1):
-                table[f"parts.{index}.step"] = TensorSpec((1,), positive=True)
-                table[f"parts.{index}.zero"] = TensorSpec((1,), optional=True, levels=STREAM_BITS)
+                yield f"parts.{index}.step", TensorSpec((1,), positive=True)
+                yield f"parts.{index}.zero", TensorSpec((1,), optional=True, levels=STREAM_BITS)
         if self.gate is not None:
             pairs = zip(self.network.parts, self.entries, strict=True)
             channels = [shape[0] for part, shape in pairs if part.gated]
-            table |= gate_tensors(self.gate, len(self.options), channels)
-        return table
+            yield from gate_tensors(self.gate, len(self.options), channels).items()
 
     def fault(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """See `Plan.fault`: what clamps do, and grids that several have in common."""
@@ -247,7 +248,7 @@ class GraphPlan(Plan):
         for program in self.programs:
             for position in range(len(program.ops) if program.bits else 0):
                 name = f"{program.name}.{position}"
-                source, zero = feeds_levels(program.ops, position), number(f"{name}.zero")
+                source, zero = program.feeders[position], number(f"{name}.zero")
                 if f"{name}.input" in tensors or f"{name}.weight" not in tensors:
                     continue
                 if source is not None and source.act != "none" and zero:
@@ -264,6 +265,12 @@ class GraphPlan(Plan):
                 if not part.shortcut and number(f"{name}.{kind}") != number(f"{before}.{kind}"):
                     return f"{name}.{kind} is not that of the levels that its shortcut hands on"
         return ""
+
+
+def _executions(part: FixedPart | GatedPart, options: int) -> int:
+    if isinstance(part, FixedPart):
+        return len(part.ops)
+    return options * len(part.branch) + len(part.shortcut)
 
 
 def executed(labels: Sequence[str]) -> list[Option]:

@@ -6,19 +6,21 @@ takes, value k + 1 what operation k gives.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fracskip.config import FIRST_FAULT
 from fracskip.runtime.plan import (
+    Activations,
     NotNegative,
     Positive,
     Size,
     Strict,
     TensorSpec,
     Window,
-    bounded,
 )
 
 MAX_OPS = 4096
@@ -180,20 +182,27 @@ class NormOp(AffineOp):
 Op = Annotated[
     ConvOp | PoolOp | MeanOp | ActOp | BinaryOp | AffineOp | NormOp, Field(discriminator="op")
 ]
-Program = Annotated[tuple[Op, ...], Field(max_length=MAX_OPS)]
+Program = Annotated[tuple[Op, ...], FIRST_FAULT, Field(max_length=MAX_OPS)]
 
 
-def follow(program: Sequence[Operation], shape: Shape, what: str) -> Shape:
+def follow(
+    program: Sequence[Operation],
+    shape: Shape,
+    what: str,
+    activations: Activations | None = None,
+) -> Shape:
     """The shape of what a program gives.
 
     Args:
         program: Its operations.
         shape: Of what it takes.
         what: The part, for errors.
+        activations: To which its values are added; by default there is nothing else.
 
     Raises:
         ValueError: if a value is not there, is not used, does not fit or is too large.
     """
+    activations = activations or Activations()
     shapes = [shape]
     used: set[int] = set()
     for position, op in enumerate(program):
@@ -206,10 +215,26 @@ def follow(program: Sequence[Operation], shape: Shape, what: str) -> Shape:
             found = op.out_shape(*(shapes[index] for index in inputs))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        shapes.append(bounded(*found, where))
+        shapes.append(activations.bounded(*found, where))
     if unused := set(range(len(program))) - used:
         raise ValueError(f"{what}: nothing uses value {min(unused)}")
     return shapes[-1]
+
+
+def feeders(branch: Sequence[Operation]) -> tuple[ConvOp | None, ...]:
+    """Of each operation, the convolution that may give it its levels if it is one in integers.
+
+    None where there is no such convolution: its only taker is the one that it may give levels to.
+    """
+    taken: Counter[int] = Counter()
+    for op in branch:
+        taken.update(set(op.inputs))  # type: ignore[attr-defined]
+    found: list[ConvOp | None] = []
+    for op in branch:
+        source = branch[op.inputs[0] - 1] if isinstance(op, ConvOp) and op.inputs[0] else None
+        feeds = isinstance(source, ConvOp) and source.act in CLAMPED
+        found.append(source if feeds and taken[op.inputs[0]] == 1 else None)  # type: ignore[arg-type, attr-defined]
+    return tuple(found)
 
 
 def feeds_levels(branch: Sequence[Operation], position: int) -> ConvOp | None:
@@ -219,11 +244,4 @@ def feeds_levels(branch: Sequence[Operation], position: int) -> ConvOp | None:
         branch: The branch's operations.
         position: Of the integer convolution.
     """
-    op = branch[position]
-    if not isinstance(op, ConvOp) or not op.inputs[0]:
-        return None
-    source = branch[op.inputs[0] - 1]
-    takers = [other for other in branch if op.inputs[0] in other.inputs]  # type: ignore[attr-defined]
-    if isinstance(source, ConvOp) and source.act in CLAMPED and len(takers) == 1:
-        return source
-    return None
+    return feeders(branch)[position]

@@ -1,8 +1,8 @@
 """What the plans of all bundles share: as typed, frozen values (docs/bundle.md).
 
 `residual` and `graph` are the two kinds of network there are. Validation follows one image through
-the shapes, so a plan that is accepted can be executed, and `tensor_table` says exactly which
-tensors it needs.
+the shapes, so a plan that is accepted can be executed, and `needed` says exactly which tensors it
+needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from fracskip.config import Fraction, ImageConfig, Probability, check_ascending, check_cascade
+from fracskip.config import (
+    Curve,
+    Fraction,
+    ImageConfig,
+    Looks,
+    Texts,
+    check_ascending,
+    check_cascade,
+)
 from fracskip.cost.budget import BudgetCurve
 from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
@@ -34,8 +42,12 @@ SCHEMA: Literal["fracskip.bundle"] = "fracskip.bundle"
 WIDEST_INTEGERS = 8  # wider options execute in floating point
 HIGHEST_LEVEL = (1 << WIDEST_INTEGERS) - 1
 MAX_BLOCKS = 4096
+MAX_VALUES = 2**18  # of JSON
+MAX_EXECUTIONS = 2**18  # operations times options
 MAX_ELEMENTS = 2**31
 MAX_ACTIVATION_BYTES = 2**30
+MAX_TOTAL_BYTES = 2**32  # of all activations of one image together
+MAX_MACS = 2**53
 
 Size = tuple[int, int]
 Positive = Annotated[int, Field(ge=1, le=MAX_ELEMENTS)]
@@ -101,8 +113,8 @@ class GatePlan(Strict):
     kind: Literal["recurrent", "feedforward"]
     width: Positive
     budget_input: bool
-    curve: tuple[tuple[Fraction, float], ...] = ()
-    cascade: tuple[tuple[Fraction, Fraction, Fraction, Probability], ...] = ()
+    curve: Curve = ()
+    cascade: Looks = ()
     output: Literal["logit", "harm"] = "logit"
     lean: float = 0.0
 
@@ -173,9 +185,9 @@ class Plan(Strict):
     name: Annotated[str, Field(min_length=1)]
     source: str
     data_name: str
-    class_names: tuple[str, ...]
+    class_names: Texts
     image: ImageConfig
-    options: tuple[str, ...]
+    options: Texts
     stream: Literal["float", "int8"]
     target: Fraction | None
     cost: NetworkProfile
@@ -202,10 +214,18 @@ class Plan(Strict):
         """Of each gated block: whether skip is one of the options, and no choice for it."""
         return (False,) * len(self.gated_names)
 
+    def needed(self) -> Iterator[tuple[str, TensorSpec]]:
+        """The tensors that the plan needs, with their names, one after the other.
+
+        There may be far more of them than a file holds: whoever checks one stops at the first that
+        it lacks.
+        """
+        raise NotImplementedError
+
     @property
     def tensor_table(self) -> dict[str, TensorSpec]:
-        """The tensors that the plan needs, by name."""
-        raise NotImplementedError
+        """The same by name."""
+        return dict(self.needed())
 
     def fault(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """What is wrong between tensors that are right by themselves; '' if nothing is."""
@@ -255,8 +275,8 @@ class Plan(Strict):
             raise ValueError("a network has a gate if and only if it has several options")
         if self.gate is not None:
             check_cascade(self.gate.cascade, self.gate.curve, self.target)
-        if any(macs < 0 for macs in _macs(self.cost)):
-            raise ValueError("MACs are never negative")
+        if not all(0 <= macs <= MAX_MACS for macs in _macs(self.cost)):
+            raise ValueError("MACs are 0 to 2^53")
         widths = [self.cost.fixed_bits, *(block.fixed_bits for block in self.cost.blocks)]
         if any(not 0 < bits <= FULL_BITS for bits in widths):
             raise ValueError(f"what is fixed has 1 to {FULL_BITS} bits")
@@ -269,15 +289,25 @@ def _macs(cost: NetworkProfile) -> Iterator[int]:
         yield from (block.branch_macs, block.shortcut_macs, block.gate_macs)
 
 
-def bounded(channels: int, size: Size, what: str) -> tuple[int, Size]:
-    """Channels and size of a value.
+class Activations:
+    """Adds up what an image's values take, and refuses what is too much."""
 
-    Raises:
-        ValueError: if it is too large.
-    """
-    if 4 * channels * size[0] * size[1] > MAX_ACTIVATION_BYTES:
-        raise ValueError(f"{what} has activations of more than 1 GiB")
-    return channels, size
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def bounded(self, channels: int, size: Size, what: str) -> tuple[int, Size]:
+        """Channels and size of a value.
+
+        Raises:
+            ValueError: if it is too large, or all values so far are together.
+        """
+        taken = 4 * channels * size[0] * size[1]
+        if taken > MAX_ACTIVATION_BYTES:
+            raise ValueError(f"{what} has activations of more than 1 GiB")
+        self._bytes += taken
+        if self._bytes > MAX_TOTAL_BYTES:
+            raise ValueError("all activations together take more than 4 GiB")
+        return channels, size
 
 
 def linear_tensors(name: str, outputs: int, inputs: int) -> dict[str, TensorSpec]:

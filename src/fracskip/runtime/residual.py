@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fracskip.config import FIRST_FAULT, Texts
 from fracskip.options import Option
 from fracskip.runtime.plan import (
     MAX_BLOCKS,
+    MAX_EXECUTIONS,
     WIDEST_INTEGERS,
+    Activations,
     Plan,
     Positive,
     Size,
     Strict,
     TensorSpec,
     Window,
-    bounded,
     canonical,
     gate_tensors,
     linear_tensors,
@@ -71,8 +74,8 @@ class BlockPlan(Strict):
 
     name: Annotated[str, Field(min_length=1)]
     gated: bool
-    options: tuple[str, ...]
-    branch: Annotated[tuple[ConvGeometry, ...], Field(min_length=1)]
+    options: Texts
+    branch: Annotated[tuple[ConvGeometry, ...], FIRST_FAULT, Field(min_length=1)]
     shortcut: ConvGeometry | None
 
     @property
@@ -84,8 +87,10 @@ class BlockPlan(Strict):
 class NetworkPlan(Strict):
     """Stem, blocks in order, head."""
 
-    stem: Annotated[tuple[StemOp, ...], Field(min_length=1)]
-    blocks: Annotated[tuple[BlockPlan, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
+    stem: Annotated[tuple[StemOp, ...], FIRST_FAULT, Field(min_length=1)]
+    blocks: Annotated[
+        tuple[BlockPlan, ...], FIRST_FAULT, Field(min_length=1, max_length=MAX_BLOCKS)
+    ]
     classes: Positive
 
 
@@ -116,10 +121,9 @@ class ResidualPlan(Plan):
         """See `Plan.gated_names`."""
         return tuple(block.name for block in self.gated)
 
-    @property
-    def tensor_table(self) -> dict[str, TensorSpec]:
-        """See `Plan.tensor_table`."""
-        return _tensor_table(self)
+    def needed(self) -> Iterator[tuple[str, TensorSpec]]:
+        """See `Plan.needed`."""
+        return _needed(self)
 
     @model_validator(mode="after")
     def _it_is_a_network(self) -> ResidualPlan:
@@ -129,6 +133,8 @@ class ResidualPlan(Plan):
                 raise ValueError(f"gated block {block.name} must have the network's options")
             if not block.gated and len(canonical(block.options)) != 1:
                 raise ValueError(f"ungated block {block.name} must have one option")
+        if sum(len(block.options) * len(block.branch) for block in blocks) > MAX_EXECUTIONS:
+            raise ValueError("the network has too many convolutions")
         if len({block.name for block in blocks}) != len(blocks):
             raise ValueError("two blocks have one name")
         priced = tuple((block.name, block.gated) for block in self.cost.blocks)
@@ -146,6 +152,7 @@ def _walk(plan: ResidualPlan) -> None:
     """
     channels: int = plan.image.channels
     size = plan.image.size
+    bounded = Activations().bounded
 
     def convolve(conv: ConvGeometry, channels: int, size: Size, what: str) -> tuple[int, Size]:
         if conv.in_channels != channels:
@@ -159,7 +166,7 @@ def _walk(plan: ResidualPlan) -> None:
         if isinstance(op, StemConv):
             channels, size = convolve(op, channels, size, f"stem {position}")
         else:
-            size = op.out_size(size)
+            channels, size = bounded(channels, op.out_size(size), f"stem {position}")
     for block in plan.network.blocks:
         entry = channels, size
         for conv in block.branch:
@@ -174,34 +181,33 @@ def _walk(plan: ResidualPlan) -> None:
             )
 
 
-def _tensor_table(plan: ResidualPlan) -> dict[str, TensorSpec]:
-    table: dict[str, TensorSpec] = {}
-
-    def convolution(name: str, conv: ConvGeometry, bits: int) -> None:
-        table[f"{name}.weight"] = TensorSpec(conv.weight_shape, bits)
-        table[f"{name}.bias"] = TensorSpec((conv.out_channels,))
-        if bits:
-            table[f"{name}.scale"] = TensorSpec((conv.out_channels,))
-
+def _needed(plan: ResidualPlan) -> Iterator[tuple[str, TensorSpec]]:
     for position, op in enumerate(plan.network.stem):
         if isinstance(op, StemConv):
-            convolution(f"stem.{position}", op, 0)
+            yield from _convolution(f"stem.{position}", op, 0)
     if plan.integer_stream:
-        table["stream.steps"] = TensorSpec((plan.stages[-1] + 1,), positive=True)
+        yield "stream.steps", TensorSpec((plan.stages[-1] + 1,), positive=True)
     for index, block in enumerate(plan.network.blocks):
         for option in block.executed:
             name = f"blocks.{index}.{option.label}"
             bits = option.bits if option.bits <= WIDEST_INTEGERS else 0
             for position, conv in enumerate(block.branch):
-                convolution(f"{name}.{position}", conv, bits)
+                yield from _convolution(f"{name}.{position}", conv, bits)
             if bits:
                 levels_fit = plan.integer_stream and bits == WIDEST_INTEGERS
-                table[f"{name}.input"] = TensorSpec((1,), positive=True, optional=levels_fit)
+                yield f"{name}.input", TensorSpec((1,), positive=True, optional=levels_fit)
         if block.shortcut is not None:
             bits = WIDEST_INTEGERS if plan.integer_stream else 0
-            convolution(f"blocks.{index}.shortcut", block.shortcut, bits)
+            yield from _convolution(f"blocks.{index}.shortcut", block.shortcut, bits)
     if plan.gate is not None:
         channels = [block.branch[0].in_channels for block in plan.gated]
-        table |= gate_tensors(plan.gate, len(plan.options), channels)
+        yield from gate_tensors(plan.gate, len(plan.options), channels).items()
     leaving = plan.network.blocks[-1].branch[-1].out_channels
-    return table | linear_tensors("head", plan.network.classes, leaving)
+    yield from linear_tensors("head", plan.network.classes, leaving).items()
+
+
+def _convolution(name: str, conv: ConvGeometry, bits: int) -> Iterator[tuple[str, TensorSpec]]:
+    yield f"{name}.weight", TensorSpec(conv.weight_shape, bits)
+    yield f"{name}.bias", TensorSpec((conv.out_channels,))
+    if bits:
+        yield f"{name}.scale", TensorSpec((conv.out_channels,))

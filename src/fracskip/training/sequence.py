@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,9 @@ class StageSequence:
         net = self._plain()
         path = self._recipe.backbone_path
         if path is not None:
-            self.backbone_digest = checkpoint.load_backbone(path, net, self._note_new_classifier)
+            self.backbone_digest = checkpoint.load_backbone(
+                path, net, self._note_new_classifier, self._note_prefix(path)
+            )
         elif not self._recipe.backbone.epochs:
             raise ConfigError("backbone.epochs is 0 and backbone.load is empty: give one of them")
         return net
@@ -318,6 +321,11 @@ class StageSequence:
             f"layer, {layer}, was made anew"
         )
 
+    def _note_prefix(self, path: Path) -> Callable[[str], None]:
+        return lambda prefix: self.notes.append(
+            f"every name in {path} begins with {prefix!r}, which was left out"
+        )
+
     def _frozen(self, net: torch.nn.Module) -> torch.nn.Module:
         teacher: torch.nn.Module = self._place(net).eval().requires_grad_(False)
         return teacher
@@ -333,7 +341,9 @@ class StageSequence:
         if path is None:
             return False
         teacher = self._plain(self._recipe.teacher.model)
-        self.teacher_digest = checkpoint.load_backbone(path, teacher)
+        self.teacher_digest = checkpoint.load_backbone(
+            path, teacher, on_prefix=self._note_prefix(path)
+        )
         self.teacher = self._frozen(teacher)
         return True
 
