@@ -105,7 +105,7 @@ class DynamicNetwork(nn.Module):
         twin = copy.deepcopy(self.backbone)
         for name, module in list(twin.named_modules()):
             if isinstance(module, FractionalLayer | FractionalBatchNorm2d):
-                twin.set_submodule(name, take_over(module.plain(), module))
+                twin.set_submodule(name, take_over(module.plain(), module, module.OWN))
         return self.trunk.plain(twin)
 
     def summary(self) -> str:

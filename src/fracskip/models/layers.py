@@ -126,7 +126,7 @@ def take_over(new: nn.Module, old: nn.Module, used: Collection[str] = ()) -> nn.
     Args:
         new: The layer.
         old: The module whose place it takes.
-        used: Names in the old one of what the new one's tensors were computed from.
+        used: Names in the old one of what the new one has no use for.
     """
     for name, value in old.named_parameters(recurse=False):
         if name not in used and not hasattr(new, name):
@@ -135,7 +135,7 @@ def take_over(new: nn.Module, old: nn.Module, used: Collection[str] = ()) -> nn.
         if name not in used and not hasattr(new, name):
             new.register_buffer(name, held, name not in old._non_persistent_buffers_set)
     for name, child in old.named_children():
-        computes = name == "parametrizations"
-        if not computes and not hasattr(new, name) and len(child.state_dict()):
+        known = name in used or name == "parametrizations" or hasattr(new, name)
+        if not known and len(child.state_dict()):
             new.add_module(name, child)
     return new

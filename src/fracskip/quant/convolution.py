@@ -27,6 +27,8 @@ class FractionalLayer(nn.Module):
     Made from a plain layer with `of`; `weight` keeps its name and value.
     """
 
+    OWN = ("quantiser", "option_weight")  # what it has beside a plain layer's
+
     weight: Any  # torch's own layers declare them differently
     bias: Any
     quantiser: ModernQuantiser | PaperQuantiser

@@ -71,6 +71,9 @@ class FractionalBatchNorm2d(nn.BatchNorm2d):
     plain network's state loads into it; the other rows are `option_*`, of shape (rows, C).
     """
 
+    # What it has beside a plain norm's.
+    OWN = ("option_mean", "option_var", "option_weight", "option_bias")
+
     option_mean: Tensor
     option_var: Tensor
     option_weight: nn.Parameter

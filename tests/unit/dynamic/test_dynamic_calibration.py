@@ -73,7 +73,7 @@ def converted(
     """A network whose options have the backbone's statistics still, of `make_images`."""
     spec = make_spec(options, stream=stream, scheme=scheme)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "create_trunk", trunk)
+        patch.setattr(network, "create_trunk", lambda *given: trunk(*given[:2]))
         return DynamicNetwork(make_backbone(spec), spec).eval()
 
 

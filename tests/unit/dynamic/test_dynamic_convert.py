@@ -162,7 +162,7 @@ def both_ways(scheme: str = "modern", **others: Any) -> tuple[DynamicNetwork, Dy
     spec = make_spec(scheme=scheme, **others)
     one = DynamicNetwork(make_backbone(spec), spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "create_trunk", TracedTrunk)
+        patch.setattr(network, "create_trunk", lambda *given: TracedTrunk(*given[:2]))
         other = DynamicNetwork(make_backbone(spec), spec)
     assert isinstance(other.trunk, TracedTrunk)
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -376,6 +376,16 @@ def test_it_is_pickled_and_averaged_as_other_modules_are(kind: Kind, stream: str
             assert torch.equal(found.logits, wanted.logits)
             assert torch.equal(found.decisions, wanted.decisions)
     assert not hasattr(net, "cifar")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_it_has_the_state_that_it_had(kind: Kind) -> None:
+    plain, images = make_plain(kind), make_images()
+    found = make_dynamic(kind).plain()
+    state = found.state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+    torch.testing.assert_close(found(images), plain(images), rtol=0, atol=0)
 
 
 def test_images_that_are_no_numbers_are_refused() -> None:
