@@ -18,6 +18,7 @@
 
 #include "bundle.hpp"
 #include "engine.hpp"
+#include "interrupt.hpp"
 
 namespace nb = nanobind;
 
@@ -108,6 +109,20 @@ bool all_finite(const float* values, std::size_t count) {
   return !bad;
 }
 
+// Raises what Python's signal handlers raise, such as KeyboardInterrupt. They only run on the main thread, so
+// no other one waits for the GIL.
+class SignalCheck final : public InterruptCheck {
+  void check() override {
+    if (elsewhere_) return;
+    nb::gil_scoped_acquire locked;
+    const nb::object main = nb::module_::import_("threading").attr("main_thread")();
+    elsewhere_ = nb::cast<unsigned long>(main.attr("ident")) != PyThread_get_thread_ident();
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+
+  bool elsewhere_ = false;
+};
+
 class PyEngine {
  public:
   PyEngine(nb::bytes data, const std::string& isa, int threads) {
@@ -118,6 +133,7 @@ class PyEngine {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.c_str());
     const std::size_t size = data.size();
     nb::gil_scoped_release unlocked;
+    const SignalCheck signals;
     const AnyNetwork network = read_bundle(bytes, size);
     const Frame& frame = frame_of(network);
     image_ = {static_cast<std::size_t>(frame.height), static_cast<std::size_t>(frame.width),
@@ -184,6 +200,7 @@ class PyEngine {
     nb::gil_scoped_release unlocked;
     check_values(request, image_[0] * image_[1] * image_[2], blocks, options);
     check_skips(request, blocks);
+    const SignalCheck signals;
     if (count > 0) engine_->run(request);
   }
 

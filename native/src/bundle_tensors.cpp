@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "interrupt.hpp"
 #include "json.hpp"
 
 namespace fracskip {
@@ -48,6 +49,7 @@ void Tensors::refuse_surplus() const {
 }
 
 TensorView Tensors::take(const std::string& name, TensorType type, const Extents& shape) {
+  check_interrupt();
   const auto found = file_.tensors.find(name);
   if (found == file_.tensors.end()) throw BundleError("tensor " + name + " is missing");
   TensorView view = std::move(found->second);

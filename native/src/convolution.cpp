@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <limits>
 
+#include "interrupt.hpp"
+
 namespace fracskip {
 namespace {
 
@@ -162,6 +164,7 @@ bool runs_in_bf16(const Window& window, const KernelSet& kernels) {
 
 Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd, bool half, bool allow_tiles)
     : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()) {
+  check_interrupt();
   const Window& w = window_;
   const bool plain_3x3 = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
                          w.pad_h == 1 && w.pad_w == 1;  // tiles end within the border
@@ -236,6 +239,7 @@ Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convoluti
   Buffer all(total);
   char* next = all.as<char>();
   for (const auto& conv : convolutions) {
+    check_interrupt();
     std::memcpy(next, conv->weights_.as<void>(), conv->weights_.size());
     conv->packed_ = next;
     next += rounded(conv->weights_.size());

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <stdexcept>
 #include <system_error>
@@ -12,6 +13,7 @@
 #include <utility>
 
 #include "executor.hpp"
+#include "interrupt.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -172,11 +174,21 @@ void Engine::run(const RunRequest& request) const {
   std::vector<std::unique_ptr<Arena>> arenas;
   for (std::size_t t = 0; t < workers; ++t) arenas.push_back(impl_->take());
   std::atomic<std::size_t> next{0};
+  // Of the caller's thread, the only one that has a check.
+  std::exception_ptr interrupted;
   const auto work = [&](Arena* arena) {
     const FloatEnvironment environment;
     const KernelState state(impl_->kernels);
     Runner runner(*impl_->executor, impl_->first_options, *arena);
-    for (std::size_t i = next++; i < request.count; i = next++) runner.run(request, i, image_bytes);
+    try {
+      for (std::size_t i = next++; i < request.count; i = next++) {
+        runner.run(request, i, image_bytes);
+        check_interrupt();
+      }
+    } catch (...) {
+      interrupted = std::current_exception();
+      next = request.count;  // the others stop after the image that they are at
+    }
   };
   std::vector<std::thread> helpers;
   helpers.reserve(workers);
@@ -188,6 +200,7 @@ void Engine::run(const RunRequest& request) const {
   if (workers > 0) work(arenas[0].get());
   for (std::thread& helper : helpers) helper.join();
   for (std::unique_ptr<Arena>& arena : arenas) impl_->give_back(std::move(arena));
+  if (interrupted) std::rethrow_exception(interrupted);
 }
 
 }  // namespace fracskip

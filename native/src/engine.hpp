@@ -38,7 +38,7 @@ struct RunRequest {
 // of its own from a pool.
 class Engine {
  public:
-  // Throws std::invalid_argument if the CPU lacks the instruction set.
+  // Throws std::invalid_argument if the CPU lacks the instruction set. May be interrupted, as reading a bundle may.
   Engine(const AnyNetwork& network, Isa isa, int threads);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -55,7 +55,8 @@ class Engine {
   int first_option(int block) const;
   const std::string& unskippable(int block) const;
 
-  // Spreads the images over the threads. Decisions must be in range; images must be finite.
+  // Spreads the images over the threads. Decisions must be in range; images must be finite. Between images the
+  // caller's InterruptCheck is asked; what it throws comes out when all threads have stopped.
   void run(const RunRequest& request) const;
 
  private:

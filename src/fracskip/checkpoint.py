@@ -315,6 +315,18 @@ def load_backbone(
     return _sha256(file)
 
 
+def plain_image(name: str, size: tuple[int, int] | None = None) -> ImageConfig:
+    """What a model usually takes: CIFAR-10's images, or ImageNet's for torchvision's and timm's.
+
+    Args:
+        name: As `fracskip.models.create_backbone` takes it.
+        size: Another height and width.
+    """
+    if "/" not in name:
+        return ImageConfig(size=size or ImageConfig().size)
+    return ImageConfig(size=size or IMAGENET_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
 def load_plain(
     name: str,
     weights: str | Path,
@@ -332,8 +344,8 @@ def load_plain(
         name: As `fracskip.models.create_backbone` takes it: 'resnet38', 'torchvision/resnet18'.
         weights: A safetensors file, as for `load_backbone`. How many classes there are is read off
             the shape of the classifier in it.
-        image: Size, channels and normalisation of what the network takes; if not given, CIFAR-10's
-            for CIFAR ResNets, and 224 x 224 pixels in ImageNet's normalisation for all others.
+        image: Size, channels and normalisation of what the network takes; if not given, see
+            `plain_image`.
         class_names: What its logits stand for; numbers from 0 if not given.
         on_prefix: As for `load_backbone`.
 
@@ -345,10 +357,7 @@ def load_plain(
             many class names as classes.
         CheckpointError: if the file is damaged or does not fit the model.
     """
-    if image is None:
-        image = ImageConfig()
-        if "/" in name:
-            image = ImageConfig(size=IMAGENET_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    image = image or plain_image(name)
     file = _File.read(Path(weights))
     with without_memory():
         shapes = [create_backbone(name, image.channels, count).state_dict() for count in (2, 3)]

@@ -72,10 +72,10 @@ def read_file(
         raise error(f"{what} {str(path)!r} cannot be read: {reason}") from None
 
 
-def write_atomically(
-    path: Path, data: bytes, error: type[CheckpointError] = CheckpointError
-) -> None:
+def write_atomically(path: Path, data: bytes, error: type[FracskipError] = CheckpointError) -> None:
     """Writes a file so that it is either the old one or the new one, never a part of either.
+
+    A device or a pipe is no file that could be replaced: it is written to.
 
     Args:
         path: Where to; folders are made.
@@ -83,12 +83,18 @@ def write_atomically(
         error: What to raise.
 
     Raises:
-        CheckpointError: if the disk is full or the folder cannot be written; the old file is
-            untouched.
+        FracskipError: `error`, if the disk is full or the folder cannot be written; the old file
+            is untouched.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if not path.name:
+        raise error(f"{path} is a folder: name a file to write")
+    # Names have at most 255 bytes, of which a character takes up to four.
+    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if _kind_of(path) not in (None, stat.S_IFREG):
+            _write_in_place(path, data)
+            return
         with part.open("wb") as file:
             file.write(data)
             file.flush()
@@ -102,6 +108,45 @@ def write_atomically(
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _kind_of(path: Path) -> int | None:
+    """What a path leads to, as `stat.S_IFMT` says it; None if to nothing, or nobody may know."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return None
+
+
+def _write_in_place(path: Path, data: bytes) -> None:
+    # A pipe that nobody reads would wait for ever.
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    with open(descriptor, "wb") as file:
+        os.set_blocking(descriptor, True)
+        file.write(data)
+
+
+def require_regular_file(
+    path: str | Path, what: str, error: type[FracskipError] = CheckpointError
+) -> None:
+    """Refuses a path that leads to a pipe, a socket or a device: reading one may never end.
+
+    A folder, a path that leads nowhere and one that may not be followed are left to whoever opens
+    them.
+
+    Args:
+        path: Which.
+        what: What to call it in errors: 'image'.
+        error: What to raise.
+
+    Raises:
+        FracskipError: `error`, saying so.
+    """
+    if _kind_of(Path(path)) not in (None, stat.S_IFREG, stat.S_IFDIR):
+        raise error(
+            f"{what} {path} is no regular file but a device, a pipe or the like: copy its content "
+            "into a file and give that"
+        )
 
 
 def parse_json(

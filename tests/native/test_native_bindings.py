@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +248,85 @@ def test_bindings_check_how_an_engine_is_made(keywords: dict[str, Any], message:
         native.Engine(random_bundle(1, **PLAIN), **keywords)
     with pytest.raises(TypeError):
         native.Engine("a path")
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_after() -> Iterator[Callable[[float], None]]:
+    """Has a signal raise `StopError` on the main thread after so many seconds."""
+
+    def stop(*_: object) -> None:
+        raise StopError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)  # type: ignore[func-returns-value]
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+needs_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no timer")
+
+
+@needs_signals
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bindings_stop_for_signals(stop_after: Callable[[float], None], threads: int) -> None:
+    """Within a run that would take a minute; then the engine does what it did before."""
+    shape = {"image": (32, 32), "widths": (64,), "options": ("full",)}
+    engine = native.Engine(random_bundle(1, **shape), isa="scalar", threads=threads)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+    def out(count: int) -> list[Any]:
+        times = np.full(count, np.nan, np.float32)
+        return [np.empty((count, N), np.float32), np.empty((count, 1), np.uint8), times]
+
+    wanted, _, each = found = out(4)
+    engine.run(images, *found)
+    many = np.repeat(images[:1], int(60e6 / each.min()) + 1, axis=0)
+    stopped = out(len(many))
+    begin = time.perf_counter()
+    stop_after(0.1)
+    with pytest.raises(StopError):
+        engine.run(many, *stopped)
+    assert time.perf_counter() - begin < 15
+    done = np.isfinite(stopped[2])
+    assert done[0]
+    assert not done[-1]
+    assert (stopped[0][done] == wanted[0]).all()
+    logits, *rest = out(4)
+    engine.run(images, logits, *rest)
+    assert (logits == wanted).all()
+
+    # Signals are the main thread's: another one goes on to its end.
+    count = int(0.3e6 / each.min()) + 1
+    other = out(count)
+    done = threading.Event()
+
+    def work() -> None:
+        engine.run(many[:count], *other)
+        done.set()
+
+    threading.Thread(target=work).start()
+    stop_after(0.1)
+    with pytest.raises(StopError):
+        done.wait(60)
+    assert done.wait(60)
+    assert (other[0] == wanted[0]).all()
+
+
+@needs_signals
+def test_bindings_stop_opening_for_signals(stop_after: Callable[[float], None]) -> None:
+    data = random_bundle(1, widths=(256,), depth=4)
+    times = []
+    for seconds in (0.0, 0.01):
+        begin = time.perf_counter()
+        stop_after(seconds)  # 0 is never
+        with pytest.raises(StopError) if seconds else nullcontext():
+            native.Engine(data, isa="scalar")
+        times.append(time.perf_counter() - begin)
+    assert times[1] < times[0] / 2, times
 
 
 def resident_bytes() -> int:

@@ -31,6 +31,7 @@ from fracskip.bench.torch_engines import torch_threads
 from fracskip.config import ImageConfig
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError, MissingExtraError
+from fracskip.files import require_regular_file
 from fracskip.machine import cores
 from fracskip.runtime.session import instruction_sets
 
@@ -56,7 +57,8 @@ class Plan:
     """What to benchmark, and how.
 
     Attributes:
-        model: A checkpoint's name or file, or a .fsk file.
+        model: A checkpoint's name or file, or a .fsk file; a plain network's file, for the record.
+        plain: Loads a plain network, which is then measured in place of the model.
         engines: Of `ALL_ENGINES`; None takes those of `ENGINES` that are installed.
         threads: For one image.
         images: Test images, at most.
@@ -69,6 +71,7 @@ class Plan:
     """
 
     model: str
+    plain: Callable[[], DynamicNetwork] | None = None
     engines: tuple[str, ...] | None = None
     threads: int = 1
     images: int = 2000
@@ -108,12 +111,17 @@ def bench(plan: Plan, watcher: Watcher) -> dict[str, Any]:
     peers = [engine for engine in engines if engine in PEERS]
     if plan.frontier and not set(peers) & set(QUANTISING):
         raise ConfigError(f"--frontier needs one of the engines {', '.join(QUANTISING)}")
-    subject = _load(plan.model)
+    subject = _load(plan)
     plain = _plain(plan, subject) if peers else None
     others = [load_plain(path, subject.image, subject.class_names) for path in plan.frontier]
-    own_data = data_key(subject.data_name)
+    own_data = data_key(subject.data_name or plan.data or "")
     images = load_images(
-        plan.data or own_data, subject.image, subject.class_names, plan.images, own_data
+        plan.data or own_data,
+        subject.image,
+        subject.class_names,
+        plan.images,
+        own_data,
+        named=plan.plain is None,
     )
     count, rounds = len(images.test), min(plan.rounds, len(images.test))
     setting = Bench(images, plan.threads, cores(), watcher.say)
@@ -169,8 +177,10 @@ def _available(asked: Sequence[str] | None) -> tuple[list[str], list[dict[str, s
     return engines, missing
 
 
-def _load(model: str) -> _Subject:
-    if model.endswith(".fsk"):
+def _load(asked: Plan) -> _Subject:
+    model = asked.model
+    require_regular_file(model, "network")
+    if asked.plain is None and model.endswith(".fsk"):
         from fracskip.runtime.bundle import read_bundle
 
         bundle = read_bundle(model)
@@ -182,7 +192,7 @@ def _load(model: str) -> _Subject:
     else:
         from fracskip.checkpoint import load
 
-        net = load(model)
+        net = load(model) if asked.plain is None else asked.plain()
         spec = net.spec
         about = {"digest": net.digest, "model": spec.model.name, "options": list(spec.options)}
         target = spec.target

@@ -22,6 +22,7 @@ from fracskip.config import ImageConfig
 from fracskip.data import DATASETS, ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import CheckpointError, ConfigError, DataError
+from fracskip.files import require_regular_file
 from fracskip.models import CifarResNet, create_model
 
 if TYPE_CHECKING:
@@ -113,7 +114,13 @@ def data_key(name: str) -> str:
 
 
 def load_images(
-    name: str, image: ImageConfig, class_names: tuple[str, ...], count: int, own_data: str
+    name: str,
+    image: ImageConfig,
+    class_names: tuple[str, ...],
+    count: int,
+    own_data: str,
+    *,
+    named: bool = True,
 ) -> Images:
     """Test images by name, and training images to calibrate on.
 
@@ -124,12 +131,17 @@ def load_images(
         count: At most so many test images.
         own_data: The data set that the network was trained on, for calibration where `name` has
             no training split.
+        named: Whether the names are the classes' own: of a plain network only their number is
+            known.
 
     Raises:
         DataError: if there are no such images, or they are of other classes.
     """
     test = load_split(name, "test", image)
-    if test.class_names != class_names:
+    fits = test.class_names == class_names or (
+        not named and len(test.class_names) == len(class_names)
+    )
+    if not fits:
         raise DataError(
             f"{name} has other classes than the network: give the data set that it was trained "
             f"for ({own_data})"
@@ -176,6 +188,7 @@ def load_plain(path: str | Path, image: ImageConfig, class_names: tuple[str, ...
         CheckpointError: if the file holds no such network.
     """
     path = Path(path)
+    require_regular_file(resolve(path), "backbone")
     try:
         with safe_open(resolve(path), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from fracskip.cli import console
-from fracskip.errors import ConfigError
+from fracskip.cli import console, plain
+from fracskip.errors import ConfigError, DataError
 
 
 def plan_from(options: argparse.Namespace) -> Any:
     """The benchmark that the command line asks for.
 
     Raises:
-        ConfigError: if the figure's file is no SVG.
+        ConfigError: if the figure's file is no SVG, or the words name no network.
     """
     from fracskip.bench.run import Plan
+
+    make = None
+    if options.model is None:
+        plain.refuse_alone(options)
+    else:
+        plain.check(options)
+        if options.data is None:
+            raise ConfigError(
+                "--data is missing: a plain network's file does not say what it was trained on"
+            )
+        make = functools.partial(plain.load, options)
 
     if options.figure and Path(options.figure).suffix != ".svg":
         raise ConfigError(f"{options.figure} does not end in .svg: figures are written as SVG")
     engines = options.engines
     names = None if engines is None else tuple(filter(None, engines.replace(" ", "").split(",")))
-    words = ["bench", options.model]
-    for name in ("engines", "threads", "images", "rounds", "data", "backbone"):
+    words = ["bench", *([] if options.checkpoint is None else [options.checkpoint])]
+    names_of = ("model", "weights", "size", "engines", "threads", "images", "rounds")
+    for name in (*names_of, "data", "backbone"):
         value = getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--frontier", *options.frontier] if options.frontier else []
     return Plan(
-        options.model,
+        options.checkpoint or options.weights,
+        plain=make,
         engines=names,
         threads=options.threads,
         images=options.images,
@@ -49,7 +63,7 @@ def write_figure(record: dict[str, Any], path: str) -> None:
     from fracskip.report.latency import accuracy_latency
     from fracskip.report.svg import standalone
 
-    write_atomically(Path(path), standalone(accuracy_latency(record)).encode())
+    write_atomically(Path(path), standalone(accuracy_latency(record)).encode(), DataError)
 
 
 def show(record: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fracskip.cli import console
+from fracskip.cli import console, plain
 from fracskip.config import EXAMPLES, Recipe, load_recipe
 from fracskip.cost import account
 from fracskip.data import (
@@ -29,26 +29,26 @@ from fracskip.evaluation import evaluate, predict, subject_of, sweep
 from fracskip.evaluation.record import first_path
 from fracskip.evaluation.subject import Card, Network
 from fracskip.evaluation.sweep import POINTS
+from fracskip.files import require_regular_file, write_atomically
 from fracskip.machine import cores
 from fracskip.options import PRESETS
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import BUNDLED, SUFFIX
 from fracskip.runtime.session import MAX_THREADS
+from fracskip.text import visible
 
 DEMO_RECORD, DEMO_REPORT = "fracskip-demo.json", "fracskip-demo.html"
 BUNDLED_RUN = "dfs_resnet38_cifar10.run.json"
 
 
 def _write_json(path: str, value: Any) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+    write_atomically(Path(path), (json.dumps(value, indent=1) + "\n").encode(), DataError)
 
 
 def _load(name: str) -> Network:
     """A bundle on all cores, without torch; or a checkpoint on the best device there is."""
+    if name not in BUNDLED:
+        require_regular_file(name, "network")
     if name in BUNDLED or Path(name).suffix == SUFFIX:
         return InferenceSession(name, threads=min(cores(), MAX_THREADS))
     from fracskip.checkpoint import load
@@ -57,8 +57,21 @@ def _load(name: str) -> Network:
     return load(name).to(pick_device())
 
 
-def _check_classes(card: Card, data: ImageSet, name: str) -> None:
-    if data.class_names != card.class_names:
+def _network(options: argparse.Namespace) -> tuple[Network, str]:
+    """The network that the words name, dynamic or plain, and what to call it."""
+    if options.model is None:
+        plain.refuse_alone(options)
+        return _load(options.checkpoint), options.checkpoint
+    net = plain.load(options)
+    from fracskip.devices import pick_device
+
+    return net.to(pick_device()), options.weights
+
+
+def _check_classes(card: Card, data: ImageSet, name: str, is_plain: bool) -> None:
+    if is_plain:  # its file says how many classes there are, not what they are called
+        plain.check_count(len(card.class_names), data.class_names, name)
+    elif data.class_names != card.class_names:
         lacking, unknown = (
             tuple(sorted(set(some) - set(others)))
             for some, others in (
@@ -121,6 +134,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
                 f"a recipe says all of a run, --{next(iter(given))} is for a run without one: "
                 "change the recipe with --set, or leave it out"
             )
+        require_regular_file(options.recipe, "recipe", ConfigError)
         return load_recipe(options.recipe, options.overrides)
     if missing := [f"--{name}" for name in ("model", "data") if name not in given]:
         raise ConfigError(
@@ -129,6 +143,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         )
     from fracskip.training.standard import scaled_epochs, standard_recipe
 
+    if "weights" in given:
+        require_regular_file(given["weights"], "backbone")
     if "options" in given:
         names = given["options"].split(",")
         given["options"] = names[0] if names[0] in PRESETS else names
@@ -147,14 +163,13 @@ def run_train(options: argparse.Namespace) -> int:
         with console.TrainingProgress() as watcher:
             path = train(recipe, folder, resume=options.resume, watcher=watcher)
     except RunInterrupted:
-        print(
-            f"fracskip: stopped; {folder} is saved: go on with the same command and --resume",
-            file=sys.stderr,
-        )
+        words = f"fracskip: stopped; {folder} is saved: go on with the same command and --resume"
+        print(visible(words), file=sys.stderr)
         return 130
     summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     console.show_evaluation(summary["test"])
-    console.say(f"network: {path}\nrecord: {folder / 'run.json'}")
+    console.say(f"network: {path}")
+    console.say(f"record: {folder / 'run.json'}")
     return 0
 
 
@@ -162,7 +177,7 @@ def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
     card = subject_of(net).card
     with console.decoding() as progress:
         data = load_split(options.data, options.split, card.image, progress=progress)
-    _check_classes(card, data, options.data)
+    _check_classes(card, data, options.data, options.model is not None)
     for note in data.notes:
         console.remark(note)
     if options.limit and options.limit < len(data):
@@ -181,21 +196,19 @@ def _keep(record: dict[str, Any], options: argparse.Namespace) -> int:
 
 def run_eval(options: argparse.Namespace) -> int:
     """A network on a data set."""
-    net = _load(options.checkpoint)
-    record = _measure(
-        net, _images_for(net, options), options.checkpoint, options.budget, options.examples
-    )
+    net, name = _network(options)
+    record = _measure(net, _images_for(net, options), name, options.budget, options.examples)
     console.show_evaluation(record)
     return _keep(record, options)
 
 
 def run_sweep(options: argparse.Namespace) -> int:
     """A network on a data set, budget by budget."""
-    net = _load(options.checkpoint)
+    net, name = _network(options)
     data = _images_for(net, options)
     passes = len(options.budgets) or POINTS
     with console.counting("images", passes * len(data)) as advance:
-        record = sweep(net, data, options.budgets, name=options.checkpoint, progress=advance)
+        record = sweep(net, data, options.budgets, name=name, progress=advance)
     console.show_sweep(record)
     return _keep(record, options)
 
@@ -204,7 +217,7 @@ def _image_files(names: list[str]) -> list[Path]:
     files: list[Path] = []
     for name in names:
         path = Path(name)
-        if not os.path.isdir(path):
+        if not os.path.isdir(path):  # unlike its namesake it never raises
             files.append(path)
             continue
         try:
@@ -222,11 +235,12 @@ def _image_files(names: list[str]) -> list[Path]:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Image files, one by one. Those that can't be read don't keep the others from an answer."""
-    net = _load(options.checkpoint)
+    net, _ = _network(options)
     card = subject_of(net).card
     good, pixels, errors = [], [], []
     for file in _image_files(options.images):
         try:
+            require_regular_file(file, "image", DataError)
             pixels.append(decode_image(file, card.image))
             good.append(file)
         except DataError as error:
@@ -263,7 +277,12 @@ def run_export(options: argparse.Namespace) -> int:
     from fracskip.deployment import writer_for
 
     write = writer_for(target)
-    net = load(options.checkpoint)
+    if options.model is None:
+        plain.refuse_alone(options)
+        require_regular_file(options.checkpoint, "checkpoint")
+        net = load(options.checkpoint)
+    else:
+        net = plain.load(options)
     write(net, target)
     console.say(f"{net.spec.model.name}: {target} ({target.stat().st_size:,} bytes)")
     return 0

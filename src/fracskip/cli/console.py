@@ -1,4 +1,7 @@
-"""What a person sees: tables and progress bars."""
+"""What a person sees: tables and progress bars.
+
+Strings are shown through `text.visible` and without markup: names come from files.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from fracskip.text import visible
 
 if TYPE_CHECKING:
     from fracskip.cli.doctor import Finding
@@ -31,22 +37,25 @@ MANY = 4  # options whose shares still have a decimal
 
 
 class _Console(Console):
+    def render_str(self, text: str, **keywords: Any) -> Text:
+        """Every string that is printed, alone or in a cell, comes through here."""
+        return super().render_str(visible(text), **keywords)
+
     def on_broken_pipe(self) -> None:
         """Leaves it to `main` to say what that means."""
         raise BrokenPipeError
 
 
 def _out() -> Console:
-    # soft_wrap for plain lines keeps paths whole; markup off: file names may hold brackets.
-    return _Console(highlight=False, markup=False)
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def _err() -> Console:
-    return _Console(stderr=True, highlight=False)
+    return _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """One plain line on standard output."""
+    """One plain line on standard output, which is not wrapped: paths stay whole."""
     _out().print(text, soft_wrap=True)
 
 
@@ -58,7 +67,7 @@ def remark(text: str) -> None:
 def _bar() -> Progress:
     console = _err()
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -160,8 +169,10 @@ def show_evaluation(record: dict[str, Any]) -> None:
     console = _out()
     console.print(table)
     console.print(
-        f"cp: mean of (bits/32)² over images and gated blocks. BitOps: all that is executed, gates "
-        f"included, over the plain network at 32 bits. Shares of blocks by option on the right.\n"
+        "cp: mean of (bits/32)² over images and gated blocks. BitOps: all that is executed, gates "
+        "included, over the plain network at 32 bits. Shares of blocks by option on the right."
+    )
+    console.print(
         f"Decision entropy {record['decision_entropy_bits']:.2f} bits a block; "
         f"{record['seconds']:.1f} s on {record['device']}.{looks}"
     )
@@ -231,12 +242,12 @@ class TrainingProgress:
     def __init__(self) -> None:
         console = _err()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[means]}"),
+            TextColumn("{task.fields[means]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -268,7 +279,7 @@ class TrainingProgress:
 
     def note(self, text: str) -> None:
         """See `TrainingWatcher`."""
-        self._progress.console.print(f"note: {text}", markup=False, soft_wrap=True)
+        self._progress.console.print(f"note: {text}", soft_wrap=True)
 
     def stage(self, name: str, epochs: int, steps: int) -> None:
         """See `TrainingWatcher`."""

@@ -13,19 +13,60 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
 
 from fracskip import __version__
-from fracskip.errors import FracskipError, MissingExtraError
+from fracskip.errors import FracskipError
+from fracskip.text import visible
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
+    network: argparse.Action | None = None
+
     def error(self, message: str) -> NoReturn:
-        line = " ".join(message.split())
-        self.exit(BAD_INPUT, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
+        _complain(f"{message} (see {self.prog} --help)", self.prog)
+        self.exit(BAD_INPUT)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse itself hides that it can't
+
+    def takes_network(self, name: str, text: str) -> None:
+        """Adds the NETWORK argument, and the options that name a plain network instead."""
+        self.network = self.add_argument("checkpoint", metavar=name, help=text)
+        own = self.add_argument_group(f"a plain network, in place of {name}")
+        own.add_argument("--model", metavar="NAME", help="torchvision/NAME, timm/NAME, or resnetD")
+        own.add_argument("--weights", metavar="FILE", help="its weights (.safetensors)")
+        own.add_argument("--size", type=_positive, metavar="PIXELS", help="of its square images")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; where --model is given, there is no NETWORK among the words."""
+        named = any(len(w) > 2 and "--model".startswith(w.split("=")[0]) for w in args or ())
+        if self.network is not None and named:
+            self.network.nargs = argparse.SUPPRESS
+        return super().parse_known_args(args, namespace)
+
+
+def _complain(message: str, who: str = "fracskip") -> None:
+    """One line on stderr."""
+    with suppress(OSError):  # there is nobody left to tell
+        print(f"{who}: error: {visible(' '.join(message.split()))}", file=sys.stderr)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """What Python does with a warning: one line, not where in the code it was raised."""
+    with suppress(OSError):
+        print(f"fracskip: warning: {visible(' '.join(str(message).split()))}", file=sys.stderr)
+
+
+def _show_fault() -> int:
+    for line in traceback.format_exc().splitlines():
+        print(visible(line), file=sys.stderr)
+    return FAULT
 
 
 def _positive(text: str) -> int:
@@ -83,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fracskip {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, example: str) -> _Parser:
         return commands.add_parser(
             name, help=text, description=text, epilog=f"example: fracskip {example}"
         )
@@ -143,7 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Measure a network's accuracy and cost on a data set.",
         "eval bundled --data cifar10 --json record.json",
     )
-    evaluate.add_argument("checkpoint", metavar="NETWORK", help=network)
+    evaluate.takes_network("NETWORK", network)
     evaluate.add_argument(
         "--data",
         required=True,
@@ -170,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Measure a network that takes a budget over the whole range that it reaches.",
         "sweep network.fsk --data cifar10 --json curve.json",
     )
-    curve.add_argument("checkpoint", metavar="NETWORK", help=network)
+    curve.takes_network("NETWORK", network)
     curve.add_argument("--data", required=True, metavar="NAME", help="as in eval")
     curve.add_argument("--split", choices=("train", "test"), default="test")
     curve.add_argument(
@@ -186,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Classify image files, each by its own path.",
         "predict bundled cat.jpg ship.png",
     )
-    predict.add_argument("checkpoint", metavar="NETWORK", help=network)
+    predict.takes_network("NETWORK", network)
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="an image file, or a folder")
     predict.add_argument("--budget", type=_share, metavar="B", help=budget)
     predict.add_argument("--json", metavar="FILE", help="write the predictions here")
@@ -196,9 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Write a network for deployment: a bundle for fracskip's engines, or ONNX.",
         "export bundled --to network.fsk",
     )
-    export.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a published network's name or a file"
-    )
+    export.takes_network("CHECKPOINT", "a published network's name or a file")
     export.add_argument(
         "--to", required=True, metavar="FILE", help="ends in .fsk (a bundle) or .onnx"
     )
@@ -208,7 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Time a network beside other engines that run its plain backbone, in one interleaved run.",
         "bench bundled --engines native,onnxruntime,openvino --backbone b.safetensors",
     )
-    bench.add_argument("model", metavar="NETWORK", help=network)
+    bench.takes_network("NETWORK", network)
     bench.add_argument(
         "--engines",
         metavar="NAMES",
@@ -268,35 +307,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = build_parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # File names and our own signs may not fit the terminal's encoding: that is no fault.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _open_streams()
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        code = DONE
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()  # what it can't take is said here, not when Python ends
+        except BrokenPipeError:
+            # Whoever read our output has left.
+            _discard_output()
+        except OSError as error:
+            # The system refuses a file, and whoever asked for it says no more about it.
+            _discard_output()
+            where = error.filename or "standard output, or another open file"
+            _complain(f"{where}: {error.strerror or error}")
+            code = BAD_INPUT
+        return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = build_parser().parse_args(arguments)
+    except SystemExit as end:
+        return int(end.code or DONE)
     try:
         commands = importlib.import_module("fracskip.cli.commands")
         code: int = getattr(commands, f"run_{options.command}")(options)
         return code
     except FracskipError as error:
-        print(f"fracskip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return BAD_INPUT
     except ModuleNotFoundError as error:
         if error.name != "torch":
-            traceback.print_exc()
-            return FAULT
-        missing = MissingExtraError(
-            f"fracskip {options.command} needs torch: pip install 'fracskip[train]'"
-        )
-        print(f"fracskip: error: {missing}", file=sys.stderr)
+            return _show_fault()
+        _complain(f"fracskip {options.command} needs torch: pip install 'fracskip[train]'")
         return BAD_INPUT
     except KeyboardInterrupt:
         print("fracskip: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left; Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except OSError:
+        raise  # no fault of ours
     except Exception:
-        traceback.print_exc()
+        code = _show_fault()
         print("fracskip: this is a fault of fracskip, please report it", file=sys.stderr)
-        return FAULT
+        return code
+
+
+def _open_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            # File names and our own signs may not fit the terminal's encoding: that is no fault.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Gives up standard output if it takes no more: Python would complain again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,10 +45,12 @@ class NetworkSubject:
         images: NDArray[Any],
         force: Option | int | str | None = None,
         budget: float | None = None,
+        normalised: bool = False,
     ) -> Answers:
         """See `fracskip.evaluation.Subject`."""
         net = self._net
-        x = preprocess(torch.from_numpy(images).to(self._device), net.spec.image)
+        pixels = torch.from_numpy(images).to(self._device)
+        x = preprocess(pixels, net.spec.image, normalised=normalised)
         forced = None if force is None else net.forced(force, len(x))
         out = net(x, budget=budget, decisions=forced)
         before = None

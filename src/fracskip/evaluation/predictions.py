@@ -47,6 +47,7 @@ def predict(
     *,
     force: Option | int | str | None = None,
     budget: float | None = None,
+    normalised: bool = False,
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -54,17 +55,20 @@ def predict(
 
     Args:
         net: A network on any device, or a session.
-        images: uint8 (N, H, W, C), N at least 1; a network in torch also takes normalised floats
-            (N, C, H, W).
+        images: uint8 (N, H, W, C), N at least 1; or normalised floats, (N, C, H, W) for a network
+            in torch, (N, H, W, C) for a session.
         force: Execute every block at this option instead of asking the gates.
         budget: Target computation share, if the network takes one.
+        normalised: Floats are normalised, whatever their range is.
         batch_size: Images a batch.
         progress: Called with the number of images done after each batch.
 
     Raises:
         ConfigError, DataError: if images, option or budget do not fit the network.
     """
-    return predict_subject(subject_of(net), sliced(images, batch_size), force, budget, progress)
+    return predict_subject(
+        subject_of(net), sliced(images, batch_size), force, budget, progress, normalised
+    )
 
 
 def predict_subject(
@@ -73,12 +77,13 @@ def predict_subject(
     force: Option | int | str | None,
     budget: float | None,
     progress: Progress | None,
+    normalised: bool = False,
 ) -> Predictions:
     """`predict` for what `subject_of` gave, batch by batch."""
     probabilities, decisions, before = [], [], []
     begin = time.perf_counter()
     for batch in batches:
-        found = subject.classify(batch, force, budget)
+        found = subject.classify(batch, force, budget, normalised)
         probabilities.append(_softmax(found.logits))
         decisions.append(found.decisions.astype(np.int64))
         if found.before is not None:

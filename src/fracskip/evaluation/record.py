@@ -33,6 +33,7 @@ def evaluate(
     budget: float | None = None,
     static: bool = True,
     examples: int = EXAMPLES,
+    normalised: bool = False,
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def evaluate(
         static: Also measure the network with every block at each one of its executed options.
         examples: How many easiest and hardest images of a set to keep in the record, with their
             paths.
+        normalised: Floats are normalised, whatever their range is.
         batch_size: Images a batch of a set.
         progress: Called with the number of images done after each batch.
 
@@ -56,7 +58,9 @@ def evaluate(
     subject = subject_of(net)
     card = subject.card
     source = source_of(data, card.class_names)
-    predictions = predict_subject(subject, source.batches(batch_size), None, budget, progress)
+    predictions = predict_subject(
+        subject, source.batches(batch_size), None, budget, progress, normalised
+    )
     options, decisions = card.options, predictions.decisions
     labels = source.labels
     right = predictions.predicted == labels
@@ -68,7 +72,7 @@ def evaluate(
     forced = []
     if static and not card.is_static:
         forced = [
-            _static_point(subject, source, option, batch_size, progress)
+            _static_point(subject, source, option, batch_size, progress, normalised)
             for option in options
             if not option.is_skip
         ]
@@ -129,8 +133,10 @@ def _static_point(
     option: Option,
     batch_size: int,
     progress: Progress | None,
+    normalised: bool,
 ) -> dict[str, Any]:
-    forced = predict_subject(subject, source.batches(batch_size), option, None, progress)
+    batches = source.batches(batch_size)
+    forced = predict_subject(subject, batches, option, None, progress, normalised)
     profile = subject.card.profile
     cost = account(forced.decisions, subject.card.options, profile)
     # A static network has no gates to pay for.

@@ -83,6 +83,7 @@ class Subject(Protocol):
         images: NDArray[Any],
         force: Option | int | str | None = None,
         budget: float | None = None,
+        normalised: bool = False,
     ) -> Answers:
         """What it says of a batch.
 
@@ -91,6 +92,7 @@ class Subject(Protocol):
                 (B, C, H, W).
             force: Execute every block at this option instead of asking the gates, in one look.
             budget: Target computation share, if the network takes one.
+            normalised: Floats are normalised, whatever their range is.
         """
         ...
 
@@ -131,12 +133,13 @@ class SessionSubject:
 
     def classify(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         force: Option | int | str | None = None,
         budget: float | None = None,
+        normalised: bool = False,
     ) -> Answers:
         """See `Subject`."""
         session = self._session
         forced = None if force is None else session.forced(force, len(images))
-        result = session.run(images, budget=budget, decisions=forced)
+        result = session.run(images, budget=budget, decisions=forced, normalised=normalised)
         return Answers(result.logits, result.decisions, result.before)

@@ -37,6 +37,7 @@ def sweep(
     budgets: Sequence[float] = (),
     *,
     name: str = "",
+    normalised: bool = False,
     batch_size: int = 250,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def sweep(
         data: Images and labels, of the network's classes; see `evaluate`.
         budgets: Computation shares; by default nine over all that the network reaches.
         name: What to call the checkpoint in the record.
+        normalised: Floats are normalised, whatever their range is.
         batch_size: Images a batch.
         progress: Called with the number of images done after each batch.
 
@@ -70,6 +72,7 @@ def sweep(
             budget=budget,
             static=False,
             examples=0,
+            normalised=normalised,
             batch_size=batch_size,
             progress=progress,
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracskip.errors import DataError
+from fracskip.files import write_atomically
 from fracskip.report import figures, sweeps, view, wording
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
@@ -54,30 +53,14 @@ def write_report(records: Sequence[str | Path], out: str | Path) -> Path:
     if isinstance(records, str | Path) or not records:
         raise DataError(f"a report needs a list of at least one record; got {records!r}")
     out = Path(out)
-    if not out.name or out.is_dir():
+    if not out.name or os.path.isdir(out):
         raise DataError(f"the report {out} is a folder; name a file, such as report.html")
     paths = [Path(record) for record in records]
     if any(out.resolve() in (path.resolve(), (path / RECORD_NAME).resolve()) for path in paths):
         raise DataError(f"the report {out} would overwrite one of its records; name another file")
     sources = list({source.sha256: source for source in map(read_source, paths)}.values())
-    _write_whole(out, _render(sources).encode("utf-8", "replace"))
+    write_atomically(out, _render(sources).encode("utf-8", "replace"), DataError)
     return out
-
-
-def _write_whole(out: Path, content: bytes) -> None:
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise DataError(
-            f"the report {out} cannot be written: {error.strerror}; name a file in a folder that "
-            "may be written to"
-        ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @cache

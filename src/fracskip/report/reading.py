@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fracskip.errors import DataError
+from fracskip.files import require_regular_file
 from fracskip.report.records import (
     EVALUATION_SCHEMA,
     RUN_SCHEMA,
@@ -19,6 +21,7 @@ from fracskip.report.records import (
     RunRecord,
     SweepRecord,
 )
+from fracskip.text import visible
 
 RECORD_NAME = "record.jsonl"
 MAX_RECORD_BYTES = 64 << 20
@@ -71,7 +74,7 @@ def read_source(path: str | Path) -> Source:
         DataError: naming the file, what is wrong with it, and what is allowed.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike its namesake it never raises
         path /= RECORD_NAME
         if not path.is_file():
             raise DataError(f"{path.parent} holds no {RECORD_NAME}; {_ALLOWED}")
@@ -79,11 +82,12 @@ def read_source(path: str | Path) -> Source:
     is_log = path.suffix == ".jsonl"
     record = _parse_log(content, path) if is_log else _parse_document(content, path)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name == RECORD_NAME else path.name
-    return Source(_shown(name), hashlib.sha256(content).hexdigest(), record)
+    return Source(visible(name), hashlib.sha256(content).hexdigest(), record)
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        require_regular_file(path, "record", DataError)
         size = path.stat().st_size
         if size > MAX_RECORD_BYTES:
             raise DataError(
@@ -184,8 +188,3 @@ def _explain(error: ValidationError) -> str:
 def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN_INPUT else f"{text[: _SHOWN_INPUT - 1]}…"
-
-
-def _shown(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 become question marks."""
-    return name.encode("utf-8", "replace").decode("utf-8")

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fracskip.options import Option, OptionSet
+from fracskip.text import visible
 
 SHARE_TOLERANCE = 5e-3
 ROUNDING = 1e-6  # sums of float32 end a little above 1
@@ -18,10 +19,8 @@ MAX_PNG_BYTES = 1 << 20
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("only printable characters are allowed")
-    return text
+def _visible(value: object) -> object:
+    return visible(value) if isinstance(value, str) else value
 
 
 def _sorted_options(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -78,8 +77,9 @@ Share = Annotated[NonNegative, AfterValidator(_at_most(1))]
 # Computation as a share of one look in full precision; an image may be looked at twice.
 Cost = Annotated[NonNegative, AfterValidator(_at_most(2))]
 Count = Annotated[int, Field(strict=True, ge=0)]
-Name = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
-Digest = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+# File names have at most 255 bytes, each of which may be spelled out in six characters.
+Name = Annotated[str, Field(min_length=1, max_length=2000), BeforeValidator(_visible)]
+Digest = Annotated[str, Field(max_length=200), BeforeValidator(_visible)]
 OptionLabel = Annotated[str, AfterValidator(_one_option)]
 OptionLabels = Annotated[tuple[str, ...], AfterValidator(_sorted_options)]
 Shares = Annotated[dict[OptionLabel, Share], AfterValidator(_sums_to_one)]

@@ -21,6 +21,7 @@ from fracskip.report.wording import (
     option_words,
     percent,
 )
+from fracskip.text import visible
 
 STEADY_SHARE = 0.95
 Part = Literal["blocks", "classes", "static", "examples"]
@@ -322,4 +323,4 @@ def recipe_lines(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield from recipe_lines(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield f"{prefix}{key}", text
+            yield visible(f"{prefix}{key}"), visible(text)

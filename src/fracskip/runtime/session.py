@@ -17,15 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from fracskip.config import ImageConfig
 from fracskip.cost import CostReport, FirstLooks, NetworkProfile, account, checked_budgets
 from fracskip.cost.budget import TAKES_NONE
-from fracskip.errors import BundleError, ConfigError, DataError, MissingExtraError
+from fracskip.errors import BundleError, ConfigError, MissingExtraError
 from fracskip.options import Option, OptionSet
-from fracskip.runtime.bundle import Bundle, read_bundle
+from fracskip.runtime.bundle import BUNDLED, Bundle, read_bundle
+from fracskip.runtime.inputs import Images, checked_decisions, checked_images
 from fracskip.runtime.plan import Plan
 
 ENGINES = ("auto", "native", "portable")
 MAX_THREADS = 256
-
-Images = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,9 @@ class Engine(Protocol):
 class InferenceSession:
     """A bundle, ready to classify. Any number of threads may call `run` at once.
 
+    A session that is pickled or copied opens the same file again, with the same arguments, where
+    it arrives; a `BundleError` says if it is not there, or has changed.
+
     Args:
         path: A .fsk file, or 'bundled'.
         threads: Over which the images of a batch are spread.
@@ -137,6 +139,8 @@ class InferenceSession:
                 "this installation has no native engine (it was built without a C++17 compiler): "
                 "install one and reinstall fracskip, or use engine='portable'"
             )
+        name = str(path) if str(path) in BUNDLED else str(Path(path).absolute())
+        self._opened = {"path": name, "threads": threads, "engine": engine, "isa": isa}
         self.plan: Plan = bundle.plan
         self.digest = bundle.digest
         self._engine: Engine
@@ -146,6 +150,13 @@ class InferenceSession:
         else:
             self.engine = "portable"
             self._engine = _build_portable(bundle, isa, threads)
+
+    def __repr__(self) -> str:
+        said = f"{type(self).__name__}({self._opened['path']!r}, threads={self.threads}"
+        return f"{said}, engine={self.engine!r}, isa={self.isa!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (type(self), self._opened, self.digest)
 
     # -- what the network is ----------------------------------------------------------------------
 
@@ -210,26 +221,30 @@ class InferenceSession:
         budget: ArrayLike | None = None,
         decisions: ArrayLike | None = None,
         time_gates: bool = False,
+        normalised: bool = False,
     ) -> RunResult:
         """Classifies images, each by its own path.
 
         Args:
             images: uint8 pixels (B, H, W, C), or float32 of that shape that are normalised
-                already: (pixel / 255 - mean) / std.
+                already, (pixel / 255 - mean) / std, which their range is checked for.
             budget: Target computation share in (0, 1], one for all or (B,), if the network takes
                 one (None: what it was trained for).
-            decisions: Option indices (B, L) to execute instead of asking the gate; in one look.
+            decisions: Option indices (B, L) to execute instead of asking the gate; in one look,
+                for which no budget is needed.
             time_gates: Read a clock around every gate: `gate_us` of the result. Two readings a
                 gate, of some 20 ns each, one of which counts as the gate's.
+            normalised: Floats are normalised, whatever their range is.
 
         Raises:
-            DataError: if the images do not fit.
+            DataError: if the images do not fit, or are pixels as floats.
             ConfigError: if budget or decisions do not fit.
+            BundleError: if logits are NaN or infinite: weights can be finite and too large.
         """
-        images = self._checked_images(images)
+        images = checked_images(images, self.image, normalised)
         count = len(images)
-        forced = None if decisions is None else self._checked_decisions(decisions, count)
-        told = self._told(budget, count, looks_twice=forced is None)
+        forced = None if decisions is None else checked_decisions(decisions, count, self.plan)
+        told = self._told(budget, count, forced is not None)
         logits = np.empty((count, self.plan.network.classes), np.float32)
         chosen = np.empty((count, len(self.plan.gated_names)), np.uint8)
         latency_us = np.empty(count, np.float32)
@@ -239,64 +254,30 @@ class InferenceSession:
         if time_gates:
             told["gate_us"] = np.empty(chosen.shape, np.float32)
         self._engine.run(images, logits, chosen, latency_us, forced, **told)
+        self._check_logits(logits)
         if "confidences" in told:
             before = FirstLooks(told["first"], told["again"].astype(bool))
         return RunResult(logits, chosen, latency_us, before, told.get("gate_us"))
 
-    def _checked_images(self, images: Any) -> Images:
-        wanted = (*self.image.size, self.image.channels)
-        if not isinstance(images, np.ndarray):
-            raise DataError(
-                f"images of type {type(images).__name__} do not fit: a NumPy array "
-                f"{_batch_of(wanted)} is needed"
+    def _check_logits(self, logits: NDArray[np.float32]) -> None:
+        if not np.isfinite(logits).all():
+            bad = np.flatnonzero(~np.isfinite(logits).all(1))
+            raise BundleError(
+                f"logits of {len(bad)} of {len(logits)} images are NaN or infinite, the first is "
+                f"image {bad[0]}: weights of {self._opened['path']} are too large for float32; "
+                "export a network that evaluates well"
             )
-        if images.dtype not in (np.uint8, np.float32):
-            raise DataError(
-                f"images of type {images.dtype} do not fit: give uint8 pixels, or float32 that "
-                "are normalised (images.astype(np.float32))"
-            )
-        if images.shape[1:] != wanted or images.ndim != 4:
-            raise DataError(
-                f"images of shape {images.shape} do not fit: {_batch_of(wanted)} is needed; a "
-                "single image goes in as image[None]"
-            )
-        if images.dtype == np.float32 and not np.isfinite(images).all():
-            bad = sorted({int(row) for row in np.argwhere(~np.isfinite(images))[:, 0]})
-            raise DataError(
-                f"{len(bad)} of {len(images)} images hold NaN or infinite values, the first is "
-                f"image {bad[0]}: leave them out"
-            )
-        return np.ascontiguousarray(images)
-
-    def _checked_decisions(self, decisions: ArrayLike, count: int) -> NDArray[np.uint8]:
-        values, shape = np.asarray(decisions), (count, len(self.plan.gated_names))
-        if values.shape != shape or values.dtype.kind not in "iu":
-            raise ConfigError(
-                f"decisions of shape {values.shape} and type {values.dtype} do not fit: integers "
-                f"of shape {shape} are needed"
-            )
-        signed = values.dtype.kind == "i"
-        if values.size and (values.max() >= len(self.options) or (signed and values.min() < 0)):
-            raise ConfigError(
-                f"decisions from {values.min()} to {values.max()} do not fit: option indices from "
-                f"0 to {len(self.options) - 1} are needed"
-            )
-        for column in np.flatnonzero(self.plan.unskippable):
-            if (values[:, column] == 0).any():
-                raise ConfigError(
-                    f"block {self.plan.gated_names[column]} has no shortcut and can't be skipped: "
-                    "choose a width"
-                )
-        return np.ascontiguousarray(values, dtype=np.uint8)
 
     def _told(
-        self, budget: ArrayLike | None, count: int, looks_twice: bool
+        self, budget: ArrayLike | None, count: int, is_forced: bool
     ) -> dict[str, NDArray[Any]]:
         """What the engine is told of a budget, (B,): the share itself, a lean, or both."""
         plan = self.plan
         if budget is not None and not plan.takes_budget:
             raise ConfigError(TAKES_NONE)
-        if plan.cascade is not None and looks_twice:
+        if is_forced and budget is None:
+            return {}
+        if plan.cascade is not None and not is_forced:
             asked = plan.target if budget is None else budget
             assert asked is not None  # the plan says so
             looks = plan.cascade.looks_at(checked_budgets(asked, count))
@@ -318,10 +299,6 @@ class InferenceSession:
                 raise ConfigError("this network needs a budget: a computation share in (0, 1]")
             told["budgets"] = checked_budgets(given, count)
         return told
-
-
-def _batch_of(shape: tuple[int, ...]) -> str:
-    return f"(images, {', '.join(map(str, shape))})"
 
 
 # -- engines --------------------------------------------------------------------------------------
@@ -365,3 +342,14 @@ def _build_portable(bundle: Bundle, isa: str, threads: int) -> Engine:
             "where there is a C++17 compiler to have the native engine"
         ) from None
     return PortableEngine(bundle, threads)
+
+
+def _reopened(
+    kind: type[InferenceSession], opened: dict[str, Any], digest: str
+) -> InferenceSession:
+    session = kind(**opened)
+    if session.digest != digest:
+        raise BundleError(
+            f"{opened['path']} has changed since the session was pickled or copied: open it anew"
+        )
+    return session

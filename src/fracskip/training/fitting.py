@@ -237,7 +237,7 @@ def _run_epoch(
         images, labels = batches.get(stage.name, epoch, step)
         totals.add(stage.step(images, labels, Place(epoch, step, done)), 0.0)
     budget = net.spec.target if net.spec.curve or net.spec.gate.budget_input else None
-    found = evaluate(net, held.batches(), budget=budget, static=False, examples=0)
+    found = evaluate(net, held.batches(), budget=budget, static=False, examples=0, normalised=True)
     keys = ("accuracy", "cp", "bitops_ratio", "option_share", "decision_entropy_bits")
     return {
         "stage": stage.name,

@@ -252,7 +252,7 @@ def test_a_record_that_cannot_be_written(
     Path("file").write_text("")
     rest = ("--data", f"folder:{pictures}") if command == "eval" else (pictures / "val" / "red",)
     answer = fracskip(command, checkpoint_file, *rest, "--json", "file/r.json")
-    assert answer.error.startswith("file/r.json cannot be written: ")
+    assert answer.error.startswith("file/r.json could not be written (")
 
 
 def test_data_sets_to_fetch(fracskip: Run) -> None:
@@ -349,6 +349,41 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
     errors = process.stderr.read()
     process.stderr.close()
     assert (process.wait(timeout=60), errors) == (0, b"")
+
+
+ENDS = """
+import os, sys
+from fracskip.cli import commands, console, main
+def run(options):
+    console.say("words")
+    return 0
+commands.run_doctor = run
+os.{end}
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("words", ["doctor", "--help"])
+@pytest.mark.parametrize(
+    ("end", "code", "error"),
+    [
+        ("close(1)", 0, ""),
+        ("dup2(os.open('/dev/full', os.O_WRONLY), 1)", 2, "No space left on device"),
+    ],
+    ids=["closed", "full"],
+)
+def test_an_output_that_takes_nothing(
+    python: Run, words: str, end: str, code: int, error: str
+) -> None:
+    script = ENDS.format(end=end)
+    if code == 0:  # Python itself says so by having no such stream
+        script = script.replace("os.close(1)", "os.close(1); sys.stdout = None")
+    answer = python(script, words)
+    assert (answer.code, answer.out) == (code, "")
+    assert "Traceback" not in answer.err
+    assert answer.err.strip() == (
+        f"fracskip: error: standard output, or another open file: {error}" if error else ""
+    )
 
 
 SIGNS = """

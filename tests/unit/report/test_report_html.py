@@ -304,7 +304,7 @@ def test_refuses_what_it_cannot_write(save: Save, tmp_path: Path) -> None:
         write_report([record], record)
     with pytest.raises(DataError, match="is a folder"):
         write_report([record], tmp_path)
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="could not be written"):
         write_report([record], record / "page.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json"]
 

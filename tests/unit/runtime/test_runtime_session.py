@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +18,11 @@ import pytest
 from fracskip.cost import account
 from fracskip.errors import BundleError, ConfigError, DataError, FracskipError, MissingExtraError
 from fracskip.runtime import InferenceSession, RunResult, session
+from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from support.random_bundle import random_bundle, random_images
 
 Make = Callable[..., InferenceSession]
+ENGINES: tuple[Any, ...] = ("portable", *(["native"] if session.instruction_sets() else []))
 
 
 @pytest.fixture
@@ -103,9 +108,7 @@ def test_forced_decisions(make: Make) -> None:
         found.forced(3, 4)
 
 
-@pytest.mark.parametrize(
-    "engine", ["portable", *(["native"] if session.instruction_sets() else [])]
-)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_clock_around_gates(make: Make, engine: str) -> None:
     found = make(engine=engine)
     images = random_images(found.plan, 4)
@@ -133,6 +136,104 @@ def test_the_budget_is_the_networks_target_unless_given(make: Make) -> None:
     assert (found.run(images, budget=1).decisions != default.decisions).any()
 
 
+def changed(data: bytes, plan: dict[str, Any] | None = None, **tensors: float) -> bytes:
+    """A bundle with other values in its plan, and tensors multiplied."""
+    bundle = parse_bundle(data)
+    values = {**bundle.tensors}
+    for name, factor in tensors.items():
+        values[name] = values[name] * np.float32(factor)
+    return encode_bundle(bundle.plan.model_copy(update=plan or {}), values)[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forced_decisions_need_no_budget(tmp_path: Path, engine: Any) -> None:
+    path = tmp_path / "x.fsk"
+    path.write_bytes(changed(random_bundle(6, budget_input=True), {"target": None}))
+    found = InferenceSession(path, engine=engine)
+    images = random_images(found.plan, 3)
+    with pytest.raises(ConfigError, match="this network needs a budget"):
+        found.run(images)
+    decisions = found.forced("8", 3)
+    wanted = found.run(images, budget=0.5, decisions=decisions).logits
+    np.testing.assert_array_equal(found.run(images, decisions=decisions).logits, wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_logits_that_are_no_numbers(tmp_path: Path, engine: Any) -> None:
+    path = tmp_path / "x.fsk"
+    head = {"head.weight": 3e38}
+    path.write_bytes(changed(random_bundle(1), **head))
+    found = InferenceSession(path, engine=engine)
+    images = random_images(found.plan, 3)
+    with pytest.raises(BundleError) as caught:
+        found.run(images)
+    assert str(caught.value) == (
+        f"logits of 3 of 3 images are NaN or infinite, the first is image 0: weights of {path} "
+        "are too large for float32; export a network that evaluates well"
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda found: pickle.loads(pickle.dumps(found))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_opens_the_bundle_again(
+    make: Make, engine: Any, again: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make()
+    found = InferenceSession("x.fsk", threads=2, engine=engine)
+    monkeypatch.chdir("/")
+    other = again(found)
+    assert (
+        repr(other)
+        == repr(found)
+        == (
+            f"InferenceSession('{tmp_path}/x.fsk', threads=2, engine={engine!r}, isa={found.isa!r})"
+        )
+    )
+    images = random_images(found.plan, 4)
+    np.testing.assert_array_equal(other.run(images).logits, found.run(images).logits)
+    make(seed=2)
+    with pytest.raises(BundleError, match=r"x.fsk has changed since the session was pickled or"):
+        again(found)
+    (tmp_path / "x.fsk").unlink()
+    with pytest.raises(BundleError, match=r"x.fsk does not exist"):
+        again(found)
+
+
+FORKED = """
+import os, signal, sys
+import numpy as np
+from fracskip.runtime import InferenceSession
+path, engine = sys.argv[1:]
+def logits(session):
+    shape = (8, *session.image.size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return session.run(images).logits
+session = InferenceSession(path, threads=2, engine=engine)
+wanted = logits(session)
+if not (child := os.fork()):
+    signal.alarm(30)
+    same = np.allclose(logits(session), wanted, atol=1e-4)
+    fresh = InferenceSession(path, threads=2, engine=engine)
+    os._exit(0 if same and np.allclose(logits(fresh), wanted, atol=1e-4) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sessions_in_a_process_that_was_forked(make: Make, engine: str, tmp_path: Path) -> None:
+    """torch's threads do not come along; the portable engine does without them."""
+    make()
+    words = [sys.executable, "-c", FORKED, str(tmp_path / "x.fsk"), engine]
+    found = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "2"}, timeout=120)
+    assert found.returncode == 0
+
+
 # -- what it refuses ------------------------------------------------------------------------------
 
 SHAPE = (2, 16, 16, 3)
@@ -143,7 +244,10 @@ SHAPE = (2, 16, 16, 3)
     [
         ([[0]], "images of type list do not fit: a NumPy array (images, 16, 16, 3) is needed"),
         (None, "images of type NoneType do not fit"),
-        (np.zeros(SHAPE, np.float64), "images of type float64 do not fit: give uint8 pixels, or"),
+        (
+            np.zeros(SHAPE, np.float64),
+            "give uint8 pixels (0 to 255), or float32 that is normalised: ((pixels / 255",
+        ),
         (np.zeros(SHAPE, np.int8), "images of type int8 do not fit"),
         (np.zeros(SHAPE, object), "images of type object do not fit"),
         (np.zeros((16, 16, 3), np.uint8), "a single image goes in as image[None]"),
@@ -273,7 +377,7 @@ def test_the_native_engine_is_taken_where_there_is_one(make: Make, tmp_path: Pat
     assert session.instruction_sets() == ("scalar", "avx2")
     assert found.kernels() == [("block0", "full", ["fast"])]
     images = random_images(found.plan, 2)
-    result = found.run(images.astype(np.float32), decisions=[[0, 1, 2]] * 2)
+    result = found.run(images.astype(np.float32), decisions=[[0, 1, 2]] * 2, normalised=True)
     assert (result.logits == 1).all()
     assert (result.decisions == 2).all()
     assert (result.latency_us == 3).all()

@@ -8,6 +8,7 @@ Shapes: B images, C channels, H height, W width, K options, L gated blocks, N cl
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +33,20 @@ class PortableEngine:
 
     Args:
         bundle: What to run.
-        threads: Of torch, while a batch runs.
+        threads: Of torch, while a batch runs. In a process that was forked from one that had this
+            module loaded it is one: torch's other threads are not there, and it would wait for them
+            for ever.
     """
 
     isa = "torch"
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._threads = threads
+        with _settings(self.threads):
+            self._build(bundle)
+
+    def _build(self, bundle: Bundle) -> None:
         plan = bundle.plan
-        self.threads = threads
         self._gated = len(plan.gated_names)
         tensors = Tensors(bundle)
         self._trunk: Trunk
@@ -52,6 +59,11 @@ class PortableEngine:
         # The reciprocals are rounded before they are used.
         self._mean = torch.tensor(plan.image.mean, dtype=torch.float32)
         self._inverse_std = 1 / torch.tensor(plan.image.std, dtype=torch.float32)
+
+    @property
+    def threads(self) -> int:
+        """How many threads of torch a batch runs on."""
+        return 1 if _is_forked else self._threads
 
     def kernels(self) -> list[tuple[str, str, list[str]]]:
         """What executes each block's options: (block, option, one name a convolution)."""
@@ -153,6 +165,18 @@ class PortableEngine:
             scale = torch.tensor(1 / 255, dtype=torch.float32)
             pixels = (pixels.to(torch.float32) * scale - self._mean) * self._inverse_std
         return pixels.permute(0, 3, 1, 2)
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 @contextmanager
