@@ -135,7 +135,8 @@ def run_train(options: argparse.Namespace) -> int:
         )
         return 130
     summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    console.show_evaluation(summary["test"])
+    if summary["test"] is not None:  # a note has said why there is none
+        console.show_evaluation(summary["test"])
     console.say(f"network: {path}\nrecord: {folder / 'run.json'}")
     return 0
 

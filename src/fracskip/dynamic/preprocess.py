@@ -16,23 +16,35 @@ def preprocess(images: NDArray[Any] | Tensor, image: ImageConfig) -> Tensor:
     """Normalises images: (pixel / 255 - mean) / std.
 
     Args:
-        images: uint8 (B, H, W, C), as `fracskip.data` gives them. Floats (B, C, H, W) are taken to
-            be normalised already.
+        images: Pixels, uint8 (B, H, W, C), as `fracskip.data` gives them. Floats (B, C, H, W) are
+            taken to be normalised already, and have to be finite.
         image: Mean and standard deviation (a network's `spec.image`).
 
     Returns:
         float32 (B, C, H, W) in channels-last memory, on the images' device.
 
     Raises:
-        DataError: for another type or number of channels.
+        DataError: for another type or number of channels, or none, or floats that are NaN or
+            infinite.
     """
-    pixels = torch.as_tensor(images)
-    if pixels.dim() == 4 and pixels.is_floating_point() and pixels.shape[1] == image.channels:
+    try:
+        pixels = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"images are a {type(images).__name__} that is no array ({error}): give a tensor or an "
+            "array"
+        ) from None
+    fits = pixels.dim() == 4 and pixels.numel() > 0
+    if fits and pixels.is_floating_point() and pixels.shape[1] == image.channels:
+        if not bool(pixels.isfinite().all()):
+            raise DataError("images hold NaN or infinite values: find out which, and leave it out")
         return pixels.float()
-    if pixels.dim() != 4 or pixels.dtype != torch.uint8 or pixels.shape[3] != image.channels:
+    if not (fits and pixels.dtype == torch.uint8 and pixels.shape[3] == image.channels):
         raise DataError(
             f"images of shape {tuple(pixels.shape)} and type {pixels.dtype} do not fit: uint8 "
-            f"(images, height, width, {image.channels}) is needed"
+            f"(images, height, width, {image.channels}) or normalised floats (images, "
+            f"{image.channels}, height, width) are needed, at least one image; "
+            "fracskip.preprocess makes floats of pixels"
         )
     std = torch.tensor(image.std, device=pixels.device)
     mean = torch.tensor(image.mean, device=pixels.device)

@@ -18,7 +18,8 @@ from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation import evaluate, sweep
 from fracskip.training import fit
 from fracskip.training import standard as module
-from fracskip.training.fitting import LoaderBatches, hold, make_recipe
+from fracskip.training.fitting import make_recipe
+from fracskip.training.loaders import LoaderBatches, hold
 
 CLASSES = 5
 SIZE = (12, 12)
