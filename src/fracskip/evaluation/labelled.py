@@ -68,12 +68,22 @@ def _named(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Numbers as NumPy's; of a tensor, whatever its device and precision."""
+    """Numbers as NumPy's; of a tensor, whatever its device and precision.
+
+    Raises:
+        DataError: if they are none.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         if values.is_floating_point():
             values = values.float()  # NumPy knows no bfloat16
-    return np.asarray(values)
+    try:
+        found = np.asarray(values)
+    except ValueError:
+        found = np.empty(0, dtype=object)  # rows of several lengths
+    if found.dtype.kind not in "biuf":
+        raise DataError(f"a {type(values).__name__} is no array of numbers: give a tensor")
+    return found
 
 
 def checked_labels(labels: Any, count: int, classes: int) -> NDArray[np.int64]:
@@ -94,7 +104,7 @@ def checked_labels(labels: Any, count: int, classes: int) -> NDArray[np.int64]:
             "classes give its last layer two outputs in place of one"
         )
     found = as_array(labels)
-    if found.shape == (count, classes) and found.dtype.kind in "biuf":
+    if found.shape == (count, classes):
         found = _from_one_hot(found)
     elif found.shape == (count, 1):
         found = found[:, 0]

@@ -111,8 +111,12 @@ class StreamSource:
             with naming(f"batch {number}"):
                 images, labels = unpacked(batch)
                 array = as_array(images)
-                count = len(array) if array.ndim else 0
-                self._seen.append(checked_labels(labels, count, len(self.class_names)))
+                if array.ndim != 4:
+                    raise DataError(
+                        f"images of shape {array.shape} do not fit: give (images, channels, "
+                        "height, width), or uint8 (images, height, width, channels)"
+                    )
+                self._seen.append(checked_labels(labels, len(array), len(self.class_names)))
             yield array
         if not self._seen:
             raise DataError(f"the data gave no batch; {ONE_PASS}")

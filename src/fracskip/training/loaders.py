@@ -60,7 +60,7 @@ def taken(batch: Any, spec: ModelSpec, origin: str) -> tuple[Tensor, NDArray[np.
     """
     with naming(origin):
         given, labels = unpacked(batch)
-        images = preprocess(given, spec.image)
+        images = preprocess(given, spec.image).detach()
         return images, checked_labels(labels, len(images), len(spec.class_names))
 
 

@@ -58,7 +58,7 @@ def _opened(path: Path) -> IO[str]:
             file = path.open("a+", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(
-                f"{path.parent} cannot be written to ({error.strerror or error}): choose another "
+                f"{path.parent} could not be written ({error.strerror or error}): choose another "
                 "folder"
             ) from None
         try:

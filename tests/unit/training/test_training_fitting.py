@@ -19,7 +19,7 @@ from fracskip.evaluation import evaluate, sweep
 from fracskip.training import fit
 from fracskip.training import standard as module
 from fracskip.training.fitting import make_recipe
-from fracskip.training.loaders import LoaderBatches, hold
+from fracskip.training.loaders import hold
 
 CLASSES = 5
 SIZE = (12, 12)
@@ -160,26 +160,9 @@ def test_the_teacher_is_the_network_as_it_was(trained: nn.Module) -> None:
     )
 
 
-def test_batches_come_in_order_and_anew_for_each_purpose() -> None:
-    held = [(torch.full((2, 3, 4, 4), float(n)), torch.tensor([n, n])) for n in range(3)]
-    batches = LoaderBatches(held, torch.device("cpu"))
-    assert batches.steps == 3
-    for purpose in ("norms", "supernet"):
-        assert [int(batches.get(purpose, 0, n)[1][0]) for n in range(3)] == [0, 1, 2]
-
-    class Short(list[Any]):
-        def __len__(self) -> int:
-            return 4
-
-    short = LoaderBatches(Short(held), torch.device("cpu"))
-    for n in range(3):
-        short.get("supernet", 0, n)
-    with pytest.raises(DataError, match="gave 3 batches and said that it has 4"):
-        short.get("supernet", 0, 3)
-
-
-def test_no_more_is_held_than_is_asked_for() -> None:
-    held = hold(loader(96, 0), 40, CLASSES)
+def test_no_more_is_held_than_is_asked_for(trained: nn.Module) -> None:
+    net = convert(trained, "low", example_input=torch.zeros(1, 3, *SIZE))
+    held = hold(loader(96, 0), 40, net.spec)
     images, labels = draw_images(96, 0)
     assert len(held) == 40
     assert torch.equal(torch.from_numpy(held.images), images[:40])
@@ -200,7 +183,7 @@ def test_budgets_become_a_recipe(trained: nn.Module) -> None:
     [
         ({"budget": 0.0}, r"budget 0.0 is out of range: give a share in \(0, 1\]"),
         ({"budget": (0.5, 0.1)}, r"budget \(0.5, 0.1\) is out of range"),
-        ({"train": iter([])}, "needs to know how many batches"),
+        ({"train": iter([])}, "an iterator can be gone through once only"),
         ({"train": []}, "needs to know how many batches"),
         ({"validation": []}, "validation loader gave no images"),
         ({"validation": [(torch.zeros(2, 3, 12, 12), torch.tensor([0, 9]))]}, "fit 5 classes"),
