@@ -150,6 +150,36 @@ def test_the_same_seed_and_loaders_give_the_same_network(trained: nn.Module) -> 
         assert torch.equal(found[1][name], value), name
 
 
+@pytest.mark.filterwarnings("ignore:the target of")
+@pytest.mark.parametrize(
+    ("amp", "tolerance"), [("off", 2e-3), ("bf16", 0.1)], ids=["channels_last", "bfloat16"]
+)
+def test_a_traced_network_trains_in_every_layout_and_precision(
+    trained: nn.Module, amp: str, tolerance: float
+) -> None:
+    """A first epoch's losses are those of contiguous images in float32."""
+
+    def losses(amp: str, layout: torch.memory_format) -> list[float]:
+        plain = copy.deepcopy(trained)
+        plain.drop.p = 0.0  # another precision draws other masks
+        torch.manual_seed(0)  # of the gates' first weights
+        net = convert(plain, [4, 8], example_input=torch.zeros(1, 3, *SIZE))
+        recipe = make_recipe(net, 0.03, (1, 1, 1), 1, 3e-3, 0, 32)
+        runtime = recipe.runtime.model_copy(
+            update={"amp": amp, "channels_last": layout is torch.channels_last}
+        )
+        batches = [(x.to(memory_format=layout), y) for x, y in loader(64, 0)]
+        found = fit(
+            net, batches, loader(32, 1), recipe=recipe.model_copy(update={"runtime": runtime})
+        )
+        weight = net.get_parameter("backbone.blocks.0.expand.0.weight")
+        assert weight.dtype is torch.float32
+        return [event["loss"] for event in found["epochs"] if event["stage"] != "gates"]
+
+    wanted = losses("off", torch.contiguous_format)
+    assert losses(amp, torch.channels_last) == pytest.approx(wanted, rel=tolerance)
+
+
 def test_the_teacher_is_the_network_as_it_was(trained: nn.Module) -> None:
     net = convert(trained, "low", example_input=torch.zeros(1, 3, *SIZE))
     images, _ = draw_images(8, 0)

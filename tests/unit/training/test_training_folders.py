@@ -59,7 +59,7 @@ def finished(tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Pat
 _finished: list[Path] = []
 
 
-# -- a folder that is not what it was ---------------------------------------------------------------
+# -- a folder that is not what it was --------------------------------------------------------------
 
 
 DONE = "is done: nothing is left to do"
@@ -194,7 +194,7 @@ def test_a_second_training_is_refused_until_the_first_is_dead(
 
 
 def test_the_threads_of_a_process_exclude_each_other(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(ConfigError, match="in use .*this process"):
+    with locked(tmp_path), pytest.raises(ConfigError, match=r"in use .*this process"):
         with locked(tmp_path):
             pass
     with locked(tmp_path):

@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
         "exactly one of 'label', .* is needed for its labels",
     ),
     "no labels": (lambda x, y: x, r"a batch is a Tensor: give \(images, labels\)"),
-    "out of range": (lambda x, y: (x, y + 1), "labels from 1 to 5 do not fit 5 classes: use 0 to 4"),
+    "out of range": (lambda x, y: (x, y + 1), "from 1 to 5 do not fit 5 classes: use 0 to 4"),
     "ignored": (lambda x, y: (x, y - 1), "labels from -1 to 3 do not fit 5 classes"),
     "soft": (lambda x, y: (x, torch.full((8, 5), 0.2)), r"shape \(8, 5\) are soft"),
     "several": (lambda x, y: (x, torch.ones(8, 5)), "name several classes an image"),
@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     ),
     "no images": (lambda x, y: (x[:0], y[:0]), "at least one image"),
     "one image": (lambda x, y: (x[0], y[0]), r"images of shape \(3, 12, 12\)"),
-    "files": (lambda x, y: (["a.png"], y[:1]), "a list that is no array|a list is no array of numbers"),
+    "files": (lambda x, y: (["a.png"], y[:1]), "a list (that )?is no array"),
 }  # fmt: skip
 
 
@@ -316,5 +316,5 @@ def test_taken_says_which_batch() -> None:
     spec = convert(
         Network(PreActivation).eval(), [4, 8], example_input=torch.zeros(1, 3, 12, 12)
     ).spec
-    with pytest.raises(DataError, match="^here: a batch is a int"):
+    with pytest.raises(DataError, match=r"^here: a batch is a int"):
         taken(3, spec, "here")

@@ -54,12 +54,12 @@ def test_a_line_cut_short_by_a_crash_is_left_out(record: Record) -> None:
 
 
 DAMAGES = {
-    "a line": (lambda lines: [lines[0], lines[1], b"\xff" + lines[2], lines[3], b""], START, [1, 3]),
-    "no event": (lambda lines: [*lines[:2], b"[1]", b'{"a": 1}', b"7", *lines[2:]], START, [1, 2, 3]),
+    "a line": (lambda lines: [*lines[:2], b"\xff" + lines[2], *lines[3:]], START, [1, 3]),
+    "no event": (lambda lines: [lines[0], b"[1]", b'{"a": 1}', b"7", *lines[1:]], START, [1, 2, 3]),
     "told twice": (lambda lines: [*lines[:3], *lines[2:]], START, [1, 2, 3]),
     "the start": (lambda lines: lines[1:], OTHER, [1, 2, 3]),
     "all": (lambda lines: [], OTHER, []),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
