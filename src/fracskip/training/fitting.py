@@ -18,6 +18,7 @@ from fracskip.errors import ConfigError, DivergedError
 from fracskip.evaluation import evaluate
 from fracskip.quant.fused import fusing
 from fracskip.training.health import (
+    CAUSES_UNTRAINED,
     accuracy_warning,
     loss_warning,
     require_finite_loss,
@@ -95,7 +96,8 @@ def fit(
         with fusing(recipe.runtime.compile):
             stage: Stage = sequence.adopt(net)
             plain = plain_accuracy(net.plain().to(device), held, net.spec.image)
-            _warn(accuracy_warning("the network that was converted", plain, held.labels))
+            what = "the network that was converted"
+            _warn(accuracy_warning(what, plain, held.labels, CAUSES_UNTRAINED))
             for following in (*STAGES[2:], ""):
                 doubted = False
                 for epoch in range(stage.epochs):

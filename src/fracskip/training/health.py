@@ -13,6 +13,10 @@ from fracskip.errors import DivergedError
 
 ABOVE_CHANCE = 1.5  # times the loss of chance: a first epoch's mean may lie a little above it
 CAUSES = "the learning rate is too high, the labels are shuffled, or the weights were not loaded"
+CAUSES_UNTRAINED = (
+    "its weights were not loaded, labels number the classes in another order, or images are not "
+    "normalised as in its training"
+)
 
 
 def rate_of(recipe: Recipe, stage: str) -> str:
@@ -103,7 +107,9 @@ def loss_warning(
     )
 
 
-def accuracy_warning(what: str, accuracy: float, labels: NDArray[np.int64]) -> str | None:
+def accuracy_warning(
+    what: str, accuracy: float, labels: NDArray[np.int64], causes: str = CAUSES
+) -> str | None:
     """What to say of a plain network that is no better than chance on validation images.
 
     Chance is to name the most frequent class always; one standard error above it is still chance.
@@ -112,6 +118,7 @@ def accuracy_warning(what: str, accuracy: float, labels: NDArray[np.int64]) -> s
         what: The network, in words.
         accuracy: On the images.
         labels: Of the images, (N,).
+        causes: The likely ones, in words.
     """
     chance = float(np.bincount(labels).max()) / len(labels)
     error = math.sqrt(chance * (1 - chance) / len(labels))
@@ -119,6 +126,5 @@ def accuracy_warning(what: str, accuracy: float, labels: NDArray[np.int64]) -> s
         return None
     return (
         f"{what} is right for {accuracy:.1%} of {len(labels)} validation images, no better than "
-        f"chance ({chance:.1%}): all that follows builds on it; probably {CAUSES}, or images are "
-        "not normalised as in its training"
+        f"chance ({chance:.1%}): all that follows builds on it; probably {causes}"
     )

@@ -46,6 +46,8 @@ from fracskip.training.folder import (
     require_same_recipe,
 )
 from fracskip.training.health import (
+    CAUSES,
+    CAUSES_UNTRAINED,
     accuracy_warning,
     loss_warning,
     require_finite_loss,
@@ -211,7 +213,8 @@ class _Run:
     def _doubts(self, stage: Stage) -> str | None:
         """What is said of a backbone that is no better than chance."""
         accuracy = plain_accuracy(stage.net, self.validation, self.spec.image)
-        return accuracy_warning("the backbone", accuracy, self.validation.labels)
+        causes = CAUSES if self.recipe.backbone.epochs else CAUSES_UNTRAINED
+        return accuracy_warning("the backbone", accuracy, self.validation.labels, causes)
 
     def _run_stage(self, position: Position, stage: Stage) -> None:
         steps = self.batches.steps
