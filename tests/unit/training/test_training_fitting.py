@@ -152,7 +152,7 @@ def test_the_same_seed_and_loaders_give_the_same_network(trained: nn.Module) -> 
 
 @pytest.mark.filterwarnings("ignore:the target of")
 @pytest.mark.parametrize(
-    ("amp", "tolerance"), [("off", 2e-3), ("bf16", 0.1)], ids=["channels_last", "bfloat16"]
+    ("amp", "tolerance"), [("off", 0.05), ("bf16", 0.1)], ids=["channels_last", "bfloat16"]
 )
 def test_a_traced_network_trains_in_every_layout_and_precision(
     trained: nn.Module, amp: str, tolerance: float
