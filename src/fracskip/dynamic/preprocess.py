@@ -24,7 +24,7 @@ def preprocess(images: NDArray[Any] | Tensor, image: ImageConfig) -> Tensor:
         float32 (B, C, H, W) in channels-last memory, on the images' device.
 
     Raises:
-        DataError: for another type or number of channels, or none, or floats that are NaN or
+        DataError: for another type or number of channels, or floats that are NaN or
             infinite.
     """
     try:
@@ -34,7 +34,7 @@ def preprocess(images: NDArray[Any] | Tensor, image: ImageConfig) -> Tensor:
             f"images are a {type(images).__name__} that is no array ({error}): give a tensor or an "
             "array"
         ) from None
-    fits = pixels.dim() == 4 and pixels.numel() > 0
+    fits = pixels.dim() == 4
     if fits and pixels.is_floating_point() and pixels.shape[1] == image.channels:
         if not bool(pixels.isfinite().all()):
             raise DataError("images hold NaN or infinite values: find out which, and leave it out")
@@ -43,8 +43,8 @@ def preprocess(images: NDArray[Any] | Tensor, image: ImageConfig) -> Tensor:
         raise DataError(
             f"images of shape {tuple(pixels.shape)} and type {pixels.dtype} do not fit: uint8 "
             f"(images, height, width, {image.channels}) or normalised floats (images, "
-            f"{image.channels}, height, width) are needed, at least one image; "
-            "fracskip.preprocess makes floats of pixels"
+            f"{image.channels}, height, width) are needed; fracskip.preprocess "
+            "makes floats of pixels"
         )
     std = torch.tensor(image.std, device=pixels.device)
     mean = torch.tensor(image.mean, device=pixels.device)

@@ -111,10 +111,11 @@ class StreamSource:
             with naming(f"batch {number}"):
                 images, labels = unpacked(batch)
                 array = as_array(images)
-                if array.ndim != 4:
+                if array.ndim != 4 or not len(array):
                     raise DataError(
                         f"images of shape {array.shape} do not fit: give (images, channels, "
-                        "height, width), or uint8 (images, height, width, channels)"
+                        "height, width), or uint8 (images, height, width, channels), at least one "
+                        "image"
                     )
                 self._seen.append(checked_labels(labels, len(array), len(self.class_names)))
             yield array

@@ -61,6 +61,8 @@ def taken(batch: Any, spec: ModelSpec, origin: str) -> tuple[Tensor, NDArray[np.
     with naming(origin):
         given, labels = unpacked(batch)
         images = preprocess(given, spec.image).detach()
+        if not len(images):
+            raise DataError("a batch holds no images: give at least one image")
         return images, checked_labels(labels, len(images), len(spec.class_names))
 
 
