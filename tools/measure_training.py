@@ -40,8 +40,8 @@ from fracskip.machine import versions
 from fracskip.models import create_backbone
 from fracskip.quant.fused import fusing
 from fracskip.training.calibration import meet_target
-from fracskip.training.fitting import Held
 from fracskip.training.joint import JointTraining
+from fracskip.training.loaders import Held
 from fracskip.training.paths import PathTraining
 from fracskip.training.stages import BackboneTraining, Place, StageBase
 from fracskip.training.standard import QUANT, stages

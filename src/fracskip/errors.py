@@ -46,5 +46,9 @@ class BundleError(CheckpointError):
     """A deployment bundle that is damaged, foreign, or says something impossible."""
 
 
+class DivergedError(FracskipError, ArithmeticError):
+    """A training whose loss or weights became NaN or infinite."""
+
+
 class MissingExtraError(FracskipError, ImportError):
     """A feature whose optional dependency is not installed."""

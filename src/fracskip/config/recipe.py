@@ -193,6 +193,17 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _blocks_are_told_apart_by_biases(self) -> Recipe:
+        gate, gates = self.gate, self.gates
+        biased = gate.block_bias or gate.kind != "recurrent" or len(self.option_set) == 1
+        if not biased and (gates.trusts or gates.block_trusts or self.joint.decisions == "alike"):
+            raise ValueError(
+                "gates.trusts, gates.block_trusts and joint.decisions 'alike' need a bias of each "
+                "block's own: set gate.block_bias to true, or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_teacher_knows_something_and_is_asked(self) -> Recipe:
         backbone = self.backbone
         if backbone.epochs and backbone.distillation and not (self.teacher.load or backbone.load):

@@ -122,10 +122,10 @@ class DynamicNetwork(nn.Module):
         )
 
     def train(self, mode: bool = True) -> DynamicNetwork:
-        """As in torch, but BatchNorm statistics stand still: no norm is ever in training mode."""
+        """As in torch, but norms' running statistics stand still: none is ever in training mode."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._NormBase):
                 module.eval()
         return self
 
@@ -141,6 +141,12 @@ class DynamicNetwork(nn.Module):
         """Raises a ConfigError if normalised images (B, C, H, W) do not fit the network."""
         image = self.spec.image
         expected = (image.channels, *image.size)
+        if not images.is_floating_point():
+            raise ConfigError(
+                f"images of type {images.dtype} are pixels, not normalised floats: give "
+                "fracskip.preprocess(images, net.spec.image), for uint8 (images, height, width, "
+                "channels)"
+            )
         if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
             raise ConfigError(
                 f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import reorder
+from fracskip.errors import DataError
 from fracskip.options import Option, OptionSet
 
 
@@ -80,6 +81,10 @@ class RoutedBlock:
 
     def _route(self, x: Tensor, choice: Tensor) -> Tensor:
         counts = torch.bincount(choice, minlength=len(self.options)).tolist()
+        if len(counts) > len(self.options):  # what `choose` says of NaN
+            raise DataError(
+                "a gate's logits are NaN: images or weights hold NaN or infinite values"
+            )
         present = [index for index, count in enumerate(counts) if count]
         if len(present) == 1:
             return self._execute(x, self.options[present[0]])

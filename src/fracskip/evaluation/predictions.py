@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.cost import FirstLooks
+from fracskip.evaluation.labelled import naming
 from fracskip.evaluation.source import sliced
 from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.options import Option
@@ -82,8 +83,9 @@ def predict_subject(
     """`predict` for what `subject_of` gave, batch by batch."""
     probabilities, decisions, before = [], [], []
     begin = time.perf_counter()
-    for batch in batches:
-        found = subject.classify(batch, force, budget, normalised)
+    for number, batch in enumerate(batches, 1):
+        with naming(f"batch {number}"):
+            found = subject.classify(batch, force, budget, normalised)
         probabilities.append(_softmax(found.logits))
         decisions.append(found.decisions.astype(np.int64))
         if found.before is not None:

@@ -42,7 +42,9 @@ def evaluate(
     Args:
         net: A network on any device, or a session.
         data: Images and labels, of the network's classes: a set, or an iterable of batches that can
-            be gone through again, normalised images (B, C, H, W) and labels (B,) each.
+            be gone through again. A batch is a pair, or a dictionary such as {'image', 'label'}, of
+            normalised images (B, C, H, W), or of pixels, uint8 (B, H, W, C), which are normalised
+            as the network's `spec.image` says, and class numbers (B,) or one-hot labels.
         name: What to call the checkpoint in the record.
         budget: Target computation share, if the network takes one (None: what it was trained for).
         static: Also measure the network with every block at each one of its executed options.
@@ -54,10 +56,15 @@ def evaluate(
 
     Returns:
         The record.
+
+    Raises:
+        ConfigError: if the budget does not fit the network, or it has no two classes.
+        DataError: if the data do not fit; which batch is said.
     """
     subject = subject_of(net)
     card = subject.card
-    source = source_of(data, card.class_names)
+    alone = [option for option in card.options if static and not (card.is_static or option.is_skip)]
+    source = source_of(data, card.class_names, 1 + len(alone))
     predictions = predict_subject(
         subject, source.batches(batch_size), None, budget, progress, normalised
     )
@@ -69,13 +76,9 @@ def evaluate(
     shares = option_shares(_looks(decisions, before), options)
     # Of the looks that decided: what differs between two looks says nothing of images.
     entropy = decision_entropy_bits(option_shares(decisions, options))
-    forced = []
-    if static and not card.is_static:
-        forced = [
-            _static_point(subject, source, option, batch_size, progress, normalised)
-            for option in options
-            if not option.is_skip
-        ]
+    forced = [
+        _static_point(subject, source, option, batch_size, progress, normalised) for option in alone
+    ]
     return {
         "schema": SCHEMA,
         "checkpoint": {

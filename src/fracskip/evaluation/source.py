@@ -6,13 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fracskip.data import ImageSet
 from fracskip.errors import DataError
+from fracskip.evaluation.labelled import (
+    ONE_PASS,
+    as_array,
+    checked_labels,
+    is_one_pass,
+    naming,
+    unpacked,
+)
 
-# Images, uint8 (B, H, W, C) or normalised floats (B, C, H, W), and labels (B,).
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
+# Images, uint8 (B, H, W, C) or normalised floats (B, C, H, W), and labels: see `labelled.unpacked`.
+Batches: TypeAlias = Iterable[Any]
 
 
 class Source(Protocol):
@@ -42,14 +50,22 @@ class Source(Protocol):
         ...
 
 
-def source_of(data: ImageSet | Batches, class_names: Sequence[str]) -> Source:
+def source_of(data: ImageSet | Batches, class_names: Sequence[str], passes: int = 1) -> Source:
     """Makes data of either kind ready for evaluation.
 
     Args:
-        data: A set, or an iterable that can be gone through again and again.
+        data: A set, or an iterable of batches.
         class_names: Of the network, for data that has none.
+        passes: How often it will be gone through.
+
+    Raises:
+        DataError: if it cannot be gone through so often.
     """
-    return HeldSource(data) if isinstance(data, ImageSet) else StreamSource(data, class_names)
+    if isinstance(data, ImageSet):
+        return HeldSource(data)
+    if passes > 1 and is_one_pass(data):
+        raise DataError(f"{passes} passes over the data are needed, and {ONE_PASS}")
+    return StreamSource(data, class_names)
 
 
 class HeldSource:
@@ -91,32 +107,17 @@ class StreamSource:
     def batches(self, size: int) -> Iterator[NDArray[Any]]:
         """See `Source`."""
         self._seen = []
-        for images, labels in self._data:
-            array = np.asarray(images)
-            self._seen.append(checked_labels(labels, len(array), len(self.class_names)))
+        for number, batch in enumerate(self._data, 1):
+            with naming(f"batch {number}"):
+                images, labels = unpacked(batch)
+                array = as_array(images)
+                if array.ndim != 4 or not len(array):
+                    raise DataError(
+                        f"images of shape {array.shape} do not fit: give (images, channels, "
+                        "height, width), or uint8 (images, height, width, channels), at least one "
+                        "image"
+                    )
+                self._seen.append(checked_labels(labels, len(array), len(self.class_names)))
             yield array
         if not self._seen:
-            raise DataError(
-                "the data gave no batch: an iterator can be gone through once only; give a loader "
-                "or a list"
-            )
-
-
-def checked_labels(labels: ArrayLike, count: int, classes: int) -> NDArray[np.int64]:
-    """One class for each of a batch's images, (B,).
-
-    Raises:
-        DataError: if they are of another shape or range.
-    """
-    found = np.asarray(labels)
-    if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
-        raise DataError(
-            f"labels of shape {found.shape} and type {found.dtype} do not fit {count} images: give "
-            "one class number each"
-        )
-    if len(found) and not 0 <= found.min() <= found.max() < classes:
-        raise DataError(
-            f"labels from {found.min()} to {found.max()} do not fit {classes} classes: use 0 to "
-            f"{classes - 1}"
-        )
-    return found.astype(np.int64)
+            raise DataError(f"the data gave no batch; {ONE_PASS}")

@@ -11,7 +11,7 @@ from fracskip.data import ImageSet
 from fracskip.errors import ConfigError
 from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.record import evaluate
-from fracskip.evaluation.source import Batches
+from fracskip.evaluation.source import Batches, source_of
 from fracskip.evaluation.subject import Network, subject_of
 
 SCHEMA = "fracskip.sweep/1"
@@ -57,6 +57,7 @@ def sweep(
 
     Raises:
         ConfigError: if the network takes no budget, or not one of these.
+        DataError: if the data do not fit, or can be gone through once only.
     """
     card = subject_of(net).card
     if card.budgets is None:
@@ -64,6 +65,8 @@ def sweep(
             "this network was trained for one budget, so there is nothing to sweep: use eval, or "
             "train with joint.budgets"
         )
+    asked = sorted(budgets or default_budgets(card.budgets))
+    source_of(data, card.class_names, len(asked))  # refuses what cannot be gone through so often
     found = [
         evaluate(
             net,
@@ -76,7 +79,7 @@ def sweep(
             batch_size=batch_size,
             progress=progress,
         )
-        for budget in sorted(budgets or default_budgets(card.budgets))
+        for budget in asked
     ]
     points = []
     for one in found:

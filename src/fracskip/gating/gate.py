@@ -23,6 +23,7 @@ from fracskip.options import HARM_SCALE
 
 CERTAIN = 1e4  # a logit that no lean and no noise outweighs
 # What fresh gates say: 0.025 nats, and next to none for the dearest option.
+LEAST_DEVIATION = 1e-6  # what does not vary more than so much is the same in all images
 USUAL_HARM, NO_HARM = -6.0, -16.0
 
 
@@ -103,7 +104,7 @@ class Gate(nn.Module):
         """Rescales a fresh gate so that its logits differ between images: mean 0, deviation 1.
 
         Embeddings come to act on inputs of mean 0 and deviation 1, then the output layer is scaled
-        and centred.
+        and centred. Where nothing differs, as with a single image, they are centred alone.
 
         Args:
             pooled: For each gated block, what it sees of a set of images, (images, C).
@@ -111,13 +112,17 @@ class Gate(nn.Module):
         for layer, seen in zip(self.embed, pooled, strict=True):
             assert isinstance(layer, nn.Linear)
             mean, deviation = seen.mean(0), seen.std(0, unbiased=False)
-            # A channel that is all but constant says nothing; it must not become noise.
-            layer.weight.div_(deviation.clamp_min(0.05 * float(deviation.max()) + 1e-6))
+            widest = float(deviation.max())
+            if widest > LEAST_DEVIATION:
+                # A channel that is all but constant says nothing; it must not become noise.
+                layer.weight.div_(deviation.clamp_min(0.05 * widest + LEAST_DEVIATION))
             layer.bias.sub_(layer.weight @ mean)
         state = self.start(len(pooled[0]), None if self.budget_embed is None else 1.0, pooled[0])
         said = torch.stack([self.judge(block, seen, state) for block, seen in enumerate(pooled)])
         mean = said.mean(1)
-        deviation = (said - mean[:, None]).square().mean().sqrt().clamp_min(1e-6)
+        deviation = (said - mean[:, None]).square().mean().sqrt()
+        if not float(deviation) > LEAST_DEVIATION:
+            deviation = torch.ones_like(deviation)
         wanted = torch.zeros_like(mean)
         if self.output == "harm":
             wanted[:, :-1], wanted[:, -1] = USUAL_HARM, NO_HARM

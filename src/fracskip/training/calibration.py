@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fracskip.cost import account
+from fracskip.config import JointStage, ModelSpec
+from fracskip.cost import BudgetCurve, account
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
 from fracskip.training.batches import Labelled
@@ -202,3 +203,37 @@ def measure_curve(
             break
     curve = tuple(points) if len(points) > 1 else ()
     net.spec = net.spec.model_copy(update={"curve": curve, "cascade": ()})
+
+
+def shortfall(spec: ModelSpec, joint: JointStage, reached: float) -> str | None:
+    """What was asked for and is not reached, in a sentence; None where all of it is.
+
+    Args:
+        spec: Of the network, once its costs are measured.
+        joint: What was asked for.
+        reached: The computation share that came nearest to the target.
+    """
+    if joint.decisions == "alike":
+        return None
+    advice = "train longer, or ask for other budgets"
+    if not joint.budgets:
+        if abs(reached - joint.target) <= FAR_OFF * joint.target:
+            return None
+        return (
+            f"the target of {joint.target:.4g} is not met, for decisions jump past it; the nearest "
+            f"cost is {reached:.4g}: {advice}"
+        )
+    if not spec.curve:
+        return (
+            "decisions jump past the budgets that were asked for, so that no two of them can be "
+            f"met; the network has one cost, {reached:.4g}: {advice}"
+        )
+    low, high = BudgetCurve(spec.curve).range
+    least, most = min(joint.budgets), max(joint.budgets)
+    if low <= least and high >= most:
+        return None
+    return (
+        f"budgets from {least:.4g} to {most:.4g} were asked for, and decisions reach {low:.4g} to "
+        f"{high:.4g}: the network takes these, with a target of {spec.target:.4g}; for more, "
+        f"{advice}"
+    )

@@ -65,7 +65,8 @@ class JointTraining(PathTraining):
         if self._config.paths == "shared":
             kept = self.trust
             trust = {} if kept is None else {"trust": kept.images, "block_trust": kept.blocks}
-            return {"lean": self.net.spec.lean, "curve": self.net.spec.curve, **trust}
+            spec = self.net.spec
+            return {"lean": spec.lean, "curve": spec.curve, "target": spec.target, **trust}
         if self._balance is not None:
             return {"price": self._balance.price, "lean": self._balance.lean}
         return {"price": self._price.integral}
@@ -78,7 +79,10 @@ class JointTraining(PathTraining):
             # Through JSON: pairs have become lists.
             curve = tuple((cost, lean) for cost, lean in state["curve"])
             spec = self.net.spec
-            self.net.spec = spec.model_copy(update={"lean": state["lean"], "curve": curve})
+            found = {"lean": state["lean"], "curve": curve}
+            # Older runs did not move their target.
+            found["target"] = state.get("target", spec.target)
+            self.net.spec = spec.model_copy(update=found)
         elif self._balance is not None:
             self._balance.price, self._balance.lean = state["price"], state["lean"]
             self._lean(self._balance.lean)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fracskip.config import ImageConfig
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.training.batches import Labelled
 
@@ -40,6 +41,25 @@ class Judge:
             for batch, path in zip(self.batches, taken, strict=True)
         ]
         return float(F.cross_entropy(torch.cat(answers).float(), self._labels))
+
+
+@torch.inference_mode()
+def plain_accuracy(net: nn.Module, data: Labelled, image: ImageConfig) -> float:
+    """The share of images that a plain network classifies rightly; it is left evaluating.
+
+    Args:
+        net: The network.
+        data: Images and labels.
+        image: How pixels are normalised.
+    """
+    net.eval()
+    device = next(net.parameters()).device
+    right = 0
+    for start in range(0, len(data.images), BATCH):
+        pixels = torch.from_numpy(data.images[start : start + BATCH]).to(device)
+        predicted = net(preprocess(pixels, image)).argmax(1).cpu().numpy()
+        right += int((predicted == data.labels[start : start + BATCH]).sum())
+    return right / len(data.images)
 
 
 def in_batches(values: Tensor) -> list[Tensor]:

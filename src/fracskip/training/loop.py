@@ -4,6 +4,7 @@ A run is a folder:
 
     recipe.json         what it does, overrides included
     record.jsonl        one line per event
+    run.lock            who trains in it, while somebody does
     state.safetensors   where it stands: network, optimisers, place, random state
     model.safetensors   the trained network, once it is done
     run.json            the whole record in one file, once it is done
@@ -15,75 +16,59 @@ killed at any moment and resumed ends with the same weights, bit for bit, as one
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from fracskip import checkpoint
-from fracskip.config import FOLDER_PREFIX, ImageConfig, ModelSpec, Recipe, recipe_from_dict
+from fracskip.config import FOLDER_PREFIX, ImageConfig, Recipe
 from fracskip.data import ImageSet, central, class_counts, load_split, split_validation
 from fracskip.devices import describe, pick_device, use_bf16
-from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.errors import ConfigError
+from fracskip.dynamic import DynamicNetwork
+from fracskip.errors import DataError, DivergedError
 from fracskip.evaluation import evaluate
 from fracskip.files import write_atomically
 from fracskip.machine import versions
 from fracskip.quant.fused import fusing
 from fracskip.training.balance import class_weights, rare_classes
 from fracskip.training.batches import Batches
+from fracskip.training.folder import (
+    MODEL,
+    STATE,
+    SUMMARY,
+    is_done,
+    nothing_to_resume,
+    require_same_recipe,
+)
+from fracskip.training.health import (
+    CAUSES,
+    CAUSES_UNTRAINED,
+    accuracy_warning,
+    loss_warning,
+    require_finite_loss,
+    require_finite_weights,
+)
+from fracskip.training.judging import plain_accuracy
+from fracskip.training.lock import locked
 from fracskip.training.record import Record
 from fracskip.training.sequence import STAGES, StageSequence
 from fracskip.training.stages import Place, Stage
 from fracskip.training.state import Position, Totals, optimiser_tensors
+from fracskip.training.watching import (
+    SILENT,
+    RunInterrupted,
+    TrainingWatcher,
+    stops_on_interrupt,
+)
 
 STATE_SCHEMA = "fracskip.training-state"
 MAX_NAMED = 5
 """How many files a note names; the record names all."""
-
-
-class RunInterrupted(Exception):  # noqa: N818 - not an error
-    """The user stopped the run; its state is saved and `resume` goes on from there."""
-
-
-class TrainingWatcher(Protocol):
-    """Who follows a run: a progress bar, a test."""
-
-    def loading(self, done: int, total: int) -> None:
-        """So many of the images are decoded."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something about data or network that should be known before time is spent."""
-        ...
-
-    def stage(self, name: str, epochs: int, steps: int) -> None:
-        """A stage begins, or goes on."""
-        ...
-
-    def step(self, place: Place, totals: Totals, lr: float) -> None:
-        """A step is done; `totals` are the epoch's so far."""
-        ...
-
-    def epoch(self, event: dict[str, Any]) -> None:
-        """An epoch is done; the event is what the record holds."""
-        ...
-
-
-class _Silent:
-    def loading(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-    def stage(self, name: str, epochs: int, steps: int) -> None: ...
-    def step(self, place: Place, totals: Totals, lr: float) -> None: ...
-    def epoch(self, event: dict[str, Any]) -> None: ...
 
 
 class _Run:
@@ -114,6 +99,10 @@ class _Run:
         self.sequence = StageSequence(
             recipe, self.spec, self.batches, self.validation, self.device, self.bf16, weights
         )
+
+    def ask_to_stop(self) -> None:
+        """Ends the run after the step that it is in."""
+        self.stop = True
 
     def _load(self, split: Literal["train", "test"], image: ImageConfig) -> ImageSet:
         data = self.recipe.data
@@ -153,7 +142,7 @@ class _Run:
                 tensors[f"optimiser{index}.{name}"] = value
         tensors["random.cpu"] = torch.get_rng_state()
         meta = {"position": asdict(position), "recipe": self.recipe.model_dump(mode="json")}
-        checkpoint.write_package(self.folder / "state.safetensors", STATE_SCHEMA, meta, tensors)
+        checkpoint.write_package(self.folder / STATE, STATE_SCHEMA, meta, tensors)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -162,45 +151,55 @@ class _Run:
         write_atomically(self.folder / "recipe.json", text.encode())
         first = self.sequence.first
         position, stage = Position(stage=first), self.sequence.begin(first, None)
-        data = self._about_the_data()
-        remarks = _remarks(data, self.recipe.data.balance)
-        notes = [*remarks, *self.train.notes, *self.sequence.notes]
-        for note in notes:
+        event = self._start_event()
+        for note in event["notes"]:
             self.watcher.note(note)
         self.record.path.unlink(missing_ok=True)
-        self.record.append(
-            {
-                "event": "start",
-                "name": self.recipe.name,
-                "recipe": self.recipe.model_dump(mode="json"),
-                "versions": versions(),
-                "device": describe(self.device),
-                "backbone_digest": self.sequence.backbone_digest,
-                "teacher_digest": self.sequence.teacher_digest,
-                "start_digest": self.sequence.start_digest,
-                "data": data,
-                "notes": notes,
-            }
-        )
+        self.record.append(event)
         self.save(position, stage)
         return position, stage
 
+    def _start_event(self) -> dict[str, Any]:
+        data = self._about_the_data()
+        return {
+            "event": "start",
+            "name": self.recipe.name,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "versions": versions(),
+            "device": describe(self.device),
+            "backbone_digest": self.sequence.backbone_digest,
+            "teacher_digest": self.sequence.teacher_digest,
+            "start_digest": self.sequence.start_digest,
+            "data": data,
+            "notes": [
+                *_remarks(data, self.recipe.data.balance),
+                *self.train.notes,
+                *self.sequence.notes,
+            ],
+        }
+
     def resume(self) -> tuple[Position, Stage]:
-        for litter in self.folder.glob(".*.part"):  # of a write that was killed
-            litter.unlink()
-        path = self.folder / "state.safetensors"
+        path = self.folder / STATE
         package = checkpoint.read_package(path, STATE_SCHEMA)
-        before = recipe_from_dict(package.meta["recipe"])
-        # Where a run computes may change between sittings; what it computes may not.
-        if before.model_dump(exclude={"runtime"}) != self.recipe.model_dump(exclude={"runtime"}):
-            raise ConfigError(
-                f"the run in {self.folder} was started with another recipe: resume it with that "
-                "one, or start anew with another name"
-            )
+        require_same_recipe(package.meta["recipe"], self.recipe, self.folder)
         values = dict(package.meta["position"])
         position = Position(**{**values, "totals": Totals(**values["totals"])})
-        self.record.rewind(position.recorded)
-        return position, self.sequence.restore(position, package.tensors, path)
+        stage = self.sequence.restore(position, package.tensors, path)
+        before = STAGES[: STAGES.index(position.stage)]
+        kept = self.record.rewind(self._start_event(), before, position.stage, position.epoch)
+        if kept < position.recorded:
+            self._note(
+                position,
+                f"{self.record.path} was damaged or lost: it has {kept} of the "
+                f"{position.recorded} epochs that are done; the network is whole",
+            )
+        return position, stage
+
+    def _note(self, position: Position, text: str | None) -> None:
+        """Says what went wrong, now and in the record."""
+        if text is not None:
+            self.watcher.note(text)
+            position.notes.append(text)
 
     def execute(self, position: Position, stage: Stage) -> Stage:
         """Runs what is left of the stages; returns the last one."""
@@ -209,9 +208,17 @@ class _Run:
             following = STAGES.index(position.stage) + 1
             if following == len(STAGES):
                 return stage
+            if position.stage == "backbone":
+                self._note(position, self._doubts(stage))
             stage = self.sequence.begin(STAGES[following], stage)
             position.stage, position.epoch, position.step = stage.name, 0, 0
             self.save(position, stage)
+
+    def _doubts(self, stage: Stage) -> str | None:
+        """What is said of a backbone that is no better than chance."""
+        accuracy = plain_accuracy(stage.net, self.validation, self.spec.image)
+        causes = CAUSES if self.recipe.backbone.epochs else CAUSES_UNTRAINED
+        return accuracy_warning("the backbone", accuracy, self.validation.labels, causes)
 
     def _run_stage(self, position: Position, stage: Stage) -> None:
         steps = self.batches.steps
@@ -219,8 +226,20 @@ class _Run:
             self.watcher.stage(stage.name, stage.epochs, steps)
         stage.net.train()
         while position.epoch < stage.epochs:
-            self._run_epoch(position, stage, steps)
+            try:
+                self._run_epoch(position, stage, steps)
+            except DivergedError as error:
+                raise DivergedError(
+                    f"{error} and start anew under another name; {self.folder} holds the state of "
+                    "before"
+                ) from None
             means = position.totals.means()
+            if not any(note.startswith(f"stage {stage.name},") for note in position.notes):
+                classes = len(self.spec.class_names)
+                self._note(
+                    position,
+                    loss_warning(self.recipe, stage.name, position.epoch, means["loss"], classes),
+                )
             event = {
                 "event": "epoch",
                 "stage": stage.name,
@@ -246,15 +265,19 @@ class _Run:
             place = Place(position.epoch, position.step, done)
             images, labels = self.batches.get(stage.name, place.epoch, place.step)
             result = stage.step(images, labels, place)
+            require_finite_loss(result.loss, self.recipe, stage.name, place.epoch, place.step)
             seconds = time.perf_counter() - begin
             position.totals.add(result, seconds)
             position.seconds += seconds
             position.step += 1
             self.watcher.step(place, position.totals, stage.lr(done))
+            due = every and position.step % every == 0
+            if self.stop or due or position.step == steps:
+                require_finite_weights(stage.net, self.recipe, stage.name, place.epoch)
             if self.stop:
                 self.save(position, stage)
                 raise RunInterrupted(str(self.folder))
-            if every and position.step % every == 0 and position.step < steps:
+            if due and position.step < steps:
                 self.save(position, stage)
 
     def _validate(self, stage: Stage) -> dict[str, Any]:
@@ -264,7 +287,8 @@ class _Run:
             keys = ("accuracy", "cp", "bitops_ratio", "option_share", "decision_entropy_bits")
             result = {key: found[key] for key in keys}
         else:
-            result = {"accuracy": _plain_accuracy(stage.net, data, self.spec), "cp": None}
+            accuracy = plain_accuracy(stage.net, data, self.spec.image)
+            result = {"accuracy": accuracy, "cp": None}
         stage.net.train()
         return result
 
@@ -273,25 +297,43 @@ class _Run:
         net = stage.net
         assert isinstance(net, DynamicNetwork)
         closing = self.sequence.close(net)
-        path = self.folder / "model.safetensors"
+        for text in self.sequence.shortfalls:
+            self._note(position, text)
+        path = self.folder / MODEL
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
-        test = self._load("test", self.recipe.data.image)
-        for note in ([_skipped(test.skipped)] if test.skipped else []) + list(test.notes):
-            self.watcher.note(note)
-        examples = self.recipe.data.examples
-        found = evaluate(net, test, name=self.recipe.name, examples=examples)
+        found, skipped = self._test(net, position)
         self.record.append(
             {
                 "event": "end",
                 "test": found,
-                "skipped": list(test.skipped),
+                "skipped": skipped,
+                "notes": position.notes,
                 **closing,
                 "seconds": position.seconds,
             }
         )
-        self.record.write_summary(self.folder / "run.json")
+        self.record.write_summary(self.folder / SUMMARY)
         return path
+
+    def _test(
+        self, net: DynamicNetwork, position: Position
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """The test set's evaluation, and its files that were left out; None if it can't be read."""
+        try:
+            test = self._load("test", self.recipe.data.image)
+            examples = self.recipe.data.examples
+            found = evaluate(net, test, name=self.recipe.name, examples=examples)
+        except DataError as error:
+            self._note(
+                position,
+                f"the network is trained and saved, and was not tested: {error}; then use "
+                "fracskip eval",
+            )
+            return None, []
+        for note in ([_skipped(test.skipped)] if test.skipped else []) + list(test.notes):
+            self.watcher.note(note)
+        return found, list(test.skipped)
 
 
 def _remarks(data: dict[str, Any], balance: str) -> list[str]:
@@ -309,36 +351,6 @@ def _skipped(files: Sequence[str]) -> str:
     more = f" and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else ""
     named = ", ".join(files[:MAX_NAMED]) + more
     return f"images left out because they cannot be decoded ({len(files)}): {named}"
-
-
-@torch.inference_mode()
-def _plain_accuracy(net: torch.nn.Module, data: ImageSet, spec: ModelSpec) -> float:
-    net.eval()
-    device = next(net.parameters()).device
-    right = 0
-    for start in range(0, len(data), 250):
-        pixels = torch.from_numpy(data.images[start : start + 250]).to(device)
-        predicted = net(preprocess(pixels, spec.image)).argmax(1).cpu().numpy()
-        right += int((predicted == data.labels[start : start + 250]).sum())
-    return right / len(data)
-
-
-@contextmanager
-def _stops_on_interrupt(run: _Run) -> Iterator[None]:
-    """Ctrl-C finishes the step and saves; a second one is the usual KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        run.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def train(
@@ -361,26 +373,26 @@ def train(
 
     Raises:
         ConfigError: if the folder holds a run and `resume` was not asked for, or the other way
-            round, or the recipe changed.
+            round, or the recipe changed, or another training is at it.
+        CheckpointError: if what the folder holds is damaged or incomplete.
         DataError: if the data set is not there.
+        DivergedError: if loss or weights become NaN or infinite; the state of before is kept.
         RunInterrupted: after Ctrl-C; the state is saved.
     """
-    folder = Path(folder)
-    started = (folder / "state.safetensors").exists()
-    if resume and not started:
-        raise ConfigError(f"{folder} holds no run to resume: start it without --resume")
-    if started and not resume:
-        raise ConfigError(
-            f"{folder} already holds a run: add --resume to go on with it, or choose another name"
-        )
-    if (folder / "run.json").exists():
-        return folder / "model.safetensors"
-    if recipe.runtime.threads:
-        torch.set_num_threads(recipe.runtime.threads)
-    run = _Run(recipe, folder, watcher or _Silent())
-    # Recorded steps have compiled passes of their own.
-    fuses = recipe.runtime.compile and not recipe.runtime.records_on(run.device.type)
-    with _stops_on_interrupt(run), fusing(fuses):
-        position, stage = run.resume() if resume else run.start()
-        last = run.execute(position, stage)
-    return run.finish(position, last)
+    folder, watcher = Path(folder), watcher or SILENT
+    if resume and not folder.exists():
+        raise nothing_to_resume(folder)
+    with locked(folder):
+        for litter in folder.glob(".*.part"):  # of a write that was killed
+            litter.unlink()
+        if is_done(folder, recipe, resume, watcher):
+            return folder / MODEL
+        if recipe.runtime.threads:
+            torch.set_num_threads(recipe.runtime.threads)
+        run = _Run(recipe, folder, watcher)
+        # Recorded steps have compiled passes of their own.
+        fuses = recipe.runtime.compile and not recipe.runtime.records_on(run.device.type)
+        with stops_on_interrupt(run.ask_to_stop), fusing(fuses):
+            position, stage = run.resume() if resume else run.start()
+            last = run.execute(position, stage)
+        return run.finish(position, last)

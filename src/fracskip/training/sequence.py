@@ -16,7 +16,12 @@ from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
 from fracskip.models import CifarResNet, create_backbone
 from fracskip.training.batches import Labelled, TrainingBatches
-from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
+from fracskip.training.calibration import (
+    freeze_decisions,
+    measure_curve,
+    meet_target,
+    shortfall,
+)
 from fracskip.training.cascade import measure_cascade
 from fracskip.training.depth import elimination_order
 from fracskip.training.gates import GateTraining
@@ -48,6 +53,7 @@ class StageSequence:
 
     Attributes:
         notes: What was done that somebody should know, in sentences.
+        shortfalls: What `close` found that was asked for and is not reached, likewise.
         teacher: Whom stages distil from, once it is there.
         backbone_digest: Of the file that the backbone was loaded from, if it was.
         teacher_digest: Likewise.
@@ -65,6 +71,7 @@ class StageSequence:
         class_weights: torch.Tensor | None = None,
     ) -> None:
         self.notes: list[str] = []
+        self.shortfalls: list[str] = []
         self.teacher: torch.nn.Module | None = None
         self.backbone_digest = ""
         self.teacher_digest = ""
@@ -75,6 +82,7 @@ class StageSequence:
         self._validation = validation
         self._device = device
         self._bf16 = bf16
+        self._reached = 1.0  # the computation share that came nearest to the target
         self._class_weights = None if class_weights is None else class_weights.to(device)
 
     # -- a stage's start ------------------------------------------------------------------------
@@ -217,6 +225,9 @@ class StageSequence:
             norms = self._settle(net)
             if joint.aim != "budgets":
                 measure_curve(net, self._validation, joint.budgets)
+                self._stay_within_reach(net)
+            if text := shortfall(net.spec, joint, self._reached):
+                self.shortfalls.append(text)
             if joint.looks == 2 and net.spec.curve:
                 gain = measure_cascade(net, self._validation)
         elif joint.epochs:
@@ -248,10 +259,19 @@ class StageSequence:
         joint = self._recipe.joint
         if joint.decisions == "alike":
             return  # they are what they are
-        assert net.spec.target is not None
         # A curve that a network brings along is of other weights.
         measure_curve(net, self._validation, joint.budgets if joint.aim == "budgets" else ())
-        meet_target(net, self._validation, net.spec.target)
+        self._stay_within_reach(net)
+        assert net.spec.target is not None
+        self._reached = meet_target(net, self._validation, net.spec.target)
+
+    def _stay_within_reach(self, net: DynamicNetwork) -> None:
+        """Moves a target that was asked for among budgets onto the curve that was measured."""
+        joint, target = self._recipe.joint, self._recipe.joint.target
+        if net.spec.curve and min(joint.budgets) <= target <= max(joint.budgets):
+            low, high = BudgetCurve(net.spec.curve).range
+            target = min(max(target, low), high)
+        net.spec = net.spec.model_copy(update={"target": target})
 
     @torch.no_grad()
     def _taken(self, net: DynamicNetwork, images: list[torch.Tensor]) -> list[torch.Tensor] | None:

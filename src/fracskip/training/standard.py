@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fracskip.config import FOLDER_PREFIX, QuantConfig, Recipe, override, recipe_from_dict
+from fracskip.config.stages import BackboneStage
 from fracskip.data import class_counts
 from fracskip.dynamic.convert import GATE
 from fracskip.errors import ConfigError
@@ -23,6 +24,9 @@ LR = 3e-3
 VALIDATION = 2000  # images at most
 BUDGETS = 11  # costs at which the lean is measured, between the smallest and the largest
 OPTIONS = "low"
+# A backbone from scratch, if there is one: a few hundred images are a few dozen steps, in which an
+# unclipped gradient throws a fresh network to losses that it does not come back from.
+SCRATCH = BackboneStage().optim.model_copy(update={"clip_norm": 1.0})
 QUANT = QuantConfig(weights="own")
 
 # Of photographs:
@@ -122,7 +126,10 @@ def standard_recipe(
         "quant": QUANT.model_dump(),
         "gate": GATE.model_dump(),
         # From wherever the recipe is read.
-        "backbone": {"load": str(Path(weights).expanduser().absolute())} if weights else {},
+        "backbone": {
+            "load": str(Path(weights).expanduser().absolute()) if weights else "",
+            "optim": SCRATCH.model_dump(),
+        },
         **stages(budget, epochs),
     }
     recipe = recipe_from_dict(override(tree, overrides), origin="command line")

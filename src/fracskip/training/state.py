@@ -47,6 +47,7 @@ class Position:
     seconds: float = 0.0
     totals: Totals = field(default_factory=Totals)
     stage_state: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what went wrong so far, in sentences
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -83,7 +83,7 @@ def test_no_images(net: DynamicNetwork, data: ImageSet) -> None:
 
 
 def test_images_that_do_not_fit(net: DynamicNetwork, data: ImageSet) -> None:
-    with pytest.raises(DataError, match=r"uint8 \(images, height, width, 3\) is needed"):
+    with pytest.raises(DataError, match=r"uint8 \(images, height, width, 3\) or normal"):
         predict(net, data.images[..., :1])
     with pytest.raises(DataError, match="float32 do not fit"):
         predict(net, data.images.astype(np.float32))
@@ -349,7 +349,8 @@ def test_batches_are_evaluated_as_a_set_is(net: DynamicNetwork, data: ImageSet) 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda batches: iter(()), "gave no batch: an iterator can be gone through once only"),
+        (lambda batches: iter(()), "3 passes over the data are needed, and an iterator"),
+        (lambda batches: [], "gave no batch; an iterator can be gone through once only"),
         (lambda batches: [(x, y[:1]) for x, y in batches], r"shape \(1,\) .* do not fit 7 images"),
         (lambda batches: [(x, y.float()) for x, y in batches], "one class number each"),
         (lambda batches: [(x, y + 1) for x, y in batches], "do not fit 3 classes: use 0 to 2"),

@@ -18,7 +18,8 @@ from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation import evaluate, sweep
 from fracskip.training import fit
 from fracskip.training import standard as module
-from fracskip.training.fitting import LoaderBatches, hold, make_recipe
+from fracskip.training.fitting import make_recipe
+from fracskip.training.loaders import hold
 
 CLASSES = 5
 SIZE = (12, 12)
@@ -149,6 +150,36 @@ def test_the_same_seed_and_loaders_give_the_same_network(trained: nn.Module) -> 
         assert torch.equal(found[1][name], value), name
 
 
+@pytest.mark.filterwarnings("ignore:the target of")
+@pytest.mark.parametrize(
+    ("amp", "tolerance"), [("off", 0.05), ("bf16", 0.1)], ids=["channels_last", "bfloat16"]
+)
+def test_a_traced_network_trains_in_every_layout_and_precision(
+    trained: nn.Module, amp: str, tolerance: float
+) -> None:
+    """A first epoch's losses are those of contiguous images in float32."""
+
+    def losses(amp: str, layout: torch.memory_format) -> list[float]:
+        plain = copy.deepcopy(trained)
+        plain.drop.p = 0.0  # another precision draws other masks
+        torch.manual_seed(0)  # of the gates' first weights
+        net = convert(plain, [6, 8], example_input=torch.zeros(1, 3, *SIZE))
+        recipe = make_recipe(net, 0.05, (1, 1, 1), 1, 3e-3, 0, 32)
+        runtime = recipe.runtime.model_copy(
+            update={"amp": amp, "channels_last": layout is torch.channels_last}
+        )
+        batches = [(x.to(memory_format=layout), y) for x, y in loader(64, 0)]
+        found = fit(
+            net, batches, loader(32, 1), recipe=recipe.model_copy(update={"runtime": runtime})
+        )
+        weight = net.get_parameter("backbone.blocks.0.expand.0.weight")
+        assert weight.dtype is torch.float32
+        return [event["loss"] for event in found["epochs"] if event["stage"] != "gates"]
+
+    wanted = losses("off", torch.contiguous_format)
+    assert losses(amp, torch.channels_last) == pytest.approx(wanted, rel=tolerance)
+
+
 def test_the_teacher_is_the_network_as_it_was(trained: nn.Module) -> None:
     net = convert(trained, "low", example_input=torch.zeros(1, 3, *SIZE))
     images, _ = draw_images(8, 0)
@@ -159,26 +190,9 @@ def test_the_teacher_is_the_network_as_it_was(trained: nn.Module) -> None:
     )
 
 
-def test_batches_come_in_order_and_anew_for_each_purpose() -> None:
-    held = [(torch.full((2, 3, 4, 4), float(n)), torch.tensor([n, n])) for n in range(3)]
-    batches = LoaderBatches(held, torch.device("cpu"))
-    assert batches.steps == 3
-    for purpose in ("norms", "supernet"):
-        assert [int(batches.get(purpose, 0, n)[1][0]) for n in range(3)] == [0, 1, 2]
-
-    class Short(list[Any]):
-        def __len__(self) -> int:
-            return 4
-
-    short = LoaderBatches(Short(held), torch.device("cpu"))
-    for n in range(3):
-        short.get("supernet", 0, n)
-    with pytest.raises(DataError, match="gave 3 batches and said that it has 4"):
-        short.get("supernet", 0, 3)
-
-
-def test_no_more_is_held_than_is_asked_for() -> None:
-    held = hold(loader(96, 0), 40, CLASSES)
+def test_no_more_is_held_than_is_asked_for(trained: nn.Module) -> None:
+    net = convert(trained, "low", example_input=torch.zeros(1, 3, *SIZE))
+    held = hold(loader(96, 0), 40, net.spec)
     images, labels = draw_images(96, 0)
     assert len(held) == 40
     assert torch.equal(torch.from_numpy(held.images), images[:40])
@@ -199,7 +213,7 @@ def test_budgets_become_a_recipe(trained: nn.Module) -> None:
     [
         ({"budget": 0.0}, r"budget 0.0 is out of range: give a share in \(0, 1\]"),
         ({"budget": (0.5, 0.1)}, r"budget \(0.5, 0.1\) is out of range"),
-        ({"train": iter([])}, "needs to know how many batches"),
+        ({"train": iter([])}, "an iterator can be gone through once only"),
         ({"train": []}, "needs to know how many batches"),
         ({"validation": []}, "validation loader gave no images"),
         ({"validation": [(torch.zeros(2, 3, 12, 12), torch.tensor([0, 9]))]}, "fit 5 classes"),

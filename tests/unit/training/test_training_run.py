@@ -144,7 +144,7 @@ def test_the_watcher_sees_every_step(tiny_recipe: Make, run: Go) -> None:
             self.calls.append((event["stage"], event["epoch"]))
 
     watcher = Watcher()
-    run(tiny_recipe(**{**SHORT, "gates": {"epochs": 2}}), watcher=watcher)
+    done = run(tiny_recipe(**{**SHORT, "gates": {"epochs": 2}}), watcher=watcher)
     assert watcher.calls == [
         *[("backbone", 1, 3), (0, 0, 0.0), (0, 1, 0.3333), (0, 2, 0.6667), ("backbone", 1)],
         *[("gates", 2, 3), (0, 0, 0.0), (0, 1, 0.1667), (0, 2, 0.3333), ("gates", 1)],
@@ -152,7 +152,8 @@ def test_the_watcher_sees_every_step(tiny_recipe: Make, run: Go) -> None:
         *[("joint", 1, 3), (0, 0, 0.0), (0, 1, 0.3333), (0, 2, 0.6667), ("joint", 1)],
     ]
     assert watcher.loads == [(32, 48), (48, 48), (12, 12)]
-    assert watcher.notes == []
+    assert watcher.notes == done.summary["notes"]
+    assert [note.split(",")[0] for note in watcher.notes] == ["the target of 0.1 is not met"]
     # Totals begin anew each epoch; of 12 images one is an anchor and does not count.
     assert watcher.images == [12, 24, 36] * 3 + [11, 22, 33]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fracskip.config import IMAGENET_MEAN, IMAGENET_STD, Recipe, load_recipe
+from fracskip.config.stages import BackboneStage
 from fracskip.dynamic import convert
 from fracskip.errors import ConfigError, DataError
 from fracskip.models import create_model
@@ -79,7 +80,10 @@ def test_what_is_written_is_the_same_run_from_anywhere(
 def test_what_does_not_fit_is_said(data: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no weights: give --weights FILE\.safetensors, or"):
         standard_recipe("resnet8", data)
-    assert standard_recipe("resnet8", data, overrides=["backbone.epochs=2"]).backbone.epochs == 2
+    scratch = standard_recipe("resnet8", data, overrides=["backbone.epochs=2"]).backbone
+    assert scratch.epochs == 2
+    # Of few images a fresh network's gradients are clipped; all else is as in any recipe.
+    assert scratch.optim == BackboneStage().optim.model_copy(update={"clip_norm": 1.0})
     with pytest.raises(ConfigError, match=r"budget \(0.1, 0.05\) is out of range"):
         standard_recipe("resnet8", data, weights="w", budget=(0.1, 0.05))
     with pytest.raises(ConfigError, match="command line: unknown key 'datta'"):
