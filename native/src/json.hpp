@@ -46,7 +46,7 @@ class Json {
 
 struct JsonLimits {
   int depth = 64;
-  std::size_t values = std::size_t{1} << 20;
+  std::size_t values = std::size_t{1} << 19;
 };
 
 // Throws JsonError, which says where.

@@ -21,7 +21,7 @@ from fracskip.errors import CheckpointError, FracskipError
 
 MAX_FILE_BYTES = 16 << 30
 MAX_HEADER_BYTES = 16 << 20
-MAX_JSON_VALUES = 1 << 20  # in one text; a value takes up to some 200 bytes once it is parsed
+MAX_JSON_VALUES = 1 << 19  # in one text; a value takes up to some 200 bytes once it is parsed
 MAX_JSON_KEYS = 4096  # in one object, but for a header, which has one a tensor
 PICKLE_OPCODES = 1000  # so many in a row are no coincidence
 
