@@ -205,7 +205,8 @@ def test_train_and_what_comes_after(fracskip: Run, recipe: Path) -> None:
     written = json.loads((run / "recipe.json").read_text())
     assert (written["name"], written["gates"]["epochs"], written["seed"]) == ("other", 2, 5)
     assert [line.split(":")[0] for line in answer.err.splitlines()] == [
-        *["backbone 1", "gates 1", "gates 2", "joint 1"]
+        *["backbone 1", "gates 1", "gates 2", "joint 1"],
+        "note",  # the target is not met
     ]
     assert answer.out.splitlines()[-2:] == [
         f"network: {run}/model.safetensors",
@@ -217,7 +218,8 @@ def test_train_and_what_comes_after(fracskip: Run, recipe: Path) -> None:
     same = ("train", recipe, "--set", "name=other", "gates.epochs=2", "seed=5")
     assert fracskip(*same).error.startswith("runs/other already holds a run: add --resume")
     again = fracskip(*same, "--resume")
-    assert (again.code, again.err) == (0, "")
+    done = "note: the run in runs/other is done: nothing is left to do\n"
+    assert (again.code, again.err) == (0, done)
     assert again.out == answer.out
 
     assert fracskip("report", run, "--out", "out.html").out == "report: out.html\n"
@@ -247,9 +249,9 @@ def test_train_without_a_recipe(fracskip: Run, pictures: Path) -> None:
         f"note: {Path.cwd()}/ten.safetensors was trained for 10 classes and the data has 3: its "
         "last layer, fc, was made anew"
     )
-    stages = ["backbone 1", "backbone 2", "supernet 1", "gates 1", "joint 1"]
+    stages = ["backbone 1", "backbone 2", "supernet 1", "gates 1", "joint 1", "note"]
     assert [line.split(":")[0] for line in lines] == stages
-    assert [line.endswith(" left") for line in lines] == [True, False, False, False, False]
+    assert [line.endswith(" left") for line in lines] == [True, *[False] * 5]
 
     net = load("runs/mine/model.safetensors")
     assert net.spec.class_names == ("blue", "green", "red")
