@@ -23,7 +23,8 @@ def take_statistics(norm: nn.BatchNorm2d, z: Tensor) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.copy_(z.mean((0, 2, 3)))
-    norm.running_var.copy_(z.var((0, 2, 3)))
+    # One value has no variance to estimate.
+    norm.running_var.copy_(z.var((0, 2, 3), correction=min(1, z.numel() // z.shape[1] - 1)))
 
 
 @dataclass(frozen=True)
