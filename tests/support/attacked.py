@@ -6,8 +6,9 @@ Prints "ready", then for each seed what came of the input that is made from it, 
 An input must be read, or refused by the error of its kind in one line. All else is a failure:
 another exception, more than `MOST_MEMORY` above what reading a sound one took, words on stdout or
 stderr, a socket, or a file other than its own (as Python's audit events tell). Words that libtiff
-writes of damaged TIFFs are counted, no more: Pillow cannot keep them back. More than `MOST_SECONDS` of processor time ends the
-process. `tools/attack.py` starts such processes, and replaces those that die.
+writes on stderr of damaged TIFFs are counted, no more: Pillow cannot keep them back. More than
+`MOST_SECONDS` of processor time ends the process. `tools/attack.py` starts such processes, and
+replaces those that die.
 """
 
 from __future__ import annotations
