@@ -15,7 +15,7 @@ TORCH ?= torch>=2.8
 NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
 
 .PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
-  fuzz native-sanitize onednn-check bench-kernels engine-parity clean
+  fuzz attack native-sanitize onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
@@ -141,6 +141,10 @@ onednn-check: $(VENV)/test.stamp
 # Damaged bundles under sanitizers: refused, or read and run.
 fuzz: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python tools/fuzz_bundle.py --count 20000 --json results/fuzz_bundle.json
+
+# Hostile images, bundles and checkpoints: read, or refused. Runs that are killed: resumed.
+attack: $(VENV)/test.stamp
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tools/attack.py --json results/attack.json
 
 # Threads, kernels and lifetimes of native engines under sanitizers, at length.
 native-sanitize: $(VENV)/test.stamp

@@ -389,7 +389,7 @@ HOSTILE_BUNDLES: dict[str, Hostile] = {
 }
 
 
-def _spec(**changes: Any) -> dict[str, Any]:
+def spec_tree(**changes: Any) -> dict[str, Any]:
     return {
         "model": {"name": "resnet8"},
         "options": ["skip", "4", "full"],
@@ -404,14 +404,18 @@ def _spec(**changes: Any) -> dict[str, Any]:
 
 def spec_file(size: int = 0, notes: Any = None, **changes: Any) -> bytes:
     """A checkpoint of a spec with changes, and one tensor that fills the file."""
-    meta = {"spec": _spec(**changes), "notes": notes or {}}
+    meta = {"spec": spec_tree(**changes), "notes": notes or {}}
     data = bytes(max(4, size) // 4 * 4)
     head = {"schema": "fracskip.checkpoint", "version": 1, "meta": meta}
     return sealed_checkpoint(head, {"a": ("F32", [len(data) // 4], data)})
 
 
 def _many_tensors_saved(draw: random.Random, size: int) -> bytes:
-    head = {"schema": "fracskip.checkpoint", "version": 1, "meta": {"spec": _spec(), "notes": {}}}
+    head = {
+        "schema": "fracskip.checkpoint",
+        "version": 1,
+        "meta": {"spec": spec_tree(), "notes": {}},
+    }
     return sealed_checkpoint(head, {str(k): ("F32", [0], b"") for k in range(size // 62)})
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_builders import chunk, encode, exif, exif_bomb, png, segment, tiff
 from PIL import Image
 
 from fracskip.config import ImageConfig
@@ -20,6 +19,7 @@ from fracskip.data.containers import inspect
 from fracskip.data.decode import decode_image, open_picture
 from fracskip.data.quiet import quiet
 from fracskip.errors import DataError
+from support.image_builders import chunk, encode, exif, exif_bomb, png, segment, tiff
 
 SIDE = 8
 PIXELS = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

@@ -4,13 +4,13 @@ import struct
 
 import numpy as np
 import pytest
-from image_builders import chunk, png, shorts, tiff
 from PIL import Image
 
 from fracskip.data.containers import Container
 from fracskip.data.decode import open_picture
 from fracskip.data.pixels import upright
 from fracskip.errors import DataError
+from support.image_builders import chunk, png, shorts, tiff
 
 WHITE = [255, 255, 255]
 
