@@ -174,6 +174,7 @@ def test_events_of_a_run(folder: Path) -> None:
         "event": str,
         "test": dict,
         "skipped": list,
+        "notes": list,
         "lean": float,
         "curve": list,
         "cascade": list,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.settled import settle
 
 import fracskip
 from fracskip.config import ModelSpec
@@ -42,6 +43,7 @@ def make(**changes: Any) -> DynamicNetwork:
                 module.bias.uniform_(-0.3, 0.3)
                 module.weight[0] *= -1
         images = torch.randn(64, net.spec.image.channels, *net.spec.image.size)
+        settle(net, images)
         net.calibrate([images])
         if net.gate is not None:
             for value in net.gate.parameters():
@@ -110,8 +112,8 @@ def test_every_option(option: str, stream: str, tmp_path: Path) -> None:
     net = make(options=["skip", 3, 8, 12, 16, "full"], quant={"stream": stream})
     wanted, found, _ = both(net, tmp_path / "x.fsk", decisions=net.forced(option, 64))
     logits = wanted.logits.numpy()
-    # Activations of 12 and 16 bits stay in floating point.
-    typical = 1e-2 if option in ("12", "16") else 1e-3
+    # Activations of 12 and 16 bits stay in floating point, and are not rounded.
+    typical = {"12": 2e-2, "16": 1e-2}.get(option, 1e-3)
     assert_close(found.logits, logits, typical * logits.std(), 0.5 * logits.std())
 
 

@@ -79,17 +79,17 @@ def test_grids_that_do_not_meet_are_refused(folder: Path) -> None:
         ("parts.0.0.input", None, "is missing"),
         (f"{last}.step", 1.0, "no place for tensor"),
     )
-    native.Engine(Parts(data).join())
+    native.Engine(Parts.of(data).bundle())
     for name, value, message in faults:
-        changed = Parts(data)
+        changed = Parts.of(data)
         if value is None:
             del changed.tensors[name]
         else:
             changed.tensors[name] = ("F32", [1], np.float32(value).tobytes())
         with pytest.raises(native.BundleError, match=message):
-            native.Engine(changed.join())
+            native.Engine(changed.bundle())
         with pytest.raises(BundleError):
-            parse_bundle(changed.join())
+            parse_bundle(changed.bundle())
 
 
 def test_plans_that_are_no_stream_are_refused(folder: Path) -> None:
@@ -108,12 +108,12 @@ def test_plans_that_are_no_stream_are_refused(folder: Path) -> None:
         (lambda plan: plan["cost"].update(fixed=8), "unknown member"),
     )
     for change, message in faults:
-        changed = Parts(data)
+        changed = Parts.of(data)
         change(changed.plan)
         with pytest.raises(native.BundleError, match=message):
-            native.Engine(changed.join())
+            native.Engine(changed.bundle())
         with pytest.raises(BundleError):
-            parse_bundle(changed.join())
+            parse_bundle(changed.bundle())
 
 
 def test_signed_grids_have_a_zero(folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
         gate={"width": 6, "block_bias": True, "standardise": True},
         gates={"epochs": 40, "option": "8", "label": "harm", "lr": 0.03},
         joint={"epochs": 0},
-        backbone={"epochs": 3},
+        backbone={"epochs": 8},
     )
     done = run(recipe)
     gates = [event for event in done.epochs if event["stage"] == "gates"]
@@ -172,7 +172,7 @@ def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
         gate={"width": 6, "block_bias": True, "standardise": True},
         gates={"epochs": 40, "option": "8", "label": "harm", "path": "own", "lr": 0.03},
         joint={"epochs": 0, "target": 0.04, "norm_images": 0},
-        backbone={"epochs": 3},
+        backbone={"epochs": 8},
     )
     done = run(recipe)
     gates = [event for event in done.epochs if event["stage"] == "gates"]
