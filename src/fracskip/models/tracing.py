@@ -1,17 +1,13 @@
 """From a module to the graph of what it computes.
 
-Convolutions, linear layers and BatchNorms stay layers of the module, found by the path of their
-weights. One that is not a plain layer - its class computes more, its weights are computed, it has
-hooks - is replaced by a plain one that does what the graph says of it: hooks, masks and
-parametrizations are operations like others by then.
+Convolutions, linear layers and BatchNorms stay layers of the module (`models.plain`); hooks, masks
+and parametrizations are operations like others by then.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from fracskip.errors import ConfigError
-from fracskip.models import layers
+from fracskip.models.draft import Draft
 from fracskip.models.export import (
     RANDOM_NAMES,
     counted,
@@ -31,7 +27,8 @@ from fracskip.models.export import (
     shape_of,
     size_at,
 )
-from fracskip.models.graph import Batch, Device, Graph, Node, Ref, mapped, operation
+from fracskip.models.graph import Batch, Device, Graph, Ref, mapped
+from fracskip.models.plain import PlainLayers
 
 # What gives the value that it takes, whatever it does to memory and to types of floats.
 _SAME = (
@@ -43,7 +40,6 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "expand", "expand_as"
 # Where modules keep the share of what they drop.
 _SHARES = ("p", "drop_prob", "drop_rate", "drop_path", "rate")
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
-_BATCH_NORMS = ("_native_batch_norm_legit_no_training", "batch_norm", "cudnn_batch_norm")
 
 
 def trace(net: nn.Module, image: tuple[int, int, int]) -> Graph:
@@ -99,13 +95,9 @@ class _Translation:
         self._names = {
             path: first[module] for path, module in net.named_modules(remove_duplicate=False)
         }
-        self._nodes: list[Node] = []
+        self._draft = Draft(net)
+        self._layers = PlainLayers(net, self._modules, self._names, self._draft)
         self._values: dict[fx.Node, Any] = {}
-        self._live: set[int] = set()  # depend on the images
-        self._literals: dict[int, Tensor] = {}  # depend on nothing
-        self._dims: dict[int, int] = {}
-        self._layers: dict[str, nn.Module] = {}
-        self._folded: list[str] = []
         self._counter = FlopCounterMode(display=False)
 
     def graph(self) -> Graph:
@@ -123,72 +115,41 @@ class _Translation:
                     self._values[node] = self._call(node)
         kinds = [spec.kind for spec in signature.output_specs]
         last = self._arguments(nodes[-1].args[0][kinds.index(OutputKind.USER_OUTPUT)])
-        if not isinstance(last, Ref) or last.node not in self._live:
+        if not isinstance(last, Ref) or last.node not in self._draft.live:
             raise ConfigError(f"what {self._kind} gives does not depend on its images")
         self._refuse_memory(last.node)
-        graph = self._pruned(last.node)
+        graph = self._draft.finished(last.node)
         self._note_left_out()
-        self._replace_layers()
+        self._layers.replace()
         return graph
 
     def _refuse_memory(self, output: int) -> None:
         """Refuses what gives other logits each time that it is called."""
-        needed = _needed_by(self._nodes, output)
+        needed = self._draft.needed_by(output)
         for spec in self._program.graph_signature.output_specs:
             if spec.kind is OutputKind.BUFFER_MUTATION and any(
-                self._nodes[index].path == spec.target for index in needed
+                self._draft.nodes[index].path == spec.target for index in needed
             ):
                 raise ConfigError(
                     f"{self._kind} changes its buffer {spec.target} and computes with it: what it "
                     "gives may depend on its images alone"
                 )
 
-    # -- values ----------------------------------------------------------------------------------
-
-    def _add(self, op: str, **parts: Any) -> Ref:
-        index = len(self._nodes)
-        self._nodes.append(Node(index, "", op, **parts))
-        if not self._live.isdisjoint(self._nodes[index].inputs):
-            self._live.add(index)
-        return Ref(index)
+    # -- places ----------------------------------------------------------------------------------
 
     def _placeholder(self, node: fx.Node, spec: Any) -> None:
         value = node.meta["val"]
         shape = shape_of(value)
         if spec.kind is InputKind.USER_INPUT:
-            found = self._add("images", shape=shape)
-            self._live.add(found.node)
-            self._dims[found.node] = value.dim()
+            found = self._draft.add("images", shape=shape)
+            self._draft.live.add(found.node)
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            found = self._add("tensor", shape=shape, path=spec.target)
+            found = self._draft.add("tensor", shape=shape, path=spec.target)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            found = self._literal(self._program.constants[spec.target])
+            found = self._draft.literal(self._program.constants[spec.target])
         else:
             raise ConfigError(f"{self._kind} computes with {spec.target}, which is no tensor")
         self._values[node] = found
-
-    def _literal(self, value: Tensor) -> Ref:
-        found = self._add("tensor", shape=tuple(value.shape))
-        self._literals[found.node] = value.detach()
-        return found
-
-    def _value(self, index: int) -> Any:
-        """The present value of what does not depend on the images."""
-        node = self._nodes[index]
-        if index in self._literals:
-            return self._literals[index]
-        if node.op == "tensor":
-            return self._tensor(node.path)
-        args, kwargs = mapped((node.args, node.kwargs), self._valued)
-        return args[0][args[1]] if node.op == "getitem" else operation(node.target)(*args, **kwargs)
-
-    def _valued(self, each: Any) -> Any:
-        return self._value(each.node) if isinstance(each, Ref) else "cpu"
-
-    def _tensor(self, path: str) -> Tensor:
-        parent, _, name = path.rpartition(".")
-        found: Tensor = getattr(self._net.get_submodule(parent), name)
-        return found
 
     def _stack(self, node: fx.Node) -> list[str]:
         """Paths of the modules whose code makes a node, from the outermost."""
@@ -230,17 +191,19 @@ class _Translation:
             return same
         if name == "add" and isinstance(args[1], Ref) and "alpha" in kwargs:
             factor = kwargs.pop("alpha")
-            other = self._nodes[args[1].node]
-            args[1] = self._add(
+            other = self._draft.nodes[args[1].node]
+            args[1] = self._draft.add(
                 "mul", **self._place(stack), args=(args[1], factor), shape=other.shape,
                 target="aten.mul.Tensor" if isinstance(factor, Ref) else "aten.mul.Scalar",
             )  # fmt: skip
-        found = self._layer(name, node, args, kwargs, stack)
-        if found is None:
-            found = self._operation(name, node, args, kwargs, stack)
-        if isinstance(value, Tensor):
-            self._dims[found.node] = value.dim()
-        return found
+        layer = self._layers.find(name, args, kwargs, stack)
+        if layer is None:
+            return self._operation(name, node, args, kwargs, stack)
+        op, path = layer
+        return self._draft.add(
+            op, **self._place(stack), args=(args[0],), shape=shape_of(value),
+            macs=self._macs(node), path=path,
+        )  # fmt: skip
 
     def _arguments(self, given: Any) -> Any:
         if isinstance(given, fx.Node):
@@ -277,7 +240,7 @@ class _Translation:
         return args[0] if alike and plain and neutral is not None and args[1] == neutral else None
 
     def _is_norm(self, value: Any) -> bool:
-        return isinstance(value, Ref) and self._nodes[value.node].op == "batch_norm"
+        return isinstance(value, Ref) and self._draft.nodes[value.node].op == "batch_norm"
 
     def _operation(
         self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], stack: list[str]
@@ -289,9 +252,9 @@ class _Translation:
             own = args[1] == "module" or isinstance(module, _DropoutNd)
             taken = args[:1] if own else args
             path = stack[-1] if own else ""
-            return self._add("dropout", **place, args=tuple(taken), shape=shape, path=path)
+            return self._draft.add("dropout", **place, args=tuple(taken), shape=shape, path=path)
         if not name:
-            return self._add("getitem", **place, args=tuple(args), shape=shape)
+            return self._draft.add("getitem", **place, args=tuple(args), shape=shape)
         if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             raise ConfigError(
                 f"{self._kind} draws random numbers in evaluation mode ({name} in "
@@ -300,14 +263,14 @@ class _Translation:
         target = str(node.target)
         if name in ("view", "_unsafe_view"):  # values may lie in memory with channels last
             name, target = "reshape", "aten.reshape.default"
-        found = self._add(
+        found = self._draft.add(
             name.removesuffix("_"), **place, args=tuple(args), kwargs=kwargs, shape=shape,
             macs=self._macs(node), target=target,
         )  # fmt: skip
-        inputs = self._nodes[found.node].inputs
-        literal = isinstance(value, Tensor) and all(each in self._literals for each in inputs)
+        inputs = self._draft.nodes[found.node].inputs
+        literal = isinstance(value, Tensor) and all(each in self._draft.literals for each in inputs)
         if literal and not _counts((args, kwargs)):
-            return self._literal(self._value(found.node))
+            return self._draft.literal(self._draft.value(found.node))
         return found
 
     def _macs(self, node: fx.Node) -> int:
@@ -331,136 +294,9 @@ class _Translation:
             return 0  # of no kernel without data there is a count either
         return (self._counter.get_total_flops() - before) // 2
 
-    # -- layers ----------------------------------------------------------------------------------
-
-    def _layer(
-        self, name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], stack: list[str]
-    ) -> Ref | None:
-        """The call of a layer, if an operation is one whose weights a module holds."""
-        if not args or not isinstance(args[0], Ref) or args[0].node not in self._live:
-            return None
-        if name in ("conv2d", "linear"):
-            op, (weight, bias) = name, (*args[1:3], None)[:2]
-        elif name in _BATCH_NORMS:
-            if name == "batch_norm" and args[5]:
-                raise ConfigError(
-                    f"{stack[-1] if stack else self._kind} normalises by the statistics of the "
-                    "batch in evaluation mode, too: an image's logits depend on the others; "
-                    "give it running statistics (track_running_stats=True)"
-                )
-            op, (weight, bias) = "batch_norm", args[1:3]
-        else:
-            return None
-        mean = args[3] if op == "batch_norm" else None
-        path = self._holder(op, weight or mean, stack)
-        if path is None:
-            return None
-        if not self._stays(op, path, weight, bias):
-            new = self._plain(op, args, kwargs, weight, bias)
-            old, earlier = self._modules[path], self._layers.get(path)
-            if earlier is not None and repr(earlier) != repr(new):
-                return None
-            used = [
-                self._nodes[index].path.rpartition(".")[2]
-                for each in (weight, bias)
-                if each is not None and self._nodes[each.node].op != "tensor"
-                for index in _needed_by(self._nodes, each.node)
-            ]
-            if used and path not in self._folded:
-                self._folded.append(path)
-            self._layers[path] = layers.take_over(new, old, used)
-        return self._add(
-            op, **self._place(stack), args=(args[0],), shape=shape_of(node.meta["val"]),
-            macs=self._macs(node), path=path,
-        )  # fmt: skip
-
-    def _holder(self, op: str, weight: Any, stack: list[str]) -> str | None:
-        """Path of the module whose weights an operation takes."""
-        node, inner = self._nodes[weight.node], stack[-1] if stack else ""
-        name = node.path.rpartition(".")[2] if node.path else "weight"
-        places = [inner]
-        if node.op == "tensor" and node.path:
-            if name not in ("weight", "running_mean"):
-                return None
-            places.append(self._names[node.path.rpartition(".")[0]])
-            held = self._tensor(node.path)
-            for place in places:
-                if place and getattr(self._modules[place], name, None) is held:
-                    return place
-            return None
-        # Computed weights: of a layer of this kind, which keeps them to itself.
-        live = weight.node in self._live
-        return (
-            inner
-            if inner and not live and isinstance(self._modules[inner], layers.KINDS[op])
-            else None
-        )
-
-    def _stays(self, op: str, path: str, weight: Ref | None, bias: Ref | None) -> bool:
-        """Whether a module is a plain layer with these very weights."""
-        module: Any = self._modules[path]
-        if not layers.is_plain(module, op) or type(module).__name__ == "SyncBatchNorm":
-            return False
-        return all(
-            (None if ref is None else self._held(ref)) is own
-            for ref, own in ((weight, module.weight), (bias, module.bias))
-        )
-
-    def _held(self, ref: Ref) -> Tensor | None:
-        node = self._nodes[ref.node]
-        return self._tensor(node.path) if node.op == "tensor" and node.path else None
-
-    def _plain(
-        self, op: str, args: list[Any], kwargs: dict[str, Any], *terms: Ref | None
-    ) -> nn.Module:
-        weight, bias = (None if ref is None else self._value(ref.node) for ref in terms)
-        if op == "conv2d":
-            names = ("stride", "padding", "dilation", "groups")
-            usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-            geometry = {**usual, **dict(zip(names, args[3:], strict=False)), **kwargs}
-            shaped = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in geometry.items()
-            }
-            assert weight is not None
-            return layers.make_conv2d(weight, bias, shaped)
-        if op == "linear":
-            assert weight is not None
-            return layers.make_linear(weight, bias)
-        mean, var = (self._value(ref.node) for ref in args[3:5])
-        return layers.make_batch_norm(
-            self._dims[args[0].node],
-            weight,
-            bias,
-            mean,
-            var,
-            next(each for each in reversed(args) if isinstance(each, float)),
-        )
-
-    def _replace_layers(self) -> None:
-        """Puts plain layers into the network and takes hooks off."""
-        hooked = [path for path, module in self._modules.items() if layers.has_hooks(module)]
-        noted = [path for path in hooked if path not in self._folded]
-        for module in self._modules.values():
-            layers.without_hooks(module)
-        for path, layer in self._layers.items():
-            self._net.set_submodule(path, layer)
-        if self._folded:
-            warnings.warn(
-                f"weights of {_listed(self._folded)} are computed from others: they are folded to "
-                "their present values, and training may move each by itself",
-                stacklevel=2,
-            )
-        if noted:
-            warnings.warn(
-                f"forward hooks of {_listed(noted)} were called while the network was traced: what "
-                "they change is kept, and they are not called again",
-                stacklevel=2,
-            )
-
     def _note_left_out(self) -> None:
         """Says which modules that are random in training evaluation leaves no trace of."""
-        executed = {node.where for node in self._nodes}
+        executed = {node.where for node in self._draft.nodes}
         for path, module in self._modules.items():
             share = next((getattr(module, n, None) for n in _SHARES if hasattr(module, n)), None)
             known = isinstance(module, _DropoutNd) or type(module).__name__ in RANDOM_NAMES
@@ -472,50 +308,9 @@ class _Translation:
                     stacklevel=2,
                 )
 
-    # -- the end ---------------------------------------------------------------------------------
-
-    def _pruned(self, output: int) -> Graph:
-        """The nodes that the output needs, numbered and named; literals become buffers."""
-        needed = sorted({0, *_needed_by(self._nodes, output)})
-        numbers = {old: new for new, old in enumerate(needed)}
-        seen: Counter[str] = Counter()
-        nodes = []
-        for old in needed:
-            node = self._nodes[old]
-            path = node.path
-            if old in self._literals:
-                path = f"_constant_{seen['constant']}"
-                seen["constant"] += 1
-                self._net.register_buffer(path, self._literals[old], persistent=False)
-            count = seen[node.op]
-            seen[node.op] += 1
-            args, kwargs = mapped(
-                (node.args, node.kwargs),
-                lambda each: Ref(numbers[each.node]) if isinstance(each, Ref) else each,
-            )
-            name = f"{node.op}_{count}" if count else node.op
-            nodes.append(
-                replace(node, index=numbers[old], name=name, args=args, kwargs=kwargs, path=path)
-            )
-        return Graph(tuple(nodes), numbers[output])
-
 
 def _counts(template: Any) -> bool:
     """Whether arguments depend on the number of images."""
     found: list[Batch] = []
     mapped(template, lambda each: found.append(each) if isinstance(each, Batch) else each)
     return bool(found)
-
-
-def _needed_by(nodes: list[Node], output: int) -> set[int]:
-    found, todo = {output}, [output]
-    while todo:
-        fresh = set(nodes[todo.pop()].inputs) - found
-        found |= fresh
-        todo += fresh
-    return found
-
-
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(repr(path) if path else "the network itself" for path in paths[:3]) + more
