@@ -292,15 +292,16 @@ def explain(error: ValidationError) -> str:
     parts = []
     for item in error.errors(include_url=False, include_context=False)[:MAX_SAID]:
         key = shortened(".".join(map(str, item["loc"])), MAX_QUOTED)
+        said = item["msg"].removeprefix("Value error, ")
         if not key:  # what several keys have to do with one another
-            parts.append(item["msg"].removeprefix("Value error, "))
+            parts.append(said)
         elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {key!r}")
         elif item["type"] == "missing":
             parts.append(f"{key} is missing")
         else:
             given = shortened(repr(item["input"]), MAX_QUOTED)
-            parts.append(f"{key}: {shortened(item['msg'], 2 * MAX_QUOTED)} (given: {given})")
+            parts.append(f"{key}: {shortened(said, 2 * MAX_QUOTED)} (given: {given})")
     more = [f"and {count - MAX_SAID} more"] if count > MAX_SAID else []
     return "; ".join(parts + more)
 
