@@ -263,11 +263,7 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     try:
         spec = ModelSpec.model_validate(package.meta.get("spec", {}))
         notes = dict(package.meta.get("notes", {}))
-        backbone = outline_backbone(spec, model)
-        # What the file describes may be of any size: no more is made of it than its tensors fit.
-        own = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-        check_shapes(own, package.tensors, path)
-        shapes = outline(spec, backbone)
+        shapes = _outlined(spec, package, path) if model is None else build_network(spec, model)
     except CheckpointError:
         raise
     except (ValueError, TypeError) as error:
@@ -275,11 +271,19 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
         raise CheckpointError(f"{path} describes no network: {reason}") from None
     state = unpack(shapes, package.tensors)
     check_state(shapes.state_dict(), state, path)
-    net = build_network(spec, model)
+    net = build_network(spec, like=shapes) if model is None else shapes
     net.load_state_dict(state)
     net.digest = package.digest
     net.notes = notes
     return net.eval()
+
+
+def _outlined(spec: ModelSpec, package: Package, path: Path) -> DynamicNetwork:
+    """A network without memory for its weights; no more is made of it than the file's fit."""
+    backbone = outline_backbone(spec)
+    own = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    check_shapes(own, package.tensors, path)
+    return outline(spec, backbone)
 
 
 def load_backbone(

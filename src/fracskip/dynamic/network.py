@@ -397,17 +397,22 @@ def _numbers(budget: Any) -> Any:
     return budget.cpu().numpy() if isinstance(budget, Tensor) else budget
 
 
-def build_network(spec: ModelSpec, model: nn.Module | None = None) -> DynamicNetwork:
+def build_network(
+    spec: ModelSpec, model: nn.Module | None = None, like: DynamicNetwork | None = None
+) -> DynamicNetwork:
     """Makes a dynamic network with fresh weights.
 
     Args:
         spec: What it is.
         model: Its backbone, if its name alone can't make it; it is left as it is.
+        like: A network of the same spec, made by name too, whose graph is taken where it can be.
 
     Raises:
         ConfigError: if the model's name is unknown, or the model has other blocks.
     """
-    if model is None:
-        classes = len(spec.class_names)
-        return DynamicNetwork(create_backbone(spec.model.name, spec.image.channels, classes), spec)
-    return DynamicNetwork(copy_of(model).eval(), spec)
+    if model is not None:
+        return DynamicNetwork(copy_of(model).eval(), spec)
+    backbone = create_backbone(spec.model.name, spec.image.channels, len(spec.class_names))
+    structure = getattr(like.trunk, "structure", None) if like is not None else None
+    known = structure is not None and not structure.graph.replaced
+    return DynamicNetwork(backbone, spec, structure if known else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,18 +14,12 @@ from fracskip.models import create_backbone
 from fracskip.models.registry import without_memory
 
 
-def outline_backbone(spec: ModelSpec, model: nn.Module | None = None) -> nn.Module:
+def outline_backbone(spec: ModelSpec) -> nn.Module:
     """A network's backbone without memory for its weights: shapes alone.
-
-    Args:
-        spec: What the network is.
-        model: Its backbone, if its name alone can't make it.
 
     Raises:
         ConfigError: if the model's name is unknown.
     """
-    if model is not None:
-        return copy.deepcopy(model).to("meta")
     with without_memory():
         image, classes = spec.image, len(spec.class_names)
         return create_backbone(spec.model.name, image.channels, classes).to("meta")

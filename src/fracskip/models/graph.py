@@ -120,10 +120,13 @@ class Graph:
     Attributes:
         nodes: All of them, each at its index; the first are the images.
         output: Index of the one that gives the logits.
+        replaced: Whether anything in the network was replaced or added for it, so that it is not
+            the graph of the network's own class as it stands.
     """
 
     nodes: tuple[Node, ...]
     output: int
+    replaced: bool = False
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[index]

@@ -157,8 +157,8 @@ class PlainLayers:
             next(each for each in reversed(args) if isinstance(each, float)),
         )
 
-    def replace(self) -> None:
-        """Puts plain layers into the network and takes hooks off."""
+    def replace(self) -> bool:
+        """Puts plain layers into the network and takes hooks off; whether there was anything."""
         hooked = [path for path, module in self._modules.items() if layers.has_hooks(module)]
         noted = [path for path in hooked if path not in self._folded]
         for module in self._modules.values():
@@ -177,6 +177,7 @@ class PlainLayers:
                 "they change is kept, and they are not called again",
                 stacklevel=2,
             )
+        return bool(self._layers or hooked)
 
 
 def _listed(paths: list[str]) -> str:

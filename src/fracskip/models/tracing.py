@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,8 +121,8 @@ class _Translation:
         self._refuse_memory(last.node)
         graph = self._draft.finished(last.node)
         self._note_left_out()
-        self._layers.replace()
-        return graph
+        replaced = self._layers.replace() or bool(self._draft.literals)
+        return replace(graph, replaced=replaced)
 
     def _refuse_memory(self, output: int) -> None:
         """Refuses what gives other logits each time that it is called."""

@@ -277,6 +277,17 @@ def test_a_checkpoint_needs_the_plain_network_only(kind: Kind, tmp_path: Path) -
         fracskip.load(path, model=make_plain(other))
 
 
+@pytest.mark.filterwarnings("ignore:weights of 'blocks.1.conv2':UserWarning")
+def test_a_checkpoint_of_folded_weights_needs_the_network_that_they_were_of(tmp_path: Path) -> None:
+    plain, images = make_plain(Bottleneck), make_images()
+    nn.utils.parametrizations.weight_norm(plain.get_submodule("blocks.1.conv2"))
+    net = convert(plain, [4, "full"], example_input=images, calibration=[images])
+    fracskip.save(net, tmp_path / "net.safetensors")
+    again = fracskip.load(tmp_path / "net.safetensors", model=plain)
+    assert torch.equal(in_full(again, images), in_full(net, images))
+    torch.testing.assert_close(in_full(again, images), plain(images), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_runs_as_other_modules_do(kind: Kind) -> None:
