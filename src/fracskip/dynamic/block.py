@@ -169,12 +169,12 @@ class FractionalBlock(RoutedBlock):
     def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
         """See `RoutedBlock.calibrate`."""
         if observe and self._projection is not None:
-            self._projection[0].observe(x, STREAM_OPTION)
+            self._projection[0].observe(x, STREAM_OPTION, weights=not estimate)
         shortcut = self._shortcut(x)
         for position, (conv, norm) in enumerate(self._units):
             x = F.relu(x) if position else x
             if observe:
-                conv.observe(x, option)
+                conv.observe(x, option, weights=not estimate)
             if estimate and norm.owns_statistics(option):
                 x = norm.estimate(conv.execute(x, option), option)
             else:

@@ -130,7 +130,7 @@ class FractionalSteps:
             module = step.module
             if isinstance(module, FractionalLayer):
                 if observe:
-                    module.observe(arguments[0][0], option)
+                    module.observe(arguments[0][0], option, weights=not estimate)
                 if estimates(self._norm_of.get(step.path)):
                     return [module.execute(z, option) for (z,) in arguments]
             if isinstance(module, FractionalBatchNorm2d) and estimates(module):

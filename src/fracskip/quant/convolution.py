@@ -130,10 +130,11 @@ class FractionalLayer(nn.Module):
         modern = isinstance(self.quantiser, ModernQuantiser)
         return option.is_quantised and modern and not self._signed_in
 
-    def observe(self, x: Tensor, option: Option) -> None:
-        """Initialises the option's ranges from the input."""
+    def observe(self, x: Tensor, option: Option, weights: bool = True) -> None:
+        """Initialises the option's ranges: of its input, and of its weights where asked for."""
         if option.is_quantised:
-            self.quantiser.observe(x, self.weight_of(option), self._slots[option])
+            held = self.weight_of(option) if weights else None
+            self.quantiser.observe(x, held, self._slots[option])
 
     def execute(
         self, x: Tensor, option: Option, gain: Tensor | None = None, bias: Tensor | None = None

@@ -34,8 +34,8 @@ class Quantiser(Protocol):
         """Fake-quantises the weights, (O, I, kh, kw) or (O, I)."""
         ...
 
-    def observe(self, x: Tensor, weight: Tensor, slot: int) -> None:
-        """Initialises the slot's ranges from one batch, before the first use."""
+    def observe(self, x: Tensor, weight: Tensor | None, slot: int) -> None:
+        """Initialises the slot's ranges from one batch; without weights, that of activations."""
         ...
 
 
@@ -106,7 +106,7 @@ class ModernQuantiser(nn.Module):
         return q.to(torch.int8 if high < 1 << 7 else torch.int16), step
 
     @torch.no_grad()
-    def observe(self, x: Tensor, weight: Tensor, slot: int) -> None:
+    def observe(self, x: Tensor, weight: Tensor | None, slot: int) -> None:
         """See `Quantiser`."""
         if slot < len(self.activation_step):
             values, bounds = thinned(x), self._activation_bounds[slot]
@@ -115,8 +115,9 @@ class ModernQuantiser(nn.Module):
             else:
                 step, zero = best_grid(values, bounds[1])
                 self.activation_step[slot], self.activation_zero[slot] = step, zero
-        rows = weight.detach().float().flatten(1)
-        self.weight_step[slot] = best_step(rows, self._weight_bounds[slot]).squeeze(1)
+        if weight is not None:
+            rows = weight.detach().float().flatten(1)
+            self.weight_step[slot] = best_step(rows, self._weight_bounds[slot]).squeeze(1)
 
 
 def thinned(x: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ class PaperQuantiser(nn.Module):
         low, high = torch.stack(torch.aminmax(weight.detach())).tolist()
         return self._fake(weight, low, high, slot)
 
-    def observe(self, x: Tensor, weight: Tensor, slot: int) -> None:
+    def observe(self, x: Tensor, weight: Tensor | None, slot: int) -> None:
         """See `Quantiser`."""
         update_range(self.activation_range, x, PAPER_MOMENTUM)
 
