@@ -77,4 +77,5 @@ def test_two_processes_learn_as_one(kind: str, tmp_path: Path) -> None:
     for name, value in together.items():
         wanted = alone.get(name, torch.zeros_like(value))
         # A step's gradient is made of rounding errors: sums in another order round otherwise.
-        torch.testing.assert_close(value, wanted, rtol=1e-2, atol=2e-3)
+        atol = 1e-2 if name.endswith("activation_step") else 2e-3
+        torch.testing.assert_close(value, wanted, rtol=1e-2, atol=atol)
