@@ -49,7 +49,10 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     has ranges of its own, initialised in order of execution on the first batch.
 
     Full execution keeps what the backbone learned, and so does what an int8 stream executes at 8
-    bits whatever is chosen. Statistics that options share ('paper') are kept as well.
+    bits whatever is chosen. Statistics that options share ('paper') are kept as well, and all are
+    if a network is calibrated again whose top option is quantised: its statistics are those of the
+    backbone, which may have been moved, so that the plain network is no longer there to compare
+    with. Ranges are initialised anew.
 
     Args:
         net: The network, which is changed.
@@ -65,7 +68,8 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     norms = [m for m in net.modules() if isinstance(m, FractionalBatchNorm2d)]
     options = [option for option in net.options if option.is_quantised]
     wanted: list[Tensor] = []
-    if any(norm.owns_statistics(option) for norm in norms for option in options):
+    own = any(norm.owns_statistics(option) for norm in norms for option in options)
+    if own and (net.options[-1].is_full or not _is_calibrated(net)):
         with ExitStack() as hooks:
             for norm in norms:
                 hooks.enter_context(norm.register_forward_pre_hook(_record))
@@ -81,6 +85,12 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     if net.gate is not None and net.spec.gate.standardise:
         net.gate.standardise(_pooled(net, batches))
     net.train(was_training)
+
+
+def _is_calibrated(net: DynamicNetwork) -> bool:
+    """Whether any layer's steps were initialised: before, all are 1."""
+    quantisers = (module for module in net.modules() if isinstance(module, ModernQuantiser))
+    return any(bool((quantiser.weight_step != 1).any()) for quantiser in quantisers)
 
 
 def _record(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:

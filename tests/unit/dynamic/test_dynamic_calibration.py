@@ -82,9 +82,13 @@ def norms_of(net: DynamicNetwork) -> list[FractionalBatchNorm2d]:
 
 
 def statistics(net: DynamicNetwork, option: Option) -> list[Tensor]:
-    """Of the norms that have any of the option's own."""
-    norms = [norm for norm in norms_of(net) if norm.owns_statistics(option)]
-    return [torch.stack(norm._terms(option)[2:]) for norm in norms if option in norm._rows]
+    """Of the gated blocks' norms, which have them for each option."""
+    branches = [norm for norm in norms_of(net) if len(norm._rows) == len(executed(net)) - 1]
+    return [torch.stack(norm._terms(option)[2:]) for norm in branches]
+
+
+def executed(net: DynamicNetwork) -> list[Option]:
+    return [option for option in net.options if not option.is_skip]
 
 
 def distances(net: DynamicNetwork, images: Tensor) -> dict[int, float]:
@@ -190,6 +194,22 @@ def test_closer_statistics_give_the_mean_and_variance_that_the_plain_network_has
         found = conv.execute(net.begin(images), option, *norm.folded(option))
     close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), 1e-4)
     torch.testing.assert_close(found.var((0, 2, 3)), wanted.var((0, 2, 3)), rtol=0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [("2",), ("skip", "2", "4"), ("skip", "2", "full")])
+def test_calibrated_again_an_option_is_as_close_as_before(options: tuple[str, ...]) -> None:
+    net = converted("float", CifarTrunk, options)
+    images = make_images(net.spec, 16)
+    wanted = net.plain()(images)[::4]
+    net.calibrate([images])
+    found = [statistics(net, option) for option in net.options]
+    once = net(images[::4], decisions=net.forced("2", 4)).logits
+    net.calibrate([images])
+    twice = net(images[::4], decisions=net.forced("2", 4)).logits
+    assert (twice - wanted).square().mean() < 1.01 * (once - wanted).square().mean()
+    if options[-1] != "full":  # they were the plain network's, which is no longer there
+        for before, after in zip(found, net.options, strict=True):
+            assert all(map(torch.equal, statistics(net, after), before))
 
 
 @pytest.mark.parametrize("trunk", [CifarTrunk, TracedTrunk])
