@@ -123,7 +123,7 @@ def test_weights_and_gates_learn(case: Case, amp: bool) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's, where graphs end
 def test_compiled_it_says_and_learns_the_same(case: Case) -> None:
     """Dynamo's part alone: a C++ compiler takes minutes over so many graphs."""
-    net, images = case.net, case.images[:, :, :64, :64]
+    net, images = case.net, case.images
     decisions = torch.arange(COUNT * len(net.blocks)).view(COUNT, -1) % 3
     bars = torch.tensor([not block.can_be_skipped for block in net.blocks])
     decisions = torch.where(bars & (decisions == 0), 1, decisions)

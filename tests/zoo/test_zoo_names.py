@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from tests.support.hostile_files import spec_file
 
 from fracskip.checkpoint import load, load_plain
-from fracskip.dynamic.state import outline_backbone
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.models import create_backbone
 from fracskip.models.registry import without_memory
@@ -100,16 +99,6 @@ def test_many_classes_of_a_library_are_not_allocated(tmp_path: Path) -> None:
     path.write_bytes(spec_file(model={"name": "torchvision/resnet50"}, class_names=classes))
     with pytest.raises(CheckpointError, match=r"does not fit the network: tensors \d+ missing"):
         load(path)
-
-
-def test_the_outline_of_a_network_that_is_handed_over() -> None:
-    from fracskip import convert
-
-    net = create_backbone("torchvision/resnet18", 3, 5)
-    dynamic = convert(net, [4, "full"], example_input=torch.zeros(1, 3, 64, 64))
-    shapes = outline_backbone(dynamic.spec, net)
-    assert all(value.is_meta for value in shapes.state_dict().values())
-    assert not any(value.is_meta for value in net.state_dict().values())
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18", "timm/resnetv2_50"])
