@@ -26,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from fracskip import legacy
 from fracskip.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -261,7 +262,7 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     path = resolve(name)
     package = read_package(path, SCHEMA)
     try:
-        spec = ModelSpec.model_validate(package.meta.get("spec", {}))
+        spec = ModelSpec.model_validate(legacy.spec(package.meta.get("spec", {})))
         notes = dict(package.meta.get("notes", {}))
         shapes = _outlined(spec, package, path) if model is None else build_network(spec, model)
     except CheckpointError:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from fracskip import legacy
 from fracskip.config.network import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -340,7 +341,7 @@ def recipe_from_dict(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
         ConfigError: naming every key that is unknown, missing or out of range.
     """
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(legacy.recipe(tree))
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error)}") from None
 
