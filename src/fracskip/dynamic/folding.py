@@ -7,6 +7,7 @@ to float32 once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 

@@ -112,7 +112,6 @@ class CifarResNet(StatesGraph):
             x = F.relu(block.shortcut(x)) if index in skipped else block(x)
         return self.head(x)
 
-
     def stated_graph(self, image: tuple[int, int, int]) -> Graph | None:
         """See `StatesGraph`."""
         parts = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Sequential, BasicBlock, CifarResNet}
