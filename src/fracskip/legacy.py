@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 
-def spec(tree: Any) -> Any:
+def current_spec(tree: Any) -> Any:
     """A network's spec, of a checkpoint."""
     if not isinstance(tree, dict):
         return tree
     return _with_ends(tree)
 
 
-def recipe(tree: dict[str, Any]) -> dict[str, Any]:
+def current_recipe(tree: dict[str, Any]) -> dict[str, Any]:
     """A recipe."""
     return _with_ends(tree)
 

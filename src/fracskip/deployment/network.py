@@ -73,13 +73,12 @@ class NetworkWriter(TensorWriter):
         # Another grid for the same values is something to compute.
         if program.ops or (grid is not None and grid != self._grid):
             program, units = in_units(program, grid)
-            self._write(
-                f"parts.{len(self._parts)}.{steps.option.label}", program, steps.option, units
-            )
+            option = steps.option
+            self._write(f"parts.{len(self._parts)}.{option.label}", program, option, units)
             part = Part(
                 name=name,
                 gated=False,
-                options=(steps.option.label,),
+                options=(option.label,),
                 residual=False,
                 skip_is_identity=False,
                 branch=program.ops,

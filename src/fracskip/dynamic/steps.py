@@ -56,7 +56,21 @@ class FractionalSteps:
         self._norm_of: dict[str, FractionalBatchNorm2d] = {}
         self._folded: set[str] = set()
         self._plain = options is None
-        for node in () if options is None else nodes:
+        if options is not None:
+            self._convert(net, graph, nodes, entry, options, quant, levels_in)
+        self._steps = Steps(net, graph, nodes, [entry], output)
+
+    def _convert(
+        self,
+        net: nn.Module,
+        graph: Graph,
+        nodes: Sequence[Node],
+        entry: Node,
+        options: OptionSet,
+        quant: QuantConfig,
+        levels_in: bool,
+    ) -> None:
+        for node in nodes:
             module = net.get_submodule(node.path) if node.is_layer else None
             if quantisable(node):
                 assert module is not None
@@ -79,7 +93,6 @@ class FractionalSteps:
                 if alone and before.is_layer and before.op == "conv2d":
                     self._norm_of[before.path] = norm
                     self._folded.add(node.path)
-        self._steps = Steps(net, graph, nodes, [entry], output)
 
     def __call__(self, x: Tensor, option: Option) -> Tensor:
         """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""

@@ -117,6 +117,9 @@ class CifarResNet(StatesGraph):
         parts = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Sequential, BasicBlock, CifarResNet}
         if not {type(module) for module in self.modules()} <= parts:
             return None
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        if any(conv.groups != 1 or conv.dilation != (1, 1) for conv in convolutions):
+            return None
         return _Statement(self, image).graph() if self.conv1.in_channels == image[0] else None
 
 
@@ -153,10 +156,11 @@ class _Statement:
         conv, norm = (f"{owner}.{path}" if owner else path for path in (conv, norm))
         module = cast(nn.Conv2d, self._net.get_submodule(conv))
         kernel = cast(tuple[int, int], module.kernel_size)
+        padding = cast(tuple[int, int], module.padding)
         high, wide = (
-            (edge + 2 * int(pad) - side) // step + 1
+            (edge + 2 * pad - side) // step + 1
             for edge, side, step, pad in zip(
-                self._shape(x)[2:], kernel, module.stride, module.padding, strict=True
+                self._shape(x)[2:], kernel, module.stride, padding, strict=True
             )
         )
         macs = conv_macs(module.in_channels, module.out_channels, kernel, (high, wide))
