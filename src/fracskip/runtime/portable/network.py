@@ -201,10 +201,14 @@ class PortableNetwork:
     Args:
         plan: The network's.
         tensors: The bundle's.
+
+    Attributes:
+        parts: All of them, in order.
     """
 
     def __init__(self, plan: Plan, tensors: Tensors) -> None:
         self._plan = plan
+        self.parts: list[_Part] = []
         self._gated: list[_Part] = []
         # What is always executed before the first gated part, and after each.
         self._always: list[list[_Part]] = [[]]
@@ -217,6 +221,7 @@ class PortableNetwork:
             branches = [_Program(tensors, next(programs), grid) for _ in part.executed]
             shortcut = _Program(tensors, next(programs), grid) if part.shortcut else None
             made = _Part(part, [*skips, *branches], shortcut, grid, rounds)
+            self.parts.append(made)
             if part.gated:
                 self._gated.append(made)
                 self._always.append([])
