@@ -15,8 +15,8 @@
 #include <variant>
 #include <vector>
 
-#include "bundle.hpp"
-#include "engine.hpp"
+#include "io/bundle.hpp"
+#include "exec/engine.hpp"
 #include "generate.hpp"
 #include "mutate.hpp"
 

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-#include "json.hpp"
+#include "io/json.hpp"
 
 namespace fracskip {
 namespace {

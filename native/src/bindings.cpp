@@ -16,8 +16,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "bundle.hpp"
-#include "engine.hpp"
+#include "io/bundle.hpp"
+#include "exec/engine.hpp"
 #include "interrupt.hpp"
 
 namespace nb = nanobind;

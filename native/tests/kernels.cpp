@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "convolution.hpp"
-#include "engine.hpp"
+#include "plan/convolution.hpp"
+#include "exec/engine.hpp"
 #include "values.hpp"
 
 using namespace fracskip;

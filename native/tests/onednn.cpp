@@ -12,8 +12,8 @@
 
 #include <oneapi/dnnl/dnnl.hpp>
 
-#include "convolution.hpp"
-#include "engine.hpp"
+#include "plan/convolution.hpp"
+#include "exec/engine.hpp"
 
 using namespace fracskip;
 

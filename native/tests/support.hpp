@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "bundle.hpp"
-#include "engine.hpp"
+#include "io/bundle.hpp"
+#include "exec/engine.hpp"
 
 namespace fracskip {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "isa.hpp"
-#include "memory.hpp"
+#include "kernels/common/isa.hpp"
+#include "plan/memory.hpp"
 
 namespace fracskip {
 namespace {
