@@ -13,11 +13,8 @@
 #include <utility>
 
 #include "exec/executor.hpp"
+#include "exec/float_environment.hpp"
 #include "interrupt.hpp"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace fracskip {
 namespace {
@@ -28,18 +25,6 @@ struct Arena {
 
   std::unique_ptr<Worker> worker;
   GateState gate;
-};
-
-// Rounding to nearest and gradual underflow, whatever the host program has set.
-class FloatEnvironment {
- public:
-#if defined(__x86_64__)
-  FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
-  ~FloatEnvironment() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#endif
 };
 
 using Clock = std::chrono::steady_clock;
@@ -131,6 +116,7 @@ struct Engine::Impl {
         idle.pop_back();
         return arena;
       }
+      idle.reserve(++made);  // so that giving them back takes no memory
     }
     return std::make_unique<Arena>(*executor);
   }
@@ -148,6 +134,7 @@ struct Engine::Impl {
   std::vector<std::string> unskippable;  // names, '' for others
   std::vector<int> first_options;        // that gated blocks may take
   std::mutex mutex;
+  std::size_t made = 0;  // arenas, at most
   std::vector<std::unique_ptr<Arena>> idle;
 };
 
@@ -174,8 +161,12 @@ void Engine::run(const RunRequest& request) const {
   std::vector<std::unique_ptr<Arena>> arenas;
   for (std::size_t t = 0; t < workers; ++t) arenas.push_back(impl_->take());
   std::atomic<std::size_t> next{0};
-  // Of the caller's thread, the only one that has a check.
-  std::exception_ptr interrupted;
+  // Of the caller's thread: no other has a check, or starts threads.
+  std::exception_ptr failure;
+  const auto give_up = [&] {
+    failure = std::current_exception();
+    next = request.count;  // the others stop after the image that they are at
+  };
   const auto work = [&](Arena* arena) {
     const FloatEnvironment environment;
     const KernelState state(impl_->kernels);
@@ -186,21 +177,21 @@ void Engine::run(const RunRequest& request) const {
         check_interrupt();
       }
     } catch (...) {
-      interrupted = std::current_exception();
-      next = request.count;  // the others stop after the image that they are at
+      give_up();
     }
   };
   std::vector<std::thread> helpers;
-  helpers.reserve(workers);
   try {
     for (std::size_t t = 1; t < workers; ++t) helpers.emplace_back(work, arenas[t].get());
   } catch (const std::system_error&) {
     // The system gives no more threads: those there are do all the work.
+  } catch (...) {
+    give_up();  // out of memory
   }
   if (workers > 0) work(arenas[0].get());
   for (std::thread& helper : helpers) helper.join();
   for (std::unique_ptr<Arena>& arena : arenas) impl_->give_back(std::move(arena));
-  if (interrupted) std::rethrow_exception(interrupted);
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace fracskip

@@ -8,6 +8,7 @@
 
 namespace fracskip {
 namespace FRACSKIP_GATE_NAMESPACE {
+namespace {
 
 inline constexpr int kLanes = 8;
 inline constexpr float kHarmScale = 1000.f;  // logits of harm count hundredths of a nat, outputs 10 nats
@@ -15,15 +16,15 @@ inline constexpr float kHarmScale = 1000.f;  // logits of harm count hundredths 
 using Lanes = float __attribute__((vector_size(32)));
 using IntLanes = std::int32_t __attribute__((vector_size(32)));
 
-static inline Lanes load(const float* from) {
+inline Lanes load(const float* from) {
   Lanes value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
-static inline void store(float* to, Lanes value) { std::memcpy(to, &value, sizeof value); }
+inline void store(float* to, Lanes value) { std::memcpy(to, &value, sizeof value); }
 
 // e^x for x <= 0 to about 2 ulp: 2^n times a polynomial on |f| <= ln(2) / 2 (Cephes' expf).
-static inline Lanes exp_of_negative(Lanes x) {
+inline Lanes exp_of_negative(Lanes x) {
   x = x > -87.f ? x : Lanes{} - 87.f;
   const Lanes shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: rounds to an integer
   const Lanes n = shifted - 12582912.f;
@@ -41,15 +42,15 @@ static inline Lanes exp_of_negative(Lanes x) {
   return p * power;
 }
 
-static inline Lanes absolute(Lanes x) { return x > 0.f ? x : -x; }
+inline Lanes absolute(Lanes x) { return x > 0.f ? x : -x; }
 
-static inline Lanes sigmoid(Lanes x) {
+inline Lanes sigmoid(Lanes x) {
   const Lanes e = exp_of_negative(-absolute(x));
   const Lanes small = e / (1.f + e);  // the sigmoid of -|x|
   return x > 0.f ? 1.f - small : small;
 }
 
-static inline Lanes hyperbolic_tangent(Lanes x) {
+inline Lanes hyperbolic_tangent(Lanes x) {
   const Lanes e = exp_of_negative(-2.f * absolute(x));
   const Lanes t = (1.f - e) / (1.f + e);
   return x > 0.f ? t : -t;
@@ -96,7 +97,7 @@ struct HalfRows {
 // out += in · weights. `Groups` vectors stay in registers, in `Ways` partial sums, because one sum would wait for itself at
 // every step.
 template <int Groups, int Ways, class Rows>
-static inline void multiply_groups(const float* in, int count, const Rows& weights, float* out) {
+inline void multiply_groups(const float* in, int count, const Rows& weights, float* out) {
   Lanes sum[Ways][Groups] = {}, row[Groups];
   int i = 0;
   for (; i + Ways <= count; i += Ways) {
@@ -119,7 +120,7 @@ static inline void multiply_groups(const float* in, int count, const Rows& weigh
 }
 
 template <class Rows>
-static inline void multiply(const float* in, int count, const Rows& weights, float* out) {
+inline void multiply(const float* in, int count, const Rows& weights, float* out) {
   const int width = weights.width;
   int done = 0;
   for (; done + 4 * kLanes <= width; done += 4 * kLanes) multiply_groups<4, 2>(in, count, weights.from(done), out + done);
@@ -129,7 +130,7 @@ static inline void multiply(const float* in, int count, const Rows& weights, flo
   }
 }
 
-static int decide(const GateArgs& a) {
+int decide(const GateArgs& a) {
   const int padded = a.padded_width;
   float* features = a.work;
   std::memcpy(features, a.embed_bias, padded * sizeof(float));
@@ -181,5 +182,6 @@ static int decide(const GateArgs& a) {
   return best;
 }
 
+}  // namespace
 }  // namespace FRACSKIP_GATE_NAMESPACE
 }  // namespace fracskip

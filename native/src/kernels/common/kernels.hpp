@@ -1,7 +1,8 @@
 // The kernels' one interface: plain structs and functions, one set for each instruction set.
 //
-// The files behind it are compiled for different instruction sets and linked into one library, so
-// they must not instantiate anything that another file could share: no std templates in them.
+// The files behind it are compiled for different instruction sets and linked into one library. Of an inline function or a
+// template with external linkage the linker keeps one copy for all files, perhaps one of AVX-512. So these files define
+// nothing of that kind, no std templates either, and what is inline here is inlined always (tests/native/test_linkage.py).
 //
 // Activations are NHWC with a border of zeros that nobody writes, so no kernel knows edges.
 // Channels are padded to `kBlock` with zeros; padded outputs come out as zeros again.
@@ -16,12 +17,12 @@ namespace fracskip {
 
 inline constexpr int kBlock = 16;  // channels to which everything is padded
 
-inline constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
+[[gnu::always_inline]] inline constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
 enum class Residual : std::uint8_t { none, u8, f32 };
 enum class Element : std::uint8_t { u8, bf16, f32 };
 
-inline constexpr std::size_t size_of(Element element) {
+[[gnu::always_inline]] inline constexpr std::size_t size_of(Element element) {
   return element == Element::u8 ? 1 : element == Element::bf16 ? 2 : 4;
 }
 
@@ -155,7 +156,7 @@ struct LevelMeanArgs {
   int zero;
 };
 // Of the sum of all levels, which is exact and below 2^31.
-static inline float level_mean(std::uint32_t sum, int pixels, int zero, float step) {
+[[gnu::always_inline]] inline float level_mean(std::uint32_t sum, int pixels, int zero, float step) {
   return (static_cast<float>(static_cast<std::int32_t>(sum)) / static_cast<float>(pixels) - static_cast<float>(zero)) * step;
 }
 
@@ -241,13 +242,13 @@ inline constexpr int kTile = 4, kTileIn = 6, kTileArea = 36;
 inline constexpr int kTileGroup = 8;  // tiles in flight
 inline constexpr int kTilePad = 64;   // bytes between positions: else they share cache sets
 
-inline std::size_t winograd_scratch(int in_channels, std::size_t element) {
+[[gnu::always_inline]] inline std::size_t winograd_scratch(int in_channels, std::size_t element) {
   const std::size_t channels = static_cast<std::size_t>(round_up(in_channels, kBlock));
   return kTileArea * (kTileGroup * (channels * element + kBlock * sizeof(std::int32_t)) + 2 * kTilePad);
 }
 
 // What an integer convolution that widens its input to 16 bits needs.
-inline std::size_t widened_scratch(const ConvArgs& a) {
+[[gnu::always_inline]] inline std::size_t widened_scratch(const ConvArgs& a) {
   const auto rows = static_cast<std::size_t>((a.out_h - 1) * a.stride_h + a.kernel_h);
   const auto columns = static_cast<std::size_t>((a.out_w - 1) * a.stride_w + a.kernel_w);
   return rows * columns * static_cast<std::size_t>(round_up(a.in_channels, kBlock)) * sizeof(std::int16_t);
@@ -260,20 +261,20 @@ inline constexpr int kTileSums = 4;  // tiles that are summed up at a time
 
 // A tile's row is one output pixel's taps, in chunks of 64 bytes; or, of up to 16 channels of levels, four
 // pixels that lie side by side.
-inline constexpr bool tile_quads(Element element, int in_channels, int stride_h, int stride_w) {
+[[gnu::always_inline]] inline constexpr bool tile_quads(Element element, int in_channels, int stride_h, int stride_w) {
   return element == Element::u8 && in_channels <= kBlock && stride_h == 1 && stride_w == 1;
 }
-inline constexpr int tile_chunks(Element element, int kernel_w, int in_channels) {
+[[gnu::always_inline]] inline constexpr int tile_chunks(Element element, int kernel_w, int in_channels) {
   return round_up(kernel_w * round_up(in_channels, kBlock) * static_cast<int>(size_of(element)), 64) / 64;
 }
 // How many fours of input pixels four output pixels reach, and which of the four reach the last ones.
-inline constexpr int tile_fours(int kernel_w) { return (kernel_w + 2) / 4 + 1; }
-inline constexpr bool tile_reaches(int kernel_w, int pixel, int four) { return pixel + kernel_w - 1 >= 4 * four; }
+[[gnu::always_inline]] inline constexpr int tile_fours(int kernel_w) { return (kernel_w + 2) / 4 + 1; }
+[[gnu::always_inline]] inline constexpr bool tile_reaches(int kernel_w, int pixel, int four) { return pixel + kernel_w - 1 >= 4 * four; }
 
 // The last tile reads on past the image, by up to 15 rows and a vector.
-inline constexpr int tile_read_ahead(int pixel) { return (15 * kTileStride + 1) * pixel + 20 * 64; }
+[[gnu::always_inline]] inline constexpr int tile_read_ahead(int pixel) { return (15 * kTileStride + 1) * pixel + 20 * 64; }
 // Sums of two groups, and 16 bytes for each four pixels of a row and 16 more.
-inline std::size_t tile_scratch(const ConvArgs& a) {
+[[gnu::always_inline]] inline std::size_t tile_scratch(const ConvArgs& a) {
   return 2 * kTileSums * kTileBytes + (static_cast<std::size_t>(a.in_row / a.in_pixel) / 4 + 17) * 16;
 }
 

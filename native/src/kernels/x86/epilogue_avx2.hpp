@@ -9,6 +9,11 @@
 namespace fracskip {
 namespace avx2 {
 
+void winograd_int(const ConvArgs& a);
+void winograd_float(const ConvArgs& a);
+
+namespace {
+
 using IntLanes = std::uint32_t __attribute__((vector_size(32), may_alias));  // modulo 2^32
 using FloatLanes = float __attribute__((vector_size(32), may_alias));
 
@@ -25,7 +30,7 @@ struct Sums {
   }
 };
 
-static inline void add_sums(const ConvArgs& a, int channel, Sums& sums) {
+inline void add_sums(const ConvArgs& a, int channel, Sums& sums) {
   if (!a.sums) return;
   if (a.out_type == Element::u8) {
     std::uint32_t* to = static_cast<std::uint32_t*>(a.sums) + channel;
@@ -46,7 +51,7 @@ static inline void add_sums(const ConvArgs& a, int channel, Sums& sums) {
 inline constexpr int kMostPixels = 240;
 
 template <Residual R>
-__attribute__((always_inline)) static inline void add_residual(const ConvArgs& a, std::ptrdiff_t at, __m256& low, __m256& high) {
+__attribute__((always_inline)) inline void add_residual(const ConvArgs& a, std::ptrdiff_t at, __m256& low, __m256& high) {
   if (R == Residual::u8) {
     const std::uint8_t* from = static_cast<const std::uint8_t*>(a.residual) + at;
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -61,7 +66,7 @@ __attribute__((always_inline)) static inline void add_residual(const ConvArgs& a
 
 // y[pixel][half] with scale and bias already in it. `both`: whether the second pixel exists.
 template <Residual R, Element O>
-__attribute__((always_inline)) static inline void emit(const ConvArgs& a, int h, int w, int channel, bool both, __m256 y[2][2],
+__attribute__((always_inline)) inline void emit(const ConvArgs& a, int h, int w, int channel, bool both, __m256 y[2][2],
                         Sums& sums) {
   const std::ptrdiff_t from = h * a.residual_row + static_cast<std::ptrdiff_t>(w) * a.residual_pixel + channel;
   add_residual<R>(a, from, y[0][0], y[0][1]);
@@ -106,17 +111,17 @@ __attribute__((always_inline)) static inline void emit(const ConvArgs& a, int h,
 }
 
 // An integer or float accumulator to a value with scale and bias.
-static inline __m256 finish(const ConvArgs& a, int channel, __m256i sum) {
+inline __m256 finish(const ConvArgs& a, int channel, __m256i sum) {
   const __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(a.scale + channel));
   return _mm256_add_ps(y, _mm256_loadu_ps(a.bias + channel));
 }
-static inline __m256 finish(const ConvArgs& a, int channel, __m256 sum) {
+inline __m256 finish(const ConvArgs& a, int channel, __m256 sum) {
   return _mm256_add_ps(sum, _mm256_loadu_ps(a.bias + channel));
 }
 
 // Calls Kernel<residual, output>::run for the arguments' types.
 template <template <Residual, Element> class Kernel>
-static void dispatch(const ConvArgs& a) {
+void dispatch(const ConvArgs& a) {
   if (a.out_type == Element::u8) {
     if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::u8>::run(a);
     if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::u8>::run(a);
@@ -127,8 +132,6 @@ static void dispatch(const ConvArgs& a) {
   return Kernel<Residual::f32, Element::f32>::run(a);
 }
 
-void winograd_int(const ConvArgs& a);
-void winograd_float(const ConvArgs& a);
-
+}  // namespace
 }  // namespace avx2
 }  // namespace fracskip
