@@ -1,7 +1,7 @@
 """Runs the native drivers at length.
 
-Threads under ThreadSanitizer, kernels and failed allocations under AddressSanitizer, and a thousand engines whose memory
-is watched:
+Threads under ThreadSanitizer, kernels and failed allocations under AddressSanitizer, and a thousand
+engines whose memory is watched:
 
     PYTHONPATH=tests python tools/sanitize_native.py
 """
