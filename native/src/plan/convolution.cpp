@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 
 #include "interrupt.hpp"
@@ -141,13 +142,115 @@ int exact_run(const Conv& conv) {
   return std::numeric_limits<std::int16_t>::max() / (most * conv.most_level);
 }
 
-// Bytes of transformed weights, beyond which fetching them takes longer than Winograd's algorithm saves over the narrow kernel.
-constexpr std::size_t kMostNarrowWinograd = std::size_t{2} << 20;
-
 Buffer padded(const std::vector<float>& values, int count) {
   Buffer buffer(sizeof(float) * count);
   std::copy(values.begin(), values.end(), buffer.as<float>());
   return buffer;
+}
+
+// -- which kernel executes a convolution ----------------------------------------------------------------
+
+// Bytes of transformed weights, beyond which fetching them takes longer than Winograd's algorithm saves over the narrow kernel.
+constexpr std::size_t kMostNarrowWinograd = std::size_t{2} << 20;
+
+// A convolution that shall be executed, and what is known of it.
+struct Wanted {
+  const Conv& conv;
+  const KernelSet& set;
+  Forms forms;
+  int run;  // of the narrow kernel; 0 where there is none
+
+  bool integer() const { return conv.is_integer(); }
+  bool narrow() const { return run >= kLeastRun; }
+  bool fits_tiles() const { return conv.window.stride_h <= kTileStride && conv.window.stride_w <= kTileStride; }
+  // The transforms of up to four channels take as long as for 16; tiles end within a border of one.
+  bool fits_winograd() const {
+    const Window& w = conv.window;
+    return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_h == 1 && w.pad_w == 1;
+  }
+  bool winograd_beats_narrow() const {
+    return !narrow() || sizeof(std::int16_t) * kTileArea * conv.in * conv.out <= kMostNarrowWinograd;
+  }
+};
+
+struct Choice {
+  const char* name;  // follows the set's
+  ConvFunction KernelSet::*function;
+  bool (*fits)(const Wanted&);
+  Buffer (*pack)(const Wanted&);
+  std::size_t (*scratch)(const ConvArgs&, const KernelSet&);
+};
+
+std::size_t no_scratch(const ConvArgs&, const KernelSet&) { return 0; }
+std::size_t scratch_of_tiles(const ConvArgs& a, const KernelSet&) { return tile_scratch(a); }
+
+template <class Element>
+std::size_t scratch_of_winograd(const ConvArgs& a, const KernelSet&) {
+  return winograd_scratch(a.in_channels, sizeof(Element));
+}
+
+Buffer pack_integers(const Wanted& w) {
+  if (w.set.int_group == 2) return pack_direct<std::int16_t>(w.conv, w.conv.weight_i8, 2);
+  return pack_direct<std::int8_t>(w.conv, w.conv.weight_i8, w.set.int_group);
+}
+
+// The first that the set has and that fits is taken; of the direct ones, one always does.
+constexpr Choice kChoices[] = {
+    {
+        "_int8_tiles",
+        &KernelSet::tiles_int,
+        [](const Wanted& w) { return w.integer() && w.forms.tiles && w.fits_tiles(); },
+        [](const Wanted& w) { return pack_tiles<std::int8_t>(w.conv, Element::u8, [&](std::size_t i) { return w.conv.weight_i8[i]; }); },
+        scratch_of_tiles,
+    },
+    {
+        "_bf16_tiles",
+        &KernelSet::tiles_bf16,
+        [](const Wanted& w) { return w.forms.half; },
+        [](const Wanted& w) {
+          return pack_tiles<std::uint16_t>(w.conv, Element::bf16, [&](std::size_t i) { return to_bf16(w.conv.weight_f32[i]); });
+        },
+        scratch_of_tiles,
+    },
+    {
+        "_int8_winograd",
+        &KernelSet::winograd_int,
+        [](const Wanted& w) { return w.integer() && w.fits_winograd() && w.winograd_beats_narrow() && winograd_is_exact(w.conv); },
+        [](const Wanted& w) { return pack_winograd<std::int16_t>(w.conv, w.conv.weight_i8, 2); },
+        scratch_of_winograd<std::int16_t>,
+    },
+    {
+        "_fp32_winograd",
+        &KernelSet::winograd_float,
+        [](const Wanted& w) { return !w.integer() && w.fits_winograd(); },
+        [](const Wanted& w) { return pack_winograd<float>(w.conv, w.conv.weight_f32, 1); },
+        scratch_of_winograd<float>,
+    },
+    {
+        "_int8_narrow",
+        &KernelSet::conv_narrow,
+        [](const Wanted& w) { return w.integer() && w.narrow(); },
+        [](const Wanted& w) { return pack_direct<std::int8_t>(w.conv, w.conv.weight_i8, 4); },
+        no_scratch,
+    },
+    {
+        "_int8_direct",
+        &KernelSet::conv_int,
+        [](const Wanted& w) { return w.integer(); },
+        pack_integers,
+        [](const ConvArgs& a, const KernelSet& set) { return set.int_widens ? widened_scratch(a) : 0; },
+    },
+    {
+        "_fp32_direct",
+        &KernelSet::conv_float,
+        [](const Wanted& w) { return !w.integer(); },
+        [](const Wanted& w) { return pack_direct<float>(w.conv, w.conv.weight_f32, 1); },
+        no_scratch,
+    },
+};
+
+const Choice& choose(const Wanted& wanted) {
+  return *std::find_if(std::begin(kChoices), std::end(kChoices), [&](const Choice& choice) { return wanted.set.*choice.function && choice.fits(wanted); });
 }
 
 }  // namespace
@@ -162,50 +265,16 @@ bool runs_in_bf16(const Window& window, const KernelSet& kernels) {
   return kernels.tiles_bf16 && window.stride_h <= kTileStride && window.stride_w <= kTileStride;
 }
 
-Convolution::Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd, bool half, bool allow_tiles)
-    : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()) {
+Convolution::Convolution(const Conv& conv, const KernelSet& set, Forms forms)
+    : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()), set_(set) {
   check_interrupt();
-  const Window& w = window_;
-  const bool plain_3x3 = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 &&
-                         w.pad_h == 1 && w.pad_w == 1;  // tiles end within the border
-  const ConvFunction fast = integer_ ? kernels.winograd_int : kernels.winograd_float;
-  const bool worth_it = conv.in > 4;  // its transforms take as long for a channel as for 16
-  bool winograd = allow_winograd && plain_3x3 && worth_it && fast && (!integer_ || winograd_is_exact(conv));
-  run_ = integer_ && kernels.conv_narrow ? exact_run(conv) : 0;
-  const bool narrow = run_ >= kLeastRun;
-  if (narrow) winograd = winograd && sizeof(std::int16_t) * kTileArea * conv.in * conv.out <= kMostNarrowWinograd;
-  name_ = std::string(kernels.name) + (integer_ ? "_int8" : "_fp32");
-  if (integer_ && allow_tiles && kernels.tiles_int && w.stride_h <= kTileStride && w.stride_w <= kTileStride) {
-    function_ = kernels.tiles_int;
-    name_ += "_tiles";
-    scratch_of_ = tile_scratch;
-    weights_ = pack_tiles<std::int8_t>(conv, Element::u8, [&](std::size_t i) { return conv.weight_i8[i]; });
-  } else if (half) {
-    function_ = kernels.tiles_bf16;
-    name_ = std::string(kernels.name) + "_bf16_tiles";
-    scratch_of_ = tile_scratch;
-    weights_ = pack_tiles<std::uint16_t>(conv, Element::bf16, [&](std::size_t i) { return to_bf16(conv.weight_f32[i]); });
-  } else if (winograd) {
-    function_ = fast;
-    name_ += "_winograd";
-    scratch_ = winograd_scratch(in_, integer_ ? sizeof(std::int16_t) : sizeof(float));
-    weights_ = integer_ ? pack_winograd<std::int16_t>(conv, conv.weight_i8, 2) : pack_winograd<float>(conv, conv.weight_f32, 1);
-  } else if (narrow) {
-    function_ = kernels.conv_narrow;
-    name_ += "_narrow";
-    weights_ = pack_direct<std::int8_t>(conv, conv.weight_i8, 4);
-  } else {
-    function_ = integer_ ? kernels.conv_int : kernels.conv_float;
-    name_ += "_direct";
-    if (integer_ && kernels.int_widens) scratch_of_ = widened_scratch;
-    if (!integer_) {
-      weights_ = pack_direct<float>(conv, conv.weight_f32, 1);
-    } else if (kernels.int_group == 2) {
-      weights_ = pack_direct<std::int16_t>(conv, conv.weight_i8, 2);
-    } else {
-      weights_ = pack_direct<std::int8_t>(conv, conv.weight_i8, kernels.int_group);
-    }
-  }
+  run_ = integer_ && set.conv_narrow ? exact_run(conv) : 0;
+  const Wanted wanted{conv, set, forms, run_};
+  const Choice& choice = choose(wanted);
+  function_ = set.*choice.function;
+  name_ = std::string(set.name) + choice.name;
+  scratch_ = choice.scratch;
+  weights_ = choice.pack(wanted);
   const int out = round_up(out_, kBlock);
   if (integer_) scale_ = padded(conv.scale, out);
   bias_ = padded(conv.bias, out);

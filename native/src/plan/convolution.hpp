@@ -20,11 +20,16 @@ bool runs_in_bf16(const Window& window, const KernelSet& kernels);
 // bfloat16's bits of a value: to the nearest, of two the even one.
 std::uint16_t to_bf16(float value);
 
+// Forms of execution that a convolution's place in a network allows.
+struct Forms {
+  bool winograd = true;
+  bool half = false;   // in bfloat16, where the set has kernels for it; see `runs_in_bf16`
+  bool tiles = true;   // of integers: input whose pixels lie side by side and have no channels but these
+};
+
 class Convolution {
  public:
-  // `half`: in bfloat16, where the set has kernels for it; see `runs_in_bf16`. Tiles need input whose pixels lie
-  // side by side and have no channels but these.
-  Convolution(const Conv& conv, const KernelSet& kernels, bool allow_winograd = true, bool half = false, bool allow_tiles = true);
+  Convolution(const Conv& conv, const KernelSet& set, Forms forms);
 
   // The arguments that do not depend on where activations lie. Pointers stay valid while the
   // convolution is not moved from or destroyed.
@@ -34,7 +39,7 @@ class Convolution {
   const void* weights() const { return packed_; }
 
   // Needs the output's size and the strides.
-  std::size_t scratch_bytes(const ConvArgs& args) const { return scratch_of_ ? scratch_of_(args) : scratch_; }
+  std::size_t scratch_bytes(const ConvArgs& args) const { return scratch_(args, set_); }
   const std::string& kernel_name() const { return name_; }
   const Window& window() const { return window_; }
   int in() const { return in_; }
@@ -45,6 +50,7 @@ class Convolution {
   Window window_;
   int in_, out_;
   bool integer_;
+  const KernelSet& set_;
   int run_;  // see ConvArgs
   friend Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);
 
@@ -52,8 +58,7 @@ class Convolution {
   std::string name_;
   const void* packed_ = nullptr;  // the weights: its own, or gathered
   Buffer weights_, scale_, bias_;
-  std::size_t scratch_ = 0;
-  std::size_t (*scratch_of_)(const ConvArgs&) = nullptr;  // where it depends on them
+  std::size_t (*scratch_)(const ConvArgs&, const KernelSet&);
 };
 
 // Moves packed weights into one buffer, in order, which must live as long as the convolutions.

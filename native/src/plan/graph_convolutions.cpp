@@ -342,9 +342,10 @@ const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Te
     Conv conv = piece_of(op, terms, grouping, piece, top_);
     conv.window.stride_h /= spread.common_h;
     conv.window.stride_w /= spread.common_w;
-    const bool winograd = !spread.is_some() && (terms.is_integer() || kTileArea * sizeof(float) * conv.in * conv.out <= kMostWinograd);
-    const bool tiles = grouping.pieces == 1 && spread.apart_w == 1;
-    plan_.convolutions.push_back(std::make_unique<Convolution>(conv, set_, winograd, false, tiles));
+    Forms forms;
+    forms.winograd = !spread.is_some() && (terms.is_integer() || kTileArea * sizeof(float) * conv.in * conv.out <= kMostWinograd);
+    forms.tiles = grouping.pieces == 1 && spread.apart_w == 1;
+    plan_.convolutions.push_back(std::make_unique<Convolution>(conv, set_, forms));
     pieces.push_back(plan_.convolutions.back().get());
   }
   return pieces;

@@ -228,8 +228,21 @@ void Planner::plan_pool(std::size_t k) {
   step->out = out.place;
   const Layout &from = step->in.layout, &to = step->out.layout;
   const Window& w = op.window;
-  step->args = {nullptr, nullptr, to.row, from.h, from.w, to.h, to.w, from.pixel, w.kernel_h, w.kernel_w,
-                w.stride_h, w.stride_w, w.pad_h, w.pad_w, op.largest, op.count_padding};
+  PoolArgs& a = step->args = {};
+  a.out_row = to.row;
+  a.in_h = from.h;
+  a.in_w = from.w;
+  a.out_h = to.h;
+  a.out_w = to.w;
+  a.channels = from.pixel;
+  a.kernel_h = w.kernel_h;
+  a.kernel_w = w.kernel_w;
+  a.stride_h = w.stride_h;
+  a.stride_w = w.stride_w;
+  a.pad_h = w.pad_h;
+  a.pad_w = w.pad_w;
+  a.largest = op.largest;
+  a.count_padding = op.count_padding;
   course_->steps.push_back(std::move(step));
 }
 
@@ -250,7 +263,12 @@ void Planner::plan_mean(std::size_t k) {
   step->out = here ? end_->out : memory_.acquire(result_of(op, from), false);
   if (here) memory_.hold(step->out);
   out.place = step->out;
-  step->args = {nullptr, nullptr, from.h * from.w, from.pixel, from.c, step_, zero_};
+  LevelMeanArgs& a = step->args = {};
+  a.pixels = from.h * from.w;
+  a.channels = from.pixel;
+  a.used = from.c;
+  a.step = step_;
+  a.zero = zero_;
   course_->steps.push_back(std::move(step));
 }
 

@@ -41,7 +41,7 @@ int Plan::activation(const std::string& role, int h, int w, int c, Element eleme
 }
 
 ConvStep Plan::step(const Conv& conv, int in, int out, bool half) {
-  convolutions.push_back(std::make_unique<Convolution>(conv, kernels, true, half));
+  convolutions.push_back(std::make_unique<Convolution>(conv, kernels, Forms{true, half, true}));
   ConvStep s;
   s.conv = convolutions.back().get();
   s.args = s.conv->arguments();

@@ -203,26 +203,26 @@ struct ValueKernels {
 };
 
 struct KernelSet {
-  const char* name;
+  const char* name = nullptr;
   // Integer and float convolutions of any shape; those of 3x3, stride 1, by Winograd's algorithm;
   // integer ones, and those of bfloat16 values, by tiles, of a stride up to `kTileStride` (null: this
   // set has none).
-  ConvFunction conv_int;
-  ConvFunction conv_narrow;  // integers of few bits, faster (null: conv_int is as fast); see direct_avx2.cpp
-  ConvFunction conv_float;
-  ConvFunction winograd_int;
-  ConvFunction winograd_float;
-  ConvFunction tiles_int;
-  ConvFunction tiles_bf16;
-  int int_group;    // input channels whose weights conv_int wants side by side
-  bool int_widens;  // whether conv_int needs `widened_scratch`
-  MapFunction u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32;
-  MapFunction u8_to_bf16, f32_to_bf16;  // null where `tiles_bf16` is
-  GateFunction gate;
-  const ValueKernels* values;
+  ConvFunction conv_int = nullptr;
+  ConvFunction conv_narrow = nullptr;  // integers of few bits, faster (null: conv_int is as fast); see direct_avx2.cpp
+  ConvFunction conv_float = nullptr;
+  ConvFunction winograd_int = nullptr;
+  ConvFunction winograd_float = nullptr;
+  ConvFunction tiles_int = nullptr;
+  ConvFunction tiles_bf16 = nullptr;
+  int int_group = 1;        // input channels whose weights conv_int wants side by side
+  bool int_widens = false;  // whether conv_int needs `widened_scratch`
+  MapFunction u8_to_u8 = nullptr, f32_to_u8 = nullptr, u8_to_f32 = nullptr, f32_to_f32 = nullptr;
+  MapFunction u8_to_bf16 = nullptr, f32_to_bf16 = nullptr;  // null where `tiles_bf16` is
+  GateFunction gate = nullptr;
+  const ValueKernels* values = nullptr;
   // What a thread must do before its first and after its last kernel (null: nothing).
-  void (*enter)();
-  void (*leave)();
+  void (*enter)() = nullptr;
+  void (*leave)() = nullptr;
 };
 
 extern const KernelSet kScalarKernels;

@@ -87,10 +87,18 @@ void f32_to_f32(const MapArgs& a) {
 
 }  // namespace
 
-const KernelSet kScalarKernels = {
-    "scalar", direct<std::uint8_t, std::int8_t, std::int32_t>, nullptr, direct<float, float, float>,
-    nullptr, nullptr, nullptr, nullptr, 1, false, u8_to_u8, f32_to_u8, u8_to_f32, f32_to_f32, nullptr, nullptr,
-    gate_scalar::decide, &kScalarValues, nullptr, nullptr,
-};
+constexpr KernelSet kScalarKernels = [] {
+  KernelSet set;
+  set.name = "scalar";
+  set.conv_int = direct<std::uint8_t, std::int8_t, std::int32_t>;
+  set.conv_float = direct<float, float, float>;
+  set.u8_to_u8 = u8_to_u8;
+  set.f32_to_u8 = f32_to_u8;
+  set.u8_to_f32 = u8_to_f32;
+  set.f32_to_f32 = f32_to_f32;
+  set.gate = gate_scalar::decide;
+  set.values = &kScalarValues;
+  return set;
+}();
 
 }  // namespace fracskip

@@ -428,8 +428,26 @@ void depthwise(const DepthwiseArgs& a) {
 }
 
 constexpr ValueKernels value_kernels(DepthwiseFunction u8_to_f32, DepthwiseFunction u8) {
-  return {act, add, mul, affine, norm, mean, copy<float>, levels<float>, copy_levels, levels<std::uint8_t>, values,
-          round, level_mean, pool, pool_levels, depthwise<float, float>, u8_to_f32, u8};
+  ValueKernels kernels{};
+  kernels.act = act;
+  kernels.add = add;
+  kernels.mul = mul;
+  kernels.affine = affine;
+  kernels.norm = norm;
+  kernels.mean = mean;
+  kernels.copy = copy<float>;
+  kernels.levels = levels<float>;
+  kernels.copy_levels = copy_levels;
+  kernels.relevel = levels<std::uint8_t>;
+  kernels.values = values;
+  kernels.round = round;
+  kernels.level_mean = level_mean;
+  kernels.pool = pool;
+  kernels.pool_levels = pool_levels;
+  kernels.depthwise_f32 = depthwise<float, float>;
+  kernels.depthwise_u8_to_f32 = u8_to_f32;
+  kernels.depthwise_u8 = u8;
+  return kernels;
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ inline Lanes where_less(Lanes x, Lanes y, Lanes then, Lanes otherwise) { return 
 
 namespace fracskip {
 
-const ValueKernels kScalarValues = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise<std::uint8_t, float>,
+constexpr ValueKernels kScalarValues = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise<std::uint8_t, float>,
                                                               FRACSKIP_VALUES::depthwise<std::uint8_t, std::uint8_t>);
 
 }  // namespace fracskip

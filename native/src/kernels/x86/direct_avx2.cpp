@@ -286,11 +286,23 @@ static void f32_to_f32(const MapArgs& a) {
 }  // namespace
 }  // namespace avx2
 
-const KernelSet kAvx2Kernels = {
-    "avx2", avx2::dispatch<avx2::DirectInt>, avx2::dispatch<avx2::DirectNarrow>, avx2::dispatch<avx2::DirectFloat>,
-    avx2::winograd_int, avx2::winograd_float, nullptr, nullptr, 2, true,
-    avx2::u8_to_u8, avx2::f32_to_u8, avx2::u8_to_f32, avx2::f32_to_f32, nullptr, nullptr,
-    gate_avx2::decide, &kAvx2Values, nullptr, nullptr,
-};
+constexpr KernelSet kAvx2Kernels = [] {
+  KernelSet set;
+  set.name = "avx2";
+  set.conv_int = avx2::dispatch<avx2::DirectInt>;
+  set.conv_narrow = avx2::dispatch<avx2::DirectNarrow>;
+  set.conv_float = avx2::dispatch<avx2::DirectFloat>;
+  set.winograd_int = avx2::winograd_int;
+  set.winograd_float = avx2::winograd_float;
+  set.int_group = 2;
+  set.int_widens = true;
+  set.u8_to_u8 = avx2::u8_to_u8;
+  set.f32_to_u8 = avx2::f32_to_u8;
+  set.u8_to_f32 = avx2::u8_to_f32;
+  set.f32_to_f32 = avx2::f32_to_f32;
+  set.gate = gate_avx2::decide;
+  set.values = &kAvx2Values;
+  return set;
+}();
 
 }  // namespace fracskip

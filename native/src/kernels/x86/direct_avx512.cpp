@@ -165,9 +165,20 @@ static int gate(const GateArgs& a) { return kAvx2Kernels.gate(a); }
 
 }  // namespace avx512
 
-const KernelSet kAvx512Kernels = {
-    "avx512_vnni", avx512::conv_int, nullptr, avx512::conv_float, nullptr, avx512::winograd_float, nullptr, nullptr, 4, false,
-    avx512::u8_to_u8, avx512::f32_to_u8, avx512::u8_to_f32, avx512::f32_to_f32, nullptr, nullptr, avx512::gate, &kAvx512Values, nullptr, nullptr,
-};
+constexpr KernelSet kAvx512Kernels = [] {
+  KernelSet set;
+  set.name = "avx512_vnni";
+  set.conv_int = avx512::conv_int;
+  set.conv_float = avx512::conv_float;
+  set.winograd_float = avx512::winograd_float;
+  set.int_group = 4;
+  set.u8_to_u8 = avx512::u8_to_u8;
+  set.f32_to_u8 = avx512::f32_to_u8;
+  set.u8_to_f32 = avx512::u8_to_f32;
+  set.f32_to_f32 = avx512::f32_to_f32;
+  set.gate = avx512::gate;
+  set.values = &kAvx512Values;
+  return set;
+}();
 
 }  // namespace fracskip

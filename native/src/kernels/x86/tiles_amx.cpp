@@ -408,10 +408,26 @@ int gate(const GateArgs& a) { return kAvx512Kernels.gate(a); }
 }  // namespace
 }  // namespace amx
 
-const KernelSet kAmxKernels = {
-    "amx", amx::conv_int, nullptr, amx::conv_float, nullptr, amx::winograd_float, amx::tiles_int, amx::tiles_bf16, 4, false,
-    amx::u8_to_u8, amx::f32_to_u8, amx::u8_to_f32, amx::f32_to_f32, amx::u8_to_bf16, amx::f32_to_bf16,
-    amx::gate, &kAvx512Values, amx::enter, amx::leave,
-};
+constexpr KernelSet kAmxKernels = [] {
+  KernelSet set;
+  set.name = "amx";
+  set.conv_int = amx::conv_int;
+  set.conv_float = amx::conv_float;
+  set.winograd_float = amx::winograd_float;
+  set.tiles_int = amx::tiles_int;
+  set.tiles_bf16 = amx::tiles_bf16;
+  set.int_group = 4;
+  set.u8_to_u8 = amx::u8_to_u8;
+  set.f32_to_u8 = amx::f32_to_u8;
+  set.u8_to_f32 = amx::u8_to_f32;
+  set.f32_to_f32 = amx::f32_to_f32;
+  set.u8_to_bf16 = amx::u8_to_bf16;
+  set.f32_to_bf16 = amx::f32_to_bf16;
+  set.gate = amx::gate;
+  set.values = &kAvx512Values;
+  set.enter = amx::enter;
+  set.leave = amx::leave;
+  return set;
+}();
 
 }  // namespace fracskip

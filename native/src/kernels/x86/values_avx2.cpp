@@ -43,7 +43,7 @@ inline Lanes where_less(Lanes x, Lanes y, Lanes then, Lanes otherwise) {
 
 namespace fracskip {
 
-const ValueKernels kAvx2Values = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise<std::uint8_t, float>,
+constexpr ValueKernels kAvx2Values = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise<std::uint8_t, float>,
                                                               FRACSKIP_VALUES::depthwise<std::uint8_t, std::uint8_t>);
 
 }  // namespace fracskip

@@ -151,6 +151,6 @@ void depthwise_levels(const DepthwiseArgs& a) {
 }  // namespace
 }  // namespace FRACSKIP_VALUES
 
-const ValueKernels kAvx512Values = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise_levels<float>, FRACSKIP_VALUES::depthwise_levels<std::uint8_t>);
+constexpr ValueKernels kAvx512Values = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise_levels<float>, FRACSKIP_VALUES::depthwise_levels<std::uint8_t>);
 
 }  // namespace fracskip
