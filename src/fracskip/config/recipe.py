@@ -41,6 +41,7 @@ from fracskip.config.stages import (
 )
 from fracskip.errors import ConfigError, shortened
 from fracskip.files import parse_json, read_file
+from fracskip.legacy import current_recipe
 from fracskip.options import OptionSet
 
 FOLDER_PREFIX = "folder:"
@@ -340,7 +341,7 @@ def recipe_from_dict(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
         ConfigError: naming every key that is unknown, missing or out of range.
     """
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(current_recipe(tree))
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error)}") from None
 
