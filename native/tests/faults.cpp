@@ -39,7 +39,7 @@ struct Request {
   std::vector<float> latency, budgets;
   RunRequest run;
 
-  Request(const Engine& engine, const Frame& network, const std::vector<std::uint8_t>& images)
+  Request(const Engine& engine, const Network& network, const std::vector<std::uint8_t>& images)
       : latency(kImages), budgets(kImages, 0.1f) {
     answers.logits.resize(kImages * static_cast<std::size_t>(engine.classes()));
     answers.decisions.resize(kImages * static_cast<std::size_t>(engine.gated_blocks()));
@@ -54,12 +54,11 @@ struct Request {
 
 // Without memory for one more allocation the run ends with bad_alloc, its threads have ended, and the engine does
 // what it did before. Gives the number of allocations.
-int check_memory(const AnyNetwork& any) {
-  const Frame& network = frame_of(any);
+int check_memory(const Network& network) {
   const std::vector<std::uint8_t> images = make_images(network, kImages);
-  const Engine alone(any, Isa::automatic, 1);
+  const Engine alone(network, Isa::automatic, 1);
   const Answers expected = run(alone, network, images, kImages);
-  const Engine engine(any, Isa::automatic, kThreads);
+  const Engine engine(network, Isa::automatic, kThreads);
   for (int allocations = 0;; ++allocations) {
     Request request(engine, network, images);
     bool failed = false;
@@ -97,10 +96,9 @@ bool flushes() {
 }
 
 // Whatever the host has set does not reach the kernels, and is there again afterwards.
-void check_floats(const AnyNetwork& any) {
-  const Frame& network = frame_of(any);
+void check_floats(const Network& network) {
   const std::vector<std::uint8_t> images = make_images(network, kImages);
-  const Engine engine(any, Isa::automatic, 2);
+  const Engine engine(network, Isa::automatic, 2);
   const Answers expected = run(engine, network, images, kImages);
   for (const int rounding : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST}) {
     for (const bool flush : {false, true}) {
@@ -130,7 +128,7 @@ int main(int argc, char** argv) {
   using namespace fracskip;
   if (argc < 2) fault("faults FOLDER");
   int allocations = 0;
-  for (const AnyNetwork& network : read_networks(argv[1])) {
+  for (const Network& network : read_networks(argv[1])) {
     allocations += check_memory(network);
     check_floats(network);
   }

@@ -21,9 +21,9 @@ namespace {
 
 // One thread's memory.
 struct Arena {
-  explicit Arena(const Executor& executor) : worker(executor.make_worker()), gate(executor.gates) {}
+  explicit Arena(const Executor& executor) : worker(executor), gate(executor.gates) {}
 
-  std::unique_ptr<Worker> worker;
+  Worker worker;
   GateState gate;
 };
 
@@ -36,7 +36,7 @@ float microseconds_since(Clock::time_point begin) {
 class Runner {
  public:
   Runner(const Executor& executor, const std::vector<int>& first_options, Arena& arena)
-      : executor_(executor), first_options_(first_options), worker_(*arena.worker), gate_(arena.gate) {}
+      : executor_(executor), first_options_(first_options), worker_(arena.worker), gate_(arena.gate) {}
 
   void run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {
     const std::size_t gates = executor_.gates.count;
@@ -98,14 +98,12 @@ class Runner {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const AnyNetwork& network, Isa wanted, int count) : isa(resolve(wanted)), threads(count), kernels(kernel_set(isa)) {
-    executor = std::visit([this](const auto& own) { return make_executor(own, kernels); }, network);
-    const Frame& frame = frame_of(network);
-    image_values = static_cast<std::size_t>(frame.height) * frame.width * frame.channels;
-    unskippable = executor->unskippable();
-    unskippable.resize(executor->gates.count);
-    const bool skips = frame.option_bits.front() == kSkipBits;
-    for (const std::string& name : unskippable) first_options.push_back(skips && !name.empty());
+  Impl(const Network& network, Isa wanted, int count) : isa(resolve(wanted)), threads(count), executor(network, kernel_set(isa)) {
+    image_values = static_cast<std::size_t>(network.height) * network.width * network.channels;
+    const bool skips = network.option_bits.front() == kSkipBits;
+    for (const Part& part : network.parts) {
+      if (part.gated) first_options.push_back(skips && !part.residual);
+    }
   }
 
   std::unique_ptr<Arena> take() {
@@ -118,7 +116,7 @@ struct Engine::Impl {
       }
       idle.reserve(++made);  // so that giving them back takes no memory
     }
-    return std::make_unique<Arena>(*executor);
+    return std::make_unique<Arena>(executor);
   }
 
   void give_back(std::unique_ptr<Arena> arena) {
@@ -128,31 +126,29 @@ struct Engine::Impl {
 
   Isa isa;
   int threads;
-  const KernelSet& kernels;
-  std::unique_ptr<Executor> executor;
+  Executor executor;
   std::size_t image_values;
-  std::vector<std::string> unskippable;  // names, '' for others
-  std::vector<int> first_options;        // that gated blocks may take
+  std::vector<int> first_options;  // that gated blocks may take
   std::mutex mutex;
   std::size_t made = 0;  // arenas, at most
   std::vector<std::unique_ptr<Arena>> idle;
 };
 
-Engine::Engine(const AnyNetwork& network, Isa isa, int threads) {
+Engine::Engine(const Network& network, Isa isa, int threads) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   impl_ = std::make_unique<Impl>(network, isa, threads);
 }
 
 Engine::~Engine() = default;
 
-int Engine::gated_blocks() const { return static_cast<int>(impl_->executor->gates.count); }
-int Engine::classes() const { return impl_->executor->classes; }
-int Engine::options() const { return impl_->executor->gates.options; }
+int Engine::gated_blocks() const { return static_cast<int>(impl_->executor.gates.count); }
+int Engine::classes() const { return impl_->executor.classes; }
+int Engine::options() const { return impl_->executor.gates.options; }
 int Engine::threads() const { return impl_->threads; }
 Isa Engine::isa() const { return impl_->isa; }
 int Engine::first_option(int block) const { return impl_->first_options[static_cast<std::size_t>(block)]; }
-const std::string& Engine::unskippable(int block) const { return impl_->unskippable[static_cast<std::size_t>(block)]; }
-std::vector<KernelInfo> Engine::kernels() const { return impl_->executor->kernels(); }
+const std::string& Engine::block_name(int block) const { return impl_->executor.names[impl_->executor.gated[static_cast<std::size_t>(block)]]; }
+std::vector<KernelInfo> Engine::kernels() const { return impl_->executor.kernel_infos(); }
 
 void Engine::run(const RunRequest& request) const {
   const std::size_t workers = std::min(request.count, static_cast<std::size_t>(impl_->threads));
@@ -169,8 +165,8 @@ void Engine::run(const RunRequest& request) const {
   };
   const auto work = [&](Arena* arena) {
     const FloatEnvironment environment;
-    const KernelState state(impl_->kernels);
-    Runner runner(*impl_->executor, impl_->first_options, *arena);
+    const KernelState state(impl_->executor.set);
+    Runner runner(impl_->executor, impl_->first_options, *arena);
     try {
       for (std::size_t i = next++; i < request.count; i = next++) {
         runner.run(request, i, image_bytes);

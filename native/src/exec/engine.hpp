@@ -39,7 +39,7 @@ struct RunRequest {
 class Engine {
  public:
   // Throws std::invalid_argument if the CPU lacks the instruction set. May be interrupted, as reading a bundle may.
-  Engine(const AnyNetwork& network, Isa isa, int threads);
+  Engine(const Network& network, Isa isa, int threads);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -51,9 +51,9 @@ class Engine {
   Isa isa() const;
   std::vector<KernelInfo> kernels() const;
 
-  // The first option that a gated block may take: not skip where it has no shortcut. And its name there.
+  // The first option that a gated block may take: not skip where it has no shortcut.
   int first_option(int block) const;
-  const std::string& unskippable(int block) const;
+  const std::string& block_name(int block) const;
 
   // Spreads the images over the threads. Decisions must be in range; images must be finite. Between images the
   // caller's InterruptCheck is asked; what it throws comes out when all threads have stopped.

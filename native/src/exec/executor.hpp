@@ -1,57 +1,63 @@
-// A network made ready for execution, of whatever kind: what an engine runs image by image.
+// A network made ready for execution: what an engine runs image by image.
 #pragma once
 
 #include <cstddef>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "io/bundle.hpp"
 #include "exec/gates.hpp"
 #include "exec/image.hpp"
-#include "kernels/common/isa.hpp"
+#include "kernels/common/kernels.hpp"
+#include "plan/plan.hpp"
 
 namespace fracskip {
 
-// What executes one option of one block, for `doctor` and for tests that int8 really ran.
+// What executes one option of one part, for `doctor` and for tests that int8 really ran.
 struct KernelInfo {
-  std::string block, option;
+  std::string part, option;
   std::vector<std::string> kernels;  // one a convolution of the branch
 };
 
-// One thread's way through a network, with its activations and scratch. Blocks are counted among the gated ones.
+// Immutable once made, so that threads share it.
+struct Executor {
+  Executor(const Network& network, const KernelSet& set);
+
+  std::vector<KernelInfo> kernel_infos() const;
+
+  const KernelSet& set;
+  Plan plan;
+  Gates gates;
+  ImageReader reader;
+  int classes;
+  std::vector<std::string> names;  // of parts
+  std::vector<std::size_t> gated;  // the gated parts, and where parts end
+};
+
+// One thread's way through a network, with its activations and scratch. Blocks are the gated parts, counted.
 class Worker {
  public:
-  virtual ~Worker() = default;
+  explicit Worker(const Executor& executor);
 
-  virtual void begin(const void* image, PixelType pixels) = 0;  // up to the first gated block
-  virtual const float* pooled(std::size_t block) = 0;           // channel means of what a block takes
-  virtual void execute(std::size_t block, std::size_t option) = 0;  // and what follows, up to the next one
-  virtual void classify(float* logits) = 0;
+  void begin(const void* image, PixelType pixels);       // up to the first block
+  const float* pooled(std::size_t block);                // channel means of what a block takes
+  void execute(std::size_t block, std::size_t option);   // and what follows, up to the next one
+  void classify(float* logits);
 
-  // Puts aside what the first gated block takes, and brings it back for a second look.
-  virtual void keep() = 0;
-  virtual void bring_back() = 0;
+  // Puts aside what the first block takes, and brings it back for a second look.
+  void keep();
+  void bring_back();
+
+ private:
+  Buffer& begun() { return memory_.buffers[static_cast<std::size_t>(executor_.plan.parts[executor_.gated[0]].in.buffer)]; }
+  void pool_levels(const PlannedPart& part, float* pooled);
+  void execute(const PlannedPart& part, std::size_t option);
+  void execute_fixed(std::size_t begin, std::size_t end);
+
+  const Executor& executor_;
+  Memory memory_;
+  Buffer pooled_;
+  Buffer kept_, kept_sums_;
+  bool summed_ = false, kept_summed_ = false;  // whether the sums are those of the value at hand
 };
-
-// Immutable once made, so that threads share it.
-class Executor {
- public:
-  Executor(const Frame& frame, const KernelSet& set, std::size_t gated)
-      : gates(frame, set, gated), classes(frame.classes), option_bits(frame.option_bits) {}
-  virtual ~Executor() = default;
-
-  virtual std::unique_ptr<Worker> make_worker() const = 0;
-  virtual std::vector<KernelInfo> kernels() const = 0;
-  // Of each gated block that must be executed, its name; '' for others, which may be left out at the end.
-  virtual std::vector<std::string> unskippable() const { return {}; }
-
-  Gates gates;
-  int classes;
-  std::vector<int> option_bits;
-};
-
-std::unique_ptr<Executor> make_executor(const Network& network, const KernelSet& kernels);
-std::unique_ptr<Executor> make_executor(const GraphNetwork& network, const KernelSet& kernels);
 
 }  // namespace fracskip

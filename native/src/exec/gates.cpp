@@ -63,9 +63,9 @@ Linear with_padded_parts(const Linear& linear, int width, int padded) {
 
 }  // namespace
 
-Gates::Gates(const Frame& frame, const KernelSet& set, std::size_t blocks)
-    : kernels(set), count(blocks), kind(frame.gate.kind), options(static_cast<int>(frame.option_bits.size())) {
-  const Gate& gate = frame.gate;
+Gates::Gates(const Network& network, const KernelSet& set, std::size_t blocks)
+    : kernels(set), count(blocks), kind(network.gate.kind), options(static_cast<int>(network.option_bits.size())) {
+  const Gate& gate = network.gate;
   if (kind == GateKind::none) return;
   width = gate.width;
   padded_width = round_up(width, 8);
@@ -73,7 +73,7 @@ Gates::Gates(const Frame& frame, const KernelSet& set, std::size_t blocks)
   harm = gate.harm;
   lean = gate.lean;
   for (int k = 0; k < options; ++k) {
-    const double share = static_cast<double>(frame.option_bits[k]) / frame.option_bits.back();
+    const double share = static_cast<double>(network.option_bits[k]) / network.option_bits.back();
     const double rank = static_cast<double>(k) / std::max(options - 1, 1);
     lean_weights.push_back(static_cast<float>(gate.harm ? share * share : rank));
   }

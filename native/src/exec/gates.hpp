@@ -12,7 +12,7 @@ namespace fracskip {
 // Weights packed for the kernels; see kernels/gate.inl.
 struct Gates {
   // `count` gated blocks. In a static network nobody decides for them: their one option is the decision.
-  Gates(const Frame& frame, const KernelSet& kernels, std::size_t count);
+  Gates(const Network& network, const KernelSet& kernels, std::size_t count);
 
   struct Own {
     Buffer embed, embed_bias, out, block_bias;

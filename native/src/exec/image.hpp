@@ -16,11 +16,11 @@ enum class PixelType { u8, f32 };
 
 class ImageReader {
  public:
-  explicit ImageReader(const Frame& frame) {
-    for (int c = 0; c < frame.channels; ++c) {
+  explicit ImageReader(const Network& network) {
+    for (int c = 0; c < network.channels; ++c) {
       for (int level = 0; level < 256; ++level) {
         const float pixel = static_cast<float>(level) * (1.f / 255.f);
-        values_.push_back((pixel - frame.mean[c]) * (1.f / frame.std[c]));
+        values_.push_back((pixel - network.mean[c]) * (1.f / network.std[c]));
       }
     }
   }

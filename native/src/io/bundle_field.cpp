@@ -46,6 +46,12 @@ std::vector<int> read_options(const Field& field) {
   return bits;
 }
 
+int read_executed(const Field& field) {
+  const int bits = read_option(field);
+  if (bits == kSkipBits) field.fail("must not be 'skip'");
+  return bits;
+}
+
 Window read_window(const Field& field) {
   Window window;
   std::tie(window.kernel_h, window.kernel_w) = field["kernel"].pair(1, kMaxExtent);
@@ -54,21 +60,21 @@ Window read_window(const Field& field) {
   return window;
 }
 
-void read_image(const Field& field, Frame& frame) {
+void read_image(const Field& field, Network& network) {
   field.members({"size", "channels", "mean", "std"}, {"resize"});
-  std::tie(frame.height, frame.width) = field["size"].pair(1, kMaxExtent);
+  std::tie(network.height, network.width) = field["size"].pair(1, kMaxExtent);
   // What images are brought to before they come here; the engine takes them as they come.
-  if (field.has("resize")) field["resize"].integer(std::min(frame.height, frame.width), kMaxExtent);
-  frame.channels = field["channels"].integer(1, kMaxExtent);
-  const auto channels = static_cast<std::size_t>(frame.channels);
-  frame.mean = read_floats(field["mean"], channels, false);
-  frame.std = read_floats(field["std"], channels, true);
+  if (field.has("resize")) field["resize"].integer(std::min(network.height, network.width), kMaxExtent);
+  network.channels = field["channels"].integer(1, kMaxExtent);
+  const auto channels = static_cast<std::size_t>(network.channels);
+  network.mean = read_floats(field["mean"], channels, false);
+  network.std = read_floats(field["std"], channels, true);
 }
 
-GatePlan read_gate(const Field& field, Frame& frame) {
+GatePlan read_gate(const Field& field, Network& network) {
   GatePlan plan;
-  Gate& gate = frame.gate;
-  const bool is_static = frame.option_bits.size() == 1;
+  Gate& gate = network.gate;
+  const bool is_static = network.option_bits.size() == 1;
   if (is_static != field.is_null()) {
     field.fail("must be null if and only if the network has one option");
   }
@@ -129,13 +135,13 @@ GatePlan read_gate(const Field& field, Frame& frame) {
   return plan;
 }
 
-void read_texts(const Field& root, const Frame& frame, const GatePlan& plan) {
+void read_texts(const Field& root, const Network& network, const GatePlan& plan) {
   if (root["name"].text().empty()) root["name"].fail("must not be empty");
   root["source"].text();
   root["data_name"].text();
   const std::vector<Field> names = root["class_names"].items();
   for (const Field& name : names) name.text();
-  if (names.size() != static_cast<std::size_t>(frame.classes)) {
+  if (names.size() != static_cast<std::size_t>(network.classes)) {
     root["class_names"].fail("must have one name for each class");
   }
   if (!root["target"].is_null()) {
@@ -147,8 +153,9 @@ void read_texts(const Field& root, const Frame& frame, const GatePlan& plan) {
     if (target < plan.smallest_budget || target > plan.largest_budget) root["target"].fail("must be among the cascade's budgets");
   }
   // What decisions cost is for those who price them; here it only has to be there.
-  root["cost"].members({"stem_macs", "blocks", "head_macs"}, {"fixed_bits"});
-  if (root["cost"].has("fixed_bits")) root["cost"]["fixed_bits"].integer(1, kFullBits);
+  const Field cost = root["cost"];
+  cost.members({"stem_macs", "blocks", "head_macs", "stem_bits", "head_bits"});
+  for (const char* bits : {"stem_bits", "head_bits"}) cost[bits].integer(1, kFullBits);
 }
 
 }  // namespace fracskip

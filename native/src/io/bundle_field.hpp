@@ -1,4 +1,4 @@
-// What readers of a plan share: a JSON value that knows the way to it, and what plans of every version hold.
+// What readers of a plan share: a JSON value that knows the way to it, and what a plan holds besides its parts.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace fracskip {
 
 inline constexpr int kMaxExtent = 65535;  // channels, kernels, strides, paddings, classes, widths
-inline constexpr std::size_t kMaxBlocks = 4096;
+inline constexpr std::size_t kMaxParts = 4096;
 inline constexpr std::size_t kMaxExecutions = std::size_t{1} << 18;  // operations times options
 
 // A JSON value and the way to it, for messages.
@@ -105,6 +105,7 @@ Window read_window(const Field& field);
 
 // Options in ascending order, as bits; not skip alone.
 std::vector<int> read_options(const Field& field);
+int read_executed(const Field& field);  // one that is not skip
 
 // What a gate's tensors and its network's budgets depend on, besides the gate.
 struct GatePlan {
@@ -112,8 +113,8 @@ struct GatePlan {
   double smallest_budget = 0.0, largest_budget = 0.0;  // of a cascade; 0: there is none
 };
 
-void read_image(const Field& field, Frame& frame);
-GatePlan read_gate(const Field& field, Frame& frame);  // after the options
-void read_texts(const Field& root, const Frame& frame, const GatePlan& gate);  // after the classes
+void read_image(const Field& field, Network& network);
+GatePlan read_gate(const Field& field, Network& network);  // after the options
+void read_texts(const Field& root, const Network& network, const GatePlan& gate);  // after the classes
 
 }  // namespace fracskip

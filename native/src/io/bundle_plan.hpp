@@ -1,31 +1,25 @@
 // Reads a bundle's plan: the network's shapes, before its tensors.
 #pragma once
 
+#include <vector>
+
 #include "io/bundle_field.hpp"
-#include "plan/graph.hpp"
 #include "plan/network.hpp"
 
 namespace fracskip {
 
-// Networks that are complete but for what tensors hold.
+// A network that is complete but for what tensors hold.
 struct BundlePlan {
   Network network;
-  int stages = 1;
-  GatePlan gate;
-};
-struct BundleGraph {
-  GraphNetwork network;
   GatePlan gate;
   std::vector<int> gated_channels;  // of what each gated part takes
 };
 
-// Check everything that needs no tensor, shapes included. Throw BundleError.
+// Checks everything that needs no tensor, shapes included. Throws BundleError.
 BundlePlan read_plan(const Field& root);
-BundleGraph read_graph(const Field& root);
 
-// Follow one image through the network: every operation gets what it takes, sums of products fit 32 bits,
-// activations are within the limits. Throw BundleError.
-void check_shapes(const Network& network);
-std::vector<int> check_shapes(const GraphNetwork& network);  // gives the gated parts' channels
+// Follows one image through the network: every operation gets what it takes, sums of products fit 32 bits,
+// activations are within the limits. Gives the gated parts' channels. Throws BundleError.
+std::vector<int> check_shapes(const Network& network);
 
 }  // namespace fracskip

@@ -71,10 +71,10 @@ Linear Tensors::linear(const std::string& name, int in, int out) {
   return linear;
 }
 
-void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Frame& frame) {
-  Gate& gate = frame.gate;
+void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Network& network) {
+  Gate& gate = network.gate;
   if (gate.kind == GateKind::none) return;
-  const int options = static_cast<int>(frame.option_bits.size());
+  const int options = static_cast<int>(network.option_bits.size());
   const std::int64_t width = gate.width;
   const auto gated = static_cast<std::int64_t>(channels.size());
   for (std::size_t g = 0; g < channels.size(); ++g) {

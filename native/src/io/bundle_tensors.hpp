@@ -34,9 +34,9 @@ class Tensors {
 };
 
 // The gate's own; `channels` of what each gated block takes.
-void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Frame& frame);
+void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Network& network);
 
-// All that tensors say of a network of version 2.
-GraphNetwork fill_graph(BundleGraph plan, Tensors tensors);
+// All that tensors say of a network.
+Network fill_network(BundlePlan plan, Tensors tensors);
 
 }  // namespace fracskip

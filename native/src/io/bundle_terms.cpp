@@ -1,4 +1,4 @@
-// Fills a network of version 2 with its tensors.
+// Fills a network with its tensors.
 #include <cmath>
 #include <string>
 #include <utility>
@@ -61,7 +61,8 @@ Terms read_terms(Tensors& tensors, const std::string& name, const Op& op, int bi
 }
 
 // `stream`: null where value 0 is float32.
-std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const Program& program, int bits, const Grid* stream) {
+std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const Program& program, int width, const Grid* stream) {
+  const int bits = width <= kMaxIntegerBits ? width : 0;
   std::vector<Terms> terms;
   const std::vector<const Op*> feeders = feeders_of(program);
   for (std::size_t j = 0; j < program.size(); ++j) {
@@ -75,7 +76,7 @@ std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const
 
 // The grid of what a part gives; `before`: of what it takes.
 void read_grid(Tensors& tensors, const std::string& name, bool last, const Grid& before, Part& part) {
-  const bool hands_levels = part.can_skip && part.shortcut.empty();
+  const bool hands_levels = part.residual && part.shortcut.empty();
   if (last) {
     if (hands_levels) throw BundleError(name + " hands on levels and must give logits");
     return;
@@ -92,8 +93,8 @@ void read_grid(Tensors& tensors, const std::string& name, bool last, const Grid&
 
 }  // namespace
 
-GraphNetwork fill_graph(BundleGraph plan, Tensors tensors) {
-  GraphNetwork network = std::move(plan.network);
+Network fill_network(BundlePlan plan, Tensors tensors) {
+  Network network = std::move(plan.network);
   const bool stream = network.integer_stream;
   Grid before;
   for (std::size_t i = 0; i < network.parts.size(); ++i) {
@@ -102,10 +103,9 @@ GraphNetwork fill_graph(BundleGraph plan, Tensors tensors) {
     const Grid* taken = stream && i > 0 ? &before : nullptr;
     for (Way& way : part.ways) {
       if (way.bits == kSkipBits) continue;
-      const std::string option = part.gated ? name + "." + option_label(way.bits) : name;
-      way.terms = read_program(tensors, option, part.branch, way.bits <= kMaxIntegerBits ? way.bits : 0, taken);
+      way.terms = read_program(tensors, name + "." + option_label(way.bits), part.branch, way.bits, taken);
     }
-    part.shortcut_terms = read_program(tensors, name + ".shortcut", part.shortcut, stream ? kStreamBits : 0, taken);
+    part.shortcut_terms = read_program(tensors, name + ".shortcut", part.shortcut, part.shortcut_bits, taken);
     if (!stream) continue;
     read_grid(tensors, name, i + 1 == network.parts.size(), before, part);
     before = {part.step, part.zero};

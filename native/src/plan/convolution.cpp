@@ -142,12 +142,6 @@ int exact_run(const Conv& conv) {
   return std::numeric_limits<std::int16_t>::max() / (most * conv.most_level);
 }
 
-Buffer padded(const std::vector<float>& values, int count) {
-  Buffer buffer(sizeof(float) * count);
-  std::copy(values.begin(), values.end(), buffer.as<float>());
-  return buffer;
-}
-
 // -- which kernel executes a convolution ----------------------------------------------------------------
 
 // Bytes of transformed weights, beyond which fetching them takes longer than Winograd's algorithm saves over the narrow kernel.
@@ -276,8 +270,8 @@ Convolution::Convolution(const Conv& conv, const KernelSet& set, Forms forms)
   scratch_ = choice.scratch;
   weights_ = choice.pack(wanted);
   const int out = round_up(out_, kBlock);
-  if (integer_) scale_ = padded(conv.scale, out);
-  bias_ = padded(conv.bias, out);
+  if (integer_) scale_ = padded(conv.scale.data(), out_, out);
+  bias_ = padded(conv.bias.data(), out_, out);
   packed_ = weights_.as<void>();
 }
 

@@ -14,6 +14,19 @@ namespace fracskip {
 // Largest |acc| that the exact integer Winograd kernel can bring back; see winograd_avx2.cpp.
 inline constexpr std::int64_t kWinogradLimit = std::int64_t{1} << 25;
 
+// What a convolution computes. Weights are (out, kernel_h, kernel_w, in), C order; exactly one of the two is filled.
+struct Conv {
+  int in = 0, out = 0;
+  Window window;
+  std::vector<std::int8_t> weight_i8;
+  std::vector<float> weight_f32;
+  std::vector<float> scale;  // per output channel; integer convolutions only
+  std::vector<float> bias;   // per output channel
+  int most_level = 255;      // of what it takes; integer convolutions only
+
+  bool is_integer() const { return !weight_i8.empty(); }
+};
+
 // Whether the set can execute such a convolution in bfloat16.
 bool runs_in_bf16(const Window& window, const KernelSet& kernels);
 

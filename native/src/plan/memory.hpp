@@ -1,6 +1,7 @@
 // Aligned memory and activation images.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -49,6 +50,13 @@ class Buffer {
   std::unique_ptr<void, Free> data_;
   std::size_t size_ = 0;
 };
+
+// Values with room for so many, zeros beyond them.
+inline Buffer padded(const float* values, int count, int room) {
+  Buffer buffer(sizeof(float) * static_cast<std::size_t>(room));
+  std::copy_n(values, count, buffer.as<float>());
+  return buffer;
+}
 
 // How an activation lies in memory: NHWC with a border of zeros. Below and to the right the border
 // also covers what is missing to whole Winograd tiles. Rows are whole cache lines.

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
+
+#include "kernels/common/act.hpp"
 
 namespace fracskip {
 
@@ -30,38 +31,6 @@ struct Window {
   int out_w(int in_w) const { return (in_w + 2 * pad_w - kernel_w) / stride_w + 1; }
 };
 
-// Weights are (out, kernel_h, kernel_w, in), C order; exactly one of the two is filled.
-struct Conv {
-  int in = 0, out = 0;
-  Window window;
-  std::vector<std::int8_t> weight_i8;
-  std::vector<float> weight_f32;
-  std::vector<float> scale;  // per output channel; integer convolutions only
-  std::vector<float> bias;   // per output channel
-  int most_level = 255;      // of what it takes; integer convolutions only
-
-  bool is_integer() const { return !weight_i8.empty(); }
-};
-
-struct StemOp {
-  bool is_conv = true;  // otherwise a max pool over `conv.window`
-  Conv conv;
-};
-
-// One way to execute a block. Skip has no convolutions.
-struct Execution {
-  int bits = kSkipBits;
-  float input_scale = 0.f;  // 1 / step of the branch's input; 0: the stream's levels as they are
-  std::vector<Conv> branch;
-};
-
-struct Block {
-  std::string name;
-  bool gated = false;
-  std::vector<Execution> options;  // of a gated block: the network's, in order
-  std::optional<Conv> shortcut;    // none: identity
-};
-
 struct Linear {
   int in = 0, out = 0;
   std::vector<float> weight;  // (out, in)
@@ -82,21 +51,91 @@ struct Gate {
   std::vector<float> block_bias;                 // (gated blocks, options); empty: none
 };
 
-// What networks of every kind have.
-struct Frame {
-  int height = 0, width = 0, channels = 0, classes = 0;
-  std::vector<float> mean, std;
-  std::vector<int> option_bits;  // of gated blocks
-  Gate gate;
+enum class OpKind { conv, pool, mean, act, add, mul, affine, norm };
+
+// Value 0 is what a program takes, value k + 1 what its op k gives.
+struct Op {
+  OpKind kind = OpKind::act;
+  int in = 0, other = 0;    // values; `other` of add and mul alone
+  int taken = 0, given = 0;  // channels of a conv; of affine and norm both are theirs
+  Window window;            // of conv and pool
+  int dilation_h = 1, dilation_w = 1, groups = 1;
+  Act act = Act::none;
+  bool largest = false, count_padding = false;  // of a pool: otherwise the mean
+  float eps = 0.f;
+
+  bool takes_two() const { return kind == OpKind::add || kind == OpKind::mul; }
+  bool uses(int value) const { return in == value || (takes_two() && other == value); }
+  // The window that dilated taps span.
+  Window reach() const {
+    Window spread = window;
+    spread.kernel_h = (window.kernel_h - 1) * dilation_h + 1;
+    spread.kernel_w = (window.kernel_w - 1) * dilation_w + 1;
+    return spread;
+  }
 };
 
-// Version 1: a CIFAR ResNet.
-struct Network : Frame {
-  bool integer_stream = false;
-  std::vector<float> stream_steps;  // one a stage; empty for a float stream
-  std::vector<StemOp> stem;
-  std::vector<Block> blocks;
-  Linear head;
+using Program = std::vector<Op>;
+
+// Of each value, the ops that take it, in order. One that takes it twice is there once.
+std::vector<std::vector<std::size_t>> takers_of(const Program& program);
+
+// Of each op, the convolution that may give it its levels, if there is one: nothing else takes what that gives, and a
+// clamp to levels does what its activation would.
+std::vector<const Op*> feeders_of(const Program& program);
+
+// Whether an op is a convolution of the very value that its program takes: of an 8-bit stream, perhaps its levels.
+inline bool takes_first(const Op& op) { return op.kind == OpKind::conv && op.in == 0; }
+
+// What tensors say of one op. Weights are (out, kernel_h, kernel_w, in / groups), C order.
+struct Terms {
+  std::vector<std::int8_t> weight_i8;
+  std::vector<float> weight_f32, scale, gain, bias;
+  float input = 0.f;  // 1 / step of an integer convolution's input; 0: that is in units of its step, or in levels
+  int zero = 0;       // the level that stands for 0
+
+  bool is_integer() const { return !weight_i8.empty(); }
 };
+
+// One way to execute a branch; skip has no terms.
+struct Way {
+  int bits = kSkipBits;
+  std::vector<Terms> terms;  // of each op
+};
+
+struct Part {
+  std::string name;
+  bool gated = false, residual = false, skip_is_identity = false;
+  Program branch;
+  std::vector<Way> ways;  // of a gated part: the network's options, in order; else the one
+  Program shortcut;       // of a residual one; empty: what the part takes
+  int shortcut_bits = kFullBits;
+  std::vector<Terms> shortcut_terms;
+  std::vector<Act> after;
+  float step = 1.f;  // what a level of what it gives stands for
+  int zero = 0;      // and which stands for 0
+
+  // Whether what it takes is added to its branch as it is, so that both are in one place.
+  bool hands_on() const { return residual && shortcut.empty(); }
+};
+
+struct Network {
+  int height = 0, width = 0, channels = 0, classes = 0;  // of the image, and of the logits
+  std::vector<float> mean, std;
+  std::vector<int> option_bits;  // of gated parts
+  Gate gate;
+  bool integer_stream = false;  // parts give levels of 8 bits, but for the last
+  std::vector<Part> parts;
+};
+
+// A convolution of groups is executed as convolutions of `together` groups each, the last one perhaps of
+// fewer: so many that they take and give whole blocks of channels. Other groups' weights in them are zero.
+struct Grouping {
+  int together = 1, pieces = 1;
+};
+Grouping grouping_of(const Op& op);
+
+// Whether it is of one channel a group, on kernels of its own where their sums are exact.
+inline bool is_depthwise(const Op& op) { return op.groups > 1 && op.groups == op.taken && op.taken == op.given; }
 
 }  // namespace fracskip

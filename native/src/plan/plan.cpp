@@ -1,202 +1,132 @@
 #include "plan/plan.hpp"
 
 #include <algorithm>
+#include <utility>
+
+#include "plan/planner.hpp"
 
 namespace fracskip {
 namespace {
 
-int border(const Window& window) { return std::max(window.pad_h, window.pad_w); }
-
-Conv times(Conv conv, float factor) {
-  for (float& weight : conv.weight_f32) weight *= factor;
-  return conv;
+Layout result_of(const Program& program, const Layout& in) {
+  std::vector<Layout> values = {in};
+  for (const Op& op : program) values.push_back(result_of(op, values[static_cast<std::size_t>(op.in)]));
+  return values.back();
 }
 
 }  // namespace
 
-Plan::Plan(const Network& network, const KernelSet& set) : kernels(set) {
-  integer_stream = network.integer_stream;
-  plan_stem(network);
-  int stage = 0;
-  for (const Block& block : network.blocks) {
-    plan_block(network, block, stage);
-    if (block.shortcut) ++stage;
+void Planner::run(const Network& network) {
+  integer_stream_ = network.integer_stream;
+  Place at = plan_image(network);
+  for (std::size_t i = 0; i < network.parts.size(); ++i) {
+    at = plan_part(network, i, at);
+    step_ = network.parts[i].step;
+    zero_ = network.parts[i].zero;
   }
-  const Layout& last = layouts[head_in];
-  const float area = static_cast<float>(last.h) * static_cast<float>(last.w);
-  head_factor = (integer_stream ? network.stream_steps[stage] : 1.f) / area;
-  head = network.head;
-  finish();
+  plan_.weights = gather_weights(plan_.convolutions);
+  plan_.buffer_bytes = memory_.bytes();
 }
 
-// Finds or adds the activation that plays a role at a shape. Blocks of one stage share theirs.
-int Plan::activation(const std::string& role, int h, int w, int c, Element element) {
-  const auto next = static_cast<int>(layouts.size());
-  const auto [place, is_new] = known_.emplace(std::tuple(role, h, w, c, element), next);
-  if (is_new) {
-    layouts.push_back(Layout::make(h, w, c, 0, element));
-    roles_.push_back(role);
+// Convolutions of the first part read the image as it is, or make levels of it; everything else needs a value like any other.
+Place Planner::plan_image(const Network& network) {
+  const Part& first = network.parts.front();
+  const bool integer = first.ways.front().bits <= kMaxIntegerBits;
+  int border = 0;
+  bool as_it_is = true;
+  for (const Op& op : first.branch) {
+    if (!op.uses(0)) continue;
+    const bool plain = integer || (op.groups == 1 && op.dilation_h == 1 && op.dilation_w == 1);
+    as_it_is = as_it_is && op.kind == OpKind::conv && plain;
+    if (!integer) border = std::max(border, border_of(op.window));
   }
-  return place->second;
+  const Layout layout = Layout::make(network.height, network.width, network.channels, as_it_is ? border : 0, Element::f32, false);
+  plan_.image = memory_.acquire(layout, true);
+  if (as_it_is) return plan_.image;
+  auto step = std::make_unique<SpreadStep>();
+  step->in = plan_.image;
+  step->out = memory_.acquire(Layout::dense(layout.h, layout.w, network.channels, Element::f32), false);
+  const Place value = step->out;
+  plan_.spread.steps.push_back(std::move(step));
+  memory_.let_go(plan_.image);
+  return value;
 }
 
-ConvStep Plan::step(const Conv& conv, int in, int out, bool half) {
-  convolutions.push_back(std::make_unique<Convolution>(conv, kernels, Forms{true, half, true}));
-  ConvStep s;
-  s.conv = convolutions.back().get();
-  s.args = s.conv->arguments();
-  s.args.out_type = layouts[out].element;
-  s.args.relu = true;
-  s.in = in;
-  s.out = out;
-  layouts[in].border = std::max(layouts[in].border, border(conv.window));
-  return s;
+Place Planner::plan_part(const Network& network, std::size_t index, const Place& in) {
+  const Part& part = network.parts[index];
+  const bool last = index + 1 == network.parts.size();
+  PlannedPart planned;
+  planned.in = planned.out = in;
+  planned.step = step_;
+  planned.zero = zero_;
+  if (part.gated) plan_.most_channels = std::max(plan_.most_channels, in.layout.pixel);
+  if (!part.hands_on()) {
+    const Layout result = result_of(part.branch, in.layout);
+    const bool levels = integer_stream_ && !last;
+    planned.out = memory_.acquire(levels ? levels_of(result, border_for(network, index)) : result, true);
+  }
+  for (const Way& way : part.ways) {
+    Course course;
+    course.option = option_label(way.bits);
+    plan_way(part, way, in, planned.out, course);
+    course.sums = !last && network.parts[index + 1].gated && add_up(course, planned.out);
+    planned.options.push_back(std::move(course));
+  }
+  if (!part.hands_on()) memory_.let_go(in);
+  const Place out = planned.out;
+  plan_.parts.push_back(std::move(planned));
+  return out;
 }
 
-void Plan::plan_stem(const Network& network) {
-  image = activation("image", network.height, network.width, network.channels, Element::f32);
-  // The last convolution speaks the stream's language; pooling keeps it.
-  std::size_t last_conv = 0;
-  for (std::size_t i = 0; i < network.stem.size(); ++i) {
-    if (network.stem[i].is_conv) last_conv = i;
-  }
-  int at = image;
-  for (std::size_t i = 0; i < network.stem.size(); ++i) {
-    const Conv& conv = network.stem[i].conv;
-    const bool last = i + 1 == network.stem.size();
-    const int h = conv.window.out_h(layouts[at].h), w = conv.window.out_w(layouts[at].w);
-    const int c = network.stem[i].is_conv ? conv.out : layouts[at].c;
-    const Element element = integer_stream && i >= last_conv ? Element::u8 : Element::f32;
-    const int out = activation(last ? "stream0" : "stem" + std::to_string(i), h, w, c, element);
-    StemStep s;
-    s.is_conv = network.stem[i].is_conv;
-    if (s.is_conv) {
-      s.conv = step(conv, at, out);
-      s.conv.sums = last;
-    } else {
-      s.pool = {conv.window, at, out};
-      layouts[at].border = std::max(layouts[at].border, border(conv.window));
+// The border that a part's levels need for the convolutions that read them where they lie: the next part's, and those of the
+// parts after it while the same levels are handed on.
+int Planner::border_for(const Network& network, std::size_t index) const {
+  int border = 0;
+  if (network.parts[index].zero != 0) return border;
+  const auto reach = [&](const Program& program, const std::vector<Terms>& terms) {
+    for (std::size_t k = 0; k < terms.size(); ++k) {
+      if (takes_first(program[k]) && terms[k].is_integer() && terms[k].input == 0.f) border = std::max(border, border_of(program[k].window));
     }
-    stem.push_back(s);
-    at = out;
-  }
-  head_in = at;
-}
-
-void Plan::plan_block(const Network& network, const Block& block, int stage) {
-  PlannedBlock planned;
-  planned.in = head_in;
-  const Layout in = layouts[planned.in];
-  const float area = static_cast<float>(in.h) * static_cast<float>(in.w);
-  planned.pooled_factor = (integer_stream ? network.stream_steps[stage] : 1.f) / area;
-  planned.out = planned.in;
-  if (block.shortcut) {
-    const Window& w = block.shortcut->window;
-    const std::string role = "stream" + std::to_string(stage + 1);
-    planned.out = activation(role, w.out_h(in.h), w.out_w(in.w), block.shortcut->out, integer_stream ? Element::u8 : Element::f32);
-  }
-  head_in = planned.out;
-  blocks.push_back(std::move(planned));
-  for (const Execution& execution : block.options) {
-    blocks.back().options.push_back(plan_option(network, block, execution, stage));
-  }
-}
-
-PlannedOption Plan::plan_option(const Network& network, const Block& block, const Execution& execution,
-                                int stage) {
-  PlannedOption planned;
-  const int in = blocks.back().in, out = blocks.back().out;
-  const bool skip = execution.branch.empty();
-  int residual = in;
-  if (block.shortcut) {
-    const Layout target = layouts[out];
-    residual = skip ? out : activation("shortcut", target.h, target.w, target.c, Element::f32);
-    ConvStep s = step(*block.shortcut, in, residual);
-    s.args.relu = skip;
-    s.sums = skip;
-    planned.convs.push_back(s);
-  }
-  if (skip) return planned;
-
-  const bool integer = execution.branch.front().is_integer();
-  const bool half = !integer && execution.bits <= kMaxHalfBits &&
-                    std::all_of(execution.branch.begin(), execution.branch.end(),
-                                [this](const Conv& conv) { return runs_in_bf16(conv.window, kernels); });
-  const Element element = integer ? Element::u8 : half ? Element::bf16 : Element::f32;
-  const bool direct = integer_stream ? integer && execution.input_scale == 0.f : element == Element::f32;
-  // A branch of one convolution would overwrite what it still has to read: give it a copy.
-  const bool in_place = execution.branch.size() == 1 && in == out;
-  int at = in;
-  if (!direct || in_place) {
-    const Layout stream = layouts[in];
-    MapStep& map = planned.map;
-    map.in = in;
-    map.out = at = activation("values", stream.h, stream.w, stream.c, element);
-    if (integer_stream && !direct) map.step = network.stream_steps[stage];
-    if (integer) {
-      map.function = integer_stream ? kernels.u8_to_u8 : kernels.f32_to_u8;
-      map.scale = direct ? 1.f : execution.input_scale;
-      map.top = static_cast<float>((1 << execution.bits) - 1);
-    } else if (half) {
-      map.function = integer_stream ? kernels.u8_to_bf16 : kernels.f32_to_bf16;
-    } else {
-      map.function = integer_stream ? kernels.u8_to_f32 : kernels.f32_to_f32;
-    }
-  }
-  for (std::size_t j = 0; j < execution.branch.size(); ++j) {
-    // Levels are exact in bfloat16, what they stand for is not: the first weights take their step.
-    const bool scaled = half && j == 0 && integer_stream;
-    const Conv own = scaled ? times(execution.branch[j], network.stream_steps[stage]) : Conv();
-    const Conv& conv = scaled ? own : execution.branch[j];
-    const bool last = j + 1 == execution.branch.size();
-    const int h = conv.window.out_h(layouts[at].h), w = conv.window.out_w(layouts[at].w);
-    const int to = last ? out : activation("branch" + std::to_string(j), h, w, conv.out, element);
-    ConvStep s = step(conv, at, to, half);
-    if (last) {
-      s.residual = residual;
-      s.args.residual_type = layouts[residual].element == Element::f32 ? Residual::f32 : Residual::u8;
-      s.sums = true;
-    } else {
-      s.args.top = static_cast<float>((1 << std::min(execution.bits, kMaxIntegerBits)) - 1);
-    }
-    planned.convs.push_back(s);
-    at = to;
-  }
-  return planned;
-}
-
-// Borders are known now: layouts become final, and the steps take their strides.
-void Plan::finish() {
-  for (std::size_t i = 0; i < layouts.size(); ++i) {
-    const Layout& l = layouts[i];
-    const bool pixels = roles_[i] == "image";  // its channels lie side by side
-    layouts[i] = Layout::make(l.h, l.w, l.c, l.border, l.element, !pixels);
-    most_channels = std::max(most_channels, round_up(l.c, kBlock));
-  }
-  weights = gather_weights(convolutions);
-  const auto place = [this](ConvStep& s) {
-    s.args.weights = s.conv->weights();
-    const Layout &in = layouts[s.in], &out = layouts[s.out];
-    s.args.in_row = in.row;
-    s.args.in_pixel = in.pixel;
-    s.args.out_h = out.h;
-    s.args.out_w = out.w;
-    s.args.out_row = out.row;
-    s.args.out_pixel = out.pixel;
-    if (s.residual != kNone) {
-      s.args.residual_row = layouts[s.residual].row;
-      s.args.residual_pixel = layouts[s.residual].pixel;
-    }
-    scratch_bytes = std::max(scratch_bytes, s.conv->scratch_bytes(s.args));
   };
-  for (StemStep& s : stem) {
-    if (s.is_conv) place(s.conv);
+  for (++index; index < network.parts.size(); ++index) {
+    const Part& part = network.parts[index];
+    for (const Way& way : part.ways) reach(part.branch, way.terms);
+    reach(part.shortcut, part.shortcut_terms);
+    if (!part.hands_on()) break;
   }
-  for (PlannedBlock& block : blocks) {
-    for (PlannedOption& option : block.options) {
-      for (ConvStep& s : option.convs) place(s);
-    }
-  }
+  return border;
 }
+
+// In float32 a shortcut's result is where the part's shall be, and the branch is added to it. Levels are not added to: it has
+// a place of its own, unless it is all there is.
+void Planner::plan_way(const Part& part, const Way& way, const Place& in, const Place& out, Course& course) {
+  const bool skips = way.bits == kSkipBits;
+  if (skips && !part.residual) return;
+  End end{out, {}, part.after};
+  Place own;
+  if (part.residual) end.residual = out;
+  if (!part.shortcut.empty()) {
+    End shortcut{out, {}, {}};
+    if (skips) shortcut.after = part.after;
+    else if (out.is_levels()) shortcut.out = own = end.residual = memory_.acquire(result_of(part.shortcut, in.layout), false);
+    plan_program(part.shortcut, part.shortcut_terms, part.shortcut_bits, in, shortcut, course);
+  } else if (skips && !part.skip_is_identity && !out.is_levels()) {
+    course_ = &course;
+    for (Act act : part.after) pass(values_.act, out, {}, out, act);
+  }
+  if (!skips) plan_program(part.branch, way.terms, way.bits, in, end, course);
+  memory_.let_go(own);
+}
+
+// Makes the last step leave channel sums, if it can.
+bool Planner::add_up(Course& course, const Place& out) {
+  if (course.steps.empty()) return false;
+  auto* last = dynamic_cast<ConvolutionStep*>(course.steps.back().get());
+  if (!last || last->out.buffer != out.buffer) return false;
+  plan_.most_channels = std::max(plan_.most_channels, out.layout.pixel);
+  return last->sums = true;
+}
+
+Plan::Plan(const Network& network, const KernelSet& kernels) { Planner(*this, kernels).run(network); }
 
 }  // namespace fracskip

@@ -1,86 +1,70 @@
-// A network of version 1 prepared for execution: which kernel writes which activation, decided once.
+// A network prepared for execution: what every option of every part does, step by step, and in which memory.
 #pragma once
 
-#include <map>
+#include <cstddef>
 #include <memory>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "plan/convolution.hpp"
 #include "kernels/common/kernels.hpp"
-#include "plan/memory.hpp"
+#include "plan/convolution.hpp"
 #include "plan/network.hpp"
+#include "plan/plan_memory.hpp"
 
 namespace fracskip {
 
-inline constexpr int kNone = -1;
+// One worker's memory.
+struct Memory {
+  std::vector<Buffer> buffers;
+  Buffer scratch;
+  Buffer sums;  // of the channels of what a part gives, where its last step adds them up: floats, or of levels integers
 
-// A convolution between activations, given by their numbers in `Plan::layouts`.
-struct ConvStep {
-  const Convolution* conv = nullptr;
-  ConvArgs args{};  // without pointers to activations
-  int in = kNone, out = kNone, residual = kNone;
-  bool sums = false;  // whether it writes the stream, whose channel sums the next gate reads
+  char* at(const Place& place) {
+    const auto first = place.layout.origin() * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
+    return buffers[static_cast<std::size_t>(place.buffer)].as<char>() + first;
+  }
+  char* row(const Place& place, int h) {
+    return at(place) + h * place.layout.row * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
+  }
 };
 
-// A pass that brings the stream into the form that an option computes in.
-struct MapStep {
-  MapFunction function = nullptr;
-  float step = 1.f, scale = 1.f, top = 255.f;
-  int in = kNone, out = kNone;
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void run(Memory& memory) const = 0;
 };
 
-struct PoolStep {
-  Window window;
-  int in = kNone, out = kNone;
+// What one option of a part does.
+struct Course {
+  std::vector<std::unique_ptr<Step>> steps;
+  std::string option;                // its label
+  std::vector<std::string> kernels;  // of its convolutions
+  bool sums = false;                 // whether the last step leaves channel sums
+
+  void run(Memory& memory) const {
+    for (const auto& step : steps) step->run(memory);
+  }
 };
 
-struct StemStep {
-  bool is_conv = true;
-  ConvStep conv;
-  PoolStep pool;
-};
-
-// One option of one block: convert, project the shortcut, run the branch. Empty: do nothing.
-struct PlannedOption {
-  MapStep map;  // without a function: none
-  std::vector<ConvStep> convs;
-};
-
-struct PlannedBlock {
-  int in = kNone, out = kNone;  // the stream before and after
-  float pooled_factor = 1.f;    // channel sum to mean, for its gate
-  std::vector<PlannedOption> options;
+struct PlannedPart {
+  Place in, out;
+  float step = 1.f;  // of the levels that it takes, where it takes some
+  int zero = 0;
+  std::vector<Course> options;
 };
 
 struct Plan {
   Plan(const Network& network, const KernelSet& kernels);
 
-  const KernelSet& kernels;
-  std::vector<Layout> layouts;
-  std::vector<std::unique_ptr<Convolution>> convolutions;
-  Buffer weights;  // of all convolutions, in the order of execution
-  int image = kNone;
-  std::vector<StemStep> stem;
-  std::vector<PlannedBlock> blocks;
-  int head_in = kNone;
-  float head_factor = 1.f;
-  Linear head;
-  bool integer_stream = false;
+  Place image;    // its pixels have no padded channels
+  Course spread;  // brings it into the form of a value, where one is needed
+  std::vector<PlannedPart> parts;
+  std::vector<std::size_t> buffer_bytes;
   std::size_t scratch_bytes = 0;
-  int most_channels = 0;
-
- private:
-  int activation(const std::string& role, int h, int w, int c, Element element);
-  ConvStep step(const Conv& conv, int in, int out, bool half = false);
-  void plan_stem(const Network& network);
-  void plan_block(const Network& network, const Block& block, int stage);
-  PlannedOption plan_option(const Network& network, const Block& block, const Execution& execution, int stage);
-  void finish();
-
-  std::vector<std::string> roles_;
-  std::map<std::tuple<std::string, int, int, int, Element>, int> known_;  // activations
+  int most_channels = 0;  // of what a gated part takes
+  std::vector<std::unique_ptr<Convolution>> convolutions;
+  Buffer weights;  // of all of them, in order
 };
 
 }  // namespace fracskip

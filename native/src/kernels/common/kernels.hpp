@@ -64,21 +64,6 @@ using ConvFunction = void (*)(const ConvArgs&);
 // The shortest run that conv_narrow takes: below, widening sums costs what adding them up in 16 bits saves.
 inline constexpr int kLeastRun = 8;
 
-// Elementwise passes over (h, w, channels), channels a multiple of kBlock.
-struct MapArgs {
-  const void* in;
-  std::ptrdiff_t in_row;
-  void* out;
-  std::ptrdiff_t out_row;
-  int in_pixel, out_pixel;
-  int h, w, channels;
-  float step;   // what a level of the input stands for (u8 input, but not to bf16: that keeps levels)
-  float scale;  // what the value is multiplied with (u8 output)
-  float top;
-};
-
-using MapFunction = void (*)(const MapArgs&);
-
 // The recurrent or feedforward gate of one block; see gate.inl for the layout of the weights.
 struct GateArgs {
   const float* pooled;  // (channels)
@@ -105,7 +90,7 @@ struct GateArgs {
 
 using GateFunction = int (*)(const GateArgs&);  // gives the option
 
-// Values of graphs are float32; their pixels lie side by side, channels padded with zeros to `kBlock`.
+// Values are float32; their pixels lie side by side, channels padded with zeros to `kBlock`.
 // What is done to each pixel of one: with `other` (add, mul) or by channel (affine, norm, mean), then `act`.
 struct ValueArgs {
   const float* in;
@@ -146,11 +131,12 @@ struct RoundArgs {
   std::ptrdiff_t count;
 };
 
-// The mean of (q - zero) * step over pixels of levels that lie side by side.
+// The mean of (q - zero) * step over pixels of levels.
 struct LevelMeanArgs {
-  const std::uint8_t* in;
+  const std::uint8_t* in;  // pixel (0, 0)
+  std::ptrdiff_t in_row;
   float* out;
-  int pixels, channels;
+  int h, w, channels;
   int used;  // channels that are some; those beyond become 0
   float step;
   int zero;
@@ -216,8 +202,8 @@ struct KernelSet {
   ConvFunction tiles_bf16 = nullptr;
   int int_group = 1;        // input channels whose weights conv_int wants side by side
   bool int_widens = false;  // whether conv_int needs `widened_scratch`
-  MapFunction u8_to_u8 = nullptr, f32_to_u8 = nullptr, u8_to_f32 = nullptr, f32_to_f32 = nullptr;
-  MapFunction u8_to_bf16 = nullptr, f32_to_bf16 = nullptr;  // null where `tiles_bf16` is
+  // Into bfloat16, without act and factor, levels as they are: it holds integers up to 256 exactly (null where `tiles_bf16` is).
+  StageFunction u8_to_bf16 = nullptr, f32_to_bf16 = nullptr;
   GateFunction gate = nullptr;
   const ValueKernels* values = nullptr;
   // What a thread must do before its first and after its last kernel (null: nothing).

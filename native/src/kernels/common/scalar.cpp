@@ -61,30 +61,6 @@ void direct(const ConvArgs& a) {
   }
 }
 
-template <class In, class Out, class F>
-void map(const MapArgs& a, F f) {
-  for (int h = 0; h < a.h; ++h) {
-    for (int w = 0; w < a.w; ++w) {
-      const In* in = static_cast<const In*>(a.in) + h * a.in_row + static_cast<std::ptrdiff_t>(w) * a.in_pixel;
-      Out* out = static_cast<Out*>(a.out) + h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel;
-      for (int c = 0; c < a.channels; ++c) out[c] = static_cast<Out>(f(static_cast<float>(in[c])));
-    }
-  }
-}
-
-void u8_to_u8(const MapArgs& a) {
-  map<std::uint8_t, std::uint8_t>(a, [&](float r) { return clamp_level(r * a.step * a.scale, a.top); });
-}
-void f32_to_u8(const MapArgs& a) {
-  map<float, std::uint8_t>(a, [&](float x) { return clamp_level(x * a.scale, a.top); });
-}
-void u8_to_f32(const MapArgs& a) {
-  map<std::uint8_t, float>(a, [&](float r) { return r * a.step; });
-}
-void f32_to_f32(const MapArgs& a) {
-  map<float, float>(a, [](float x) { return x; });
-}
-
 }  // namespace
 
 constexpr KernelSet kScalarKernels = [] {
@@ -92,10 +68,6 @@ constexpr KernelSet kScalarKernels = [] {
   set.name = "scalar";
   set.conv_int = direct<std::uint8_t, std::int8_t, std::int32_t>;
   set.conv_float = direct<float, float, float>;
-  set.u8_to_u8 = u8_to_u8;
-  set.f32_to_u8 = f32_to_u8;
-  set.u8_to_f32 = u8_to_f32;
-  set.f32_to_f32 = f32_to_f32;
   set.gate = gate_scalar::decide;
   set.values = &kScalarValues;
   return set;

@@ -1,4 +1,4 @@
-// What happens to a graph's values besides dense convolutions, compiled once for each instruction set.
+// What happens to values besides dense convolutions, compiled once for each instruction set.
 //
 // Included after kernels.hpp, where FRACSKIP_VALUES names the set and holds what its lanes are: Lanes, kLanes,
 // and load, store, all, from_levels, to_levels, times_plus, largest, smallest, root, rounded, two_to, where_less.
@@ -296,13 +296,16 @@ void round(const RoundArgs& a) {
 }
 
 void level_mean(const LevelMeanArgs& a) {
+  const int pixels = a.h * a.w;
   for (int c = 0; c < a.channels; c += kBlock) {
     std::uint32_t sum[kBlock] = {};
-    const std::uint8_t* in = a.in + c;
-    for (int p = 0; p < a.pixels; ++p, in += a.channels) {
-      for (int i = 0; i < kBlock; ++i) sum[i] += in[i];
+    for (int h = 0; h < a.h; ++h) {
+      const std::uint8_t* in = a.in + h * a.in_row + c;
+      for (int w = 0; w < a.w; ++w, in += a.channels) {
+        for (int i = 0; i < kBlock; ++i) sum[i] += in[i];
+      }
     }
-    for (int i = 0; i < kBlock; ++i) a.out[c + i] = c + i < a.used ? fracskip::level_mean(sum[i], a.pixels, a.zero, a.step) : 0.f;
+    for (int i = 0; i < kBlock; ++i) a.out[c + i] = c + i < a.used ? fracskip::level_mean(sum[i], pixels, a.zero, a.step) : 0.f;
   }
 }
 

@@ -1,4 +1,4 @@
-// Values of graphs by plain loops.
+// Values by plain loops.
 #include <cmath>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// AVX2: convolutions of any shape, elementwise passes, the gate.
+// AVX2: convolutions of any shape, the gate.
 //
 // vpmaddubsw takes 32 products of bytes and adds them up in pairs in 16 bits, where it saturates. With few bits
 // sums of many pairs stay within 16 bits, so they are added up there and widened once a run. Else integers are
@@ -216,73 +216,6 @@ struct DirectFloat {
   static void run(const ConvArgs& a) { direct<FloatMath, R, O>(a); }
 };
 
-// 16 values in, 16 out.
-template <class Load, class Store>
-static inline void each_block(const MapArgs& a, std::size_t in_size, std::size_t out_size, Load load,
-                              Store store) {
-  for (int h = 0; h < a.h; ++h) {
-    for (int w = 0; w < a.w; ++w) {
-      const char* in = static_cast<const char*>(a.in) +
-                       (h * a.in_row + static_cast<std::ptrdiff_t>(w) * a.in_pixel) * static_cast<std::ptrdiff_t>(in_size);
-      char* out = static_cast<char*>(a.out) +
-                  (h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel) * static_cast<std::ptrdiff_t>(out_size);
-      for (int c = 0; c < a.channels; c += kBlock) {
-        __m256 low, high;
-        load(in + c * in_size, low, high);
-        store(out + c * out_size, low, high);
-      }
-    }
-  }
-}
-
-static inline void load_u8(const char* from, __m256& low, __m256& high) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-  high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
-}
-
-static inline void load_f32(const char* from, __m256& low, __m256& high) {
-  low = _mm256_loadu_ps(reinterpret_cast<const float*>(from));
-  high = _mm256_loadu_ps(reinterpret_cast<const float*>(from) + 8);
-}
-
-static inline void store_level(char* to, __m256 low, __m256 high, __m256 top) {
-  const __m256i a = _mm256_cvtps_epi32(_mm256_min_ps(low, top));
-  const __m256i b = _mm256_cvtps_epi32(_mm256_min_ps(high, top));
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
-}
-
-static void u8_to_u8(const MapArgs& a) {
-  const __m256 step = _mm256_set1_ps(a.step), scale = _mm256_set1_ps(a.scale), top = _mm256_set1_ps(a.top);
-  each_block(a, 1, 1, load_u8, [&](char* to, __m256 low, __m256 high) {
-    store_level(to, _mm256_mul_ps(_mm256_mul_ps(low, step), scale), _mm256_mul_ps(_mm256_mul_ps(high, step), scale), top);
-  });
-}
-
-static void f32_to_u8(const MapArgs& a) {
-  const __m256 scale = _mm256_set1_ps(a.scale), top = _mm256_set1_ps(a.top);
-  each_block(a, 4, 1, load_f32, [&](char* to, __m256 low, __m256 high) {
-    store_level(to, _mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale), top);
-  });
-}
-
-static void u8_to_f32(const MapArgs& a) {
-  const __m256 step = _mm256_set1_ps(a.step);
-  each_block(a, 1, 4, load_u8, [&](char* to, __m256 low, __m256 high) {
-    _mm256_storeu_ps(reinterpret_cast<float*>(to), _mm256_mul_ps(low, step));
-    _mm256_storeu_ps(reinterpret_cast<float*>(to) + 8, _mm256_mul_ps(high, step));
-  });
-}
-
-static void f32_to_f32(const MapArgs& a) {
-  each_block(a, 4, 4, load_f32, [](char* to, __m256 low, __m256 high) {
-    _mm256_storeu_ps(reinterpret_cast<float*>(to), low);
-    _mm256_storeu_ps(reinterpret_cast<float*>(to) + 8, high);
-  });
-}
-
 }  // namespace
 }  // namespace avx2
 
@@ -296,10 +229,6 @@ constexpr KernelSet kAvx2Kernels = [] {
   set.winograd_float = avx2::winograd_float;
   set.int_group = 2;
   set.int_widens = true;
-  set.u8_to_u8 = avx2::u8_to_u8;
-  set.f32_to_u8 = avx2::f32_to_u8;
-  set.u8_to_f32 = avx2::u8_to_f32;
-  set.f32_to_f32 = avx2::f32_to_f32;
   set.gate = gate_avx2::decide;
   set.values = &kAvx2Values;
   return set;

@@ -157,10 +157,6 @@ static void conv_float(const ConvArgs& a) { dispatch<DirectFloat>(a); }
 
 // AVX2's functions, through its set: which file is compiled how stays its own affair.
 static void winograd_float(const ConvArgs& a) { kAvx2Kernels.winograd_float(a); }
-static void u8_to_u8(const MapArgs& a) { kAvx2Kernels.u8_to_u8(a); }
-static void f32_to_u8(const MapArgs& a) { kAvx2Kernels.f32_to_u8(a); }
-static void u8_to_f32(const MapArgs& a) { kAvx2Kernels.u8_to_f32(a); }
-static void f32_to_f32(const MapArgs& a) { kAvx2Kernels.f32_to_f32(a); }
 static int gate(const GateArgs& a) { return kAvx2Kernels.gate(a); }
 
 }  // namespace avx512
@@ -172,10 +168,6 @@ constexpr KernelSet kAvx512Kernels = [] {
   set.conv_float = avx512::conv_float;
   set.winograd_float = avx512::winograd_float;
   set.int_group = 4;
-  set.u8_to_u8 = avx512::u8_to_u8;
-  set.f32_to_u8 = avx512::f32_to_u8;
-  set.u8_to_f32 = avx512::u8_to_f32;
-  set.f32_to_f32 = avx512::f32_to_f32;
   set.gate = avx512::gate;
   set.values = &kAvx512Values;
   return set;

@@ -11,7 +11,7 @@
 // pixels (a quad). Four output pixels read two of them, and each output pixel of the four has weights
 // of its own, shifted by its place: half as many products more, but no torn line.
 //
-// Convolutions in float32, and passes that are not to bfloat16, are AVX-512's, and so AVX2's.
+// Convolutions in float32 are AVX-512's, and so AVX2's.
 #include <immintrin.h>
 
 #include "kernels/x86/epilogue_avx512.hpp"
@@ -374,35 +374,30 @@ void tiles_bf16(const ConvArgs& a) {
 }
 
 // Passes to bfloat16, 16 channels at a time.
-template <class Load>
-__attribute__((always_inline)) inline void to_bf16(const MapArgs& a, std::ptrdiff_t size, Load load) {
+template <class In, class Load>
+__attribute__((always_inline)) inline void to_bf16(const StageArgs& a, Load load) {
   for (int h = 0; h < a.h; ++h) {
-    const char* in = static_cast<const char*>(a.in) + h * a.in_row * size;
+    const In* in = static_cast<const In*>(a.in) + h * a.in_row;
     char* out = static_cast<char*>(a.out) + h * a.out_row * 2;
-    for (int w = 0; w < a.w; ++w, in += a.in_pixel * size, out += a.out_pixel * 2) {
-      for (int c = 0; c < a.channels; c += kBlock) avx512::store_values<Element::bf16>(out + 2 * c, load(in + c * size));
+    for (int w = 0; w < a.w; ++w, in += a.in_pixel, out += a.out_pixel * 2) {
+      for (int c = 0; c < a.channels; c += kBlock) avx512::store_values<Element::bf16>(out + 2 * c, load(in + c));
     }
   }
 }
 
-// Levels stay levels: bfloat16 holds integers up to 256 exactly.
-void u8_to_bf16(const MapArgs& a) {
-  to_bf16(a, 1, [](const char* from) {
+void u8_to_bf16(const StageArgs& a) {
+  to_bf16<std::uint8_t>(a, [](const std::uint8_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   });
 }
-void f32_to_bf16(const MapArgs& a) {
-  to_bf16(a, 4, [](const char* from) { return _mm512_loadu_ps(from); });
+void f32_to_bf16(const StageArgs& a) {
+  to_bf16<float>(a, [](const float* from) { return _mm512_loadu_ps(from); });
 }
 
 // The other kernels, through AVX-512's set: which file is compiled how stays its own affair.
 void conv_int(const ConvArgs& a) { kAvx512Kernels.conv_int(a); }
 void conv_float(const ConvArgs& a) { kAvx512Kernels.conv_float(a); }
 void winograd_float(const ConvArgs& a) { kAvx512Kernels.winograd_float(a); }
-void u8_to_u8(const MapArgs& a) { kAvx512Kernels.u8_to_u8(a); }
-void f32_to_u8(const MapArgs& a) { kAvx512Kernels.f32_to_u8(a); }
-void u8_to_f32(const MapArgs& a) { kAvx512Kernels.u8_to_f32(a); }
-void f32_to_f32(const MapArgs& a) { kAvx512Kernels.f32_to_f32(a); }
 int gate(const GateArgs& a) { return kAvx512Kernels.gate(a); }
 
 }  // namespace
@@ -417,10 +412,6 @@ constexpr KernelSet kAmxKernels = [] {
   set.tiles_int = amx::tiles_int;
   set.tiles_bf16 = amx::tiles_bf16;
   set.int_group = 4;
-  set.u8_to_u8 = amx::u8_to_u8;
-  set.f32_to_u8 = amx::f32_to_u8;
-  set.u8_to_f32 = amx::u8_to_f32;
-  set.f32_to_f32 = amx::f32_to_f32;
   set.u8_to_bf16 = amx::u8_to_bf16;
   set.f32_to_bf16 = amx::f32_to_bf16;
   set.gate = amx::gate;

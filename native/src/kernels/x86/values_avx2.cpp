@@ -1,4 +1,4 @@
-// Values of graphs with AVX2.
+// Values with AVX2.
 #include <immintrin.h>
 
 #include "kernels/common/kernels.hpp"

@@ -1,4 +1,4 @@
-// Values of graphs with AVX-512, and 3x3 depthwise convolutions of levels with VNNI.
+// Values with AVX-512, and 3x3 depthwise convolutions of levels with VNNI.
 #include <immintrin.h>
 
 #include "kernels/x86/epilogue_avx512.hpp"

@@ -1,5 +1,5 @@
-// How a graph's parts become steps. The parts are graph_plan.cpp's, what their programs do graph_programs.cpp's, and
-// convolutions graph_convolutions.cpp's.
+// How a network's parts become steps. The parts are plan.cpp's, what their programs do programs.cpp's, and convolutions
+// convolutions.cpp's.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,9 @@
 #include <tuple>
 #include <vector>
 
-#include "plan/graph_memory.hpp"
-#include "plan/graph_plan.hpp"
-#include "plan/graph_steps.hpp"
+#include "plan/plan_memory.hpp"
+#include "plan/plan.hpp"
+#include "plan/steps.hpp"
 
 namespace fracskip {
 
@@ -24,19 +24,19 @@ inline bool is_sparse(const Window& w) {
 
 inline bool is_clamp(Act act) { return act == Act::none || act == Act::relu || act == Act::relu6; }
 
-inline Buffer padded(const float* values, int count, int room) {
-  Buffer buffer(sizeof(float) * static_cast<std::size_t>(room));
-  std::copy_n(values, count, buffer.as<float>());
-  return buffer;
-}
-
 Layout result_of(const Op& op, const Layout& in);  // a plain value: float32, dense
+
+// The same pixels and channels in a form that convolutions read.
+inline Layout form_of(const Layout& like, int border, Element element) {
+  return border > 0 ? Layout::make(like.h, like.w, like.c, border, element) : Layout::dense(like.h, like.w, like.c, element);
+}
+inline Layout levels_of(const Layout& like, int border) { return form_of(like, border, Element::u8); }
 
 class Planner {
  public:
-  Planner(GraphPlan& plan, const KernelSet& set) : plan_(plan), set_(set), values_(*set.values) {}
+  Planner(Plan& plan, const KernelSet& set) : plan_(plan), set_(set), values_(*set.values) {}
 
-  void run(const GraphNetwork& network);
+  void run(const Network& network);
 
  private:
   // A value of a program while it is planned.
@@ -79,12 +79,13 @@ class Planner {
   };
 
   // -- parts
-  Place plan_image(const GraphNetwork& network);
-  Place plan_part(const Part& part, const Place& in, bool last, bool to_gate);
+  Place plan_image(const Network& network);
+  Place plan_part(const Network& network, std::size_t index, const Place& in);
+  int border_for(const Network& network, std::size_t index) const;
   void plan_way(const Part& part, const Way& way, const Place& in, const Place& out, Course& course);
   bool add_up(Course& course, const Place& out);
 
-  // -- programs: `bits` of its integers, or 0
+  // -- programs, of an option's width
   void plan_program(const Program& program, const std::vector<Terms>& terms, int bits, const Place& in, const End& end, Course& course);
   void used(int value);
   void finish();
@@ -103,19 +104,20 @@ class Planner {
 
   // -- convolutions
   StageStep& stage(StageFunction function, const Value& in, const Place& out);
-  Place staged(const Op& op, const Terms& terms, const Value& in);
-  Layout form_for_takers(std::size_t value, const Layout& result, Act act) const;
+  bool runs_in_half(const Op& op) const;
+  Place staged(const Op& op, const Terms& terms, bool half, const Value& in);
+  Layout form_for_takers(std::size_t value, const Layout& result, Act act, bool half) const;
   Reading reading_of(std::size_t value);
   Reading find_reading(std::size_t value);
   Tail tail_of(std::size_t k, const Layout& result);
   bool goes_to_end(const Tail& tail, std::size_t k, const Place& in, bool depthwise) const;
   void plan_conv(std::size_t k);
-  Target target_of(std::size_t k, const Tail& tail, const Place& in, const Layout& result, bool depthwise);
+  Target target_of(std::size_t k, const Tail& tail, const Place& in, const Layout& result, bool depthwise, bool half);
   void plan_depthwise(const Op& op, const Terms& terms, const Place& in, const Target& target);
-  void plan_dense(const Op& op, const Terms& terms, const Place& in, const Target& target);
-  const std::vector<const Convolution*>& pieces_of(const Op& op, const Terms& terms, const Grouping& grouping);
+  void plan_dense(const Op& op, const Terms& terms, bool half, const Place& in, const Target& target);
+  const std::vector<const Convolution*>& pieces_of(const Op& op, const Terms& terms, bool half, const Grouping& grouping);
 
-  GraphPlan& plan_;
+  Plan& plan_;
   const KernelSet& set_;
   const ValueKernels& values_;
   PlanMemory memory_;
@@ -133,7 +135,8 @@ class Planner {
   const Program* program_ = nullptr;
   const std::vector<Terms>* terms_ = nullptr;
   const End* end_ = nullptr;
-  float top_ = 0.f;
+  float top_ = 0.f;    // of its integers
+  bool half_ = false;  // whether its width may be executed in bfloat16
   Course* course_ = nullptr;
   std::vector<Value> now_;
   std::vector<bool> absorbed_;  // ops that a convolution before does

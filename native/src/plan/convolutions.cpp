@@ -1,17 +1,13 @@
 // Convolutions of programs: what they read, where they write, and what their epilogues do on the way.
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
-#include <numeric>
 #include <utility>
 
-#include "plan/graph_planner.hpp"
+#include "plan/pieces.hpp"
+#include "plan/planner.hpp"
 
 namespace fracskip {
 namespace {
-
-// Integers to which float32 is exact: a depthwise convolution's sums must stay below.
-constexpr std::int64_t kExactFloats = std::int64_t{1} << 24;
 
 // Bytes of a float convolution's transformed weights, beyond which fetching them takes longer than Winograd's algorithm saves.
 constexpr std::size_t kMostWinograd = std::size_t{4} << 20;
@@ -23,77 +19,6 @@ template <class Args>
 void set_clamp(Args& args, Act act) {
   args.relu = act != Act::none;
   args.most = act == Act::relu6 ? kMostOfRelu6 : std::numeric_limits<float>::infinity();
-}
-
-// Of a convolution's groups those of one piece, as one convolution: zeros where other groups' weights are.
-Conv piece_of(const Op& op, const Terms& terms, const Grouping& grouping, int piece, float top) {
-  const int first = piece * grouping.together, groups = std::min(grouping.together, op.groups - first);
-  const int taken = op.taken / op.groups, given = op.given / op.groups;
-  const int taps = op.window.kernel_h * op.window.kernel_w;
-  Conv conv;
-  conv.in = groups * taken;
-  conv.out = groups * given;
-  conv.window = op.window;
-  const auto spread = [&](const auto& from, auto& to) {
-    to.assign(static_cast<std::size_t>(conv.out) * taps * conv.in, 0);
-    for (int o = 0; o < conv.out; ++o) {
-      const int group = o / given;
-      for (int tap = 0; tap < taps; ++tap) {
-        const auto row = (static_cast<std::size_t>(first) * given + o) * taps + tap;
-        std::copy_n(&from[row * taken], taken, &to[(static_cast<std::size_t>(o) * taps + tap) * conv.in + group * taken]);
-      }
-    }
-  };
-  if (terms.is_integer()) {
-    spread(terms.weight_i8, conv.weight_i8);
-    conv.most_level = static_cast<int>(top);
-    conv.scale.assign(&terms.scale[static_cast<std::size_t>(first) * given], &terms.scale[static_cast<std::size_t>(first) * given] + conv.out);
-  } else {
-    spread(terms.weight_f32, conv.weight_f32);
-  }
-  conv.bias.assign(&terms.bias[static_cast<std::size_t>(first) * given], &terms.bias[static_cast<std::size_t>(first) * given] + conv.out);
-  return conv;
-}
-
-// Whether a depthwise convolution's kernels, which add up in float32, are exact.
-bool is_exact(const Op& op, const Terms& terms, float top) {
-  const auto taps = static_cast<std::size_t>(op.window.kernel_h) * op.window.kernel_w;
-  for (std::size_t c = 0; c < terms.weight_i8.size() / taps; ++c) {
-    std::int64_t sum = 0;
-    for (std::size_t tap = 0; tap < taps; ++tap) sum += std::abs(terms.weight_i8[c * taps + tap]);
-    if (sum * static_cast<std::int64_t>(top) >= kExactFloats) return false;
-  }
-  return true;
-}
-
-std::shared_ptr<const DepthwiseStep::Weights> depthwise_weights(const Op& op, const Terms& terms, int channels) {
-  const int taps = op.window.kernel_h * op.window.kernel_w;
-  auto made = std::make_shared<DepthwiseStep::Weights>();
-  made->taps = Buffer(sizeof(float) * static_cast<std::size_t>(taps) * channels);
-  for (int c = 0; c < op.given; ++c) {
-    for (int tap = 0; tap < taps; ++tap) {
-      const std::size_t at = static_cast<std::size_t>(c) * taps + tap;
-      made->taps.as<float>()[static_cast<std::size_t>(tap) * channels + c] =
-          terms.is_integer() ? static_cast<float>(terms.weight_i8[at]) : terms.weight_f32[at];
-    }
-  }
-  if (terms.is_integer()) made->scale = padded(terms.scale.data(), op.given, channels);
-  made->bias = padded(terms.bias.data(), op.given, channels);
-  return made;
-}
-
-// What dilation comes to: a dilation of one tap is none.
-struct Spread {
-  int apart_h, apart_w, common_h, common_w;
-
-  explicit Spread(const Op& op)
-      : apart_h(op.window.kernel_h > 1 ? op.dilation_h : 1), apart_w(op.window.kernel_w > 1 ? op.dilation_w : 1),
-        common_h(std::gcd(apart_h, op.window.stride_h)), common_w(std::gcd(apart_w, op.window.stride_w)) {}
-  bool is_some() const { return apart_h > 1 || apart_w > 1; }
-};
-
-Layout levels_of(const Layout& like, int border) {
-  return border > 0 ? Layout::make(like.h, like.w, like.c, border, Element::u8) : Layout::dense(like.h, like.w, like.c, Element::u8);
 }
 
 }  // namespace
@@ -123,8 +48,17 @@ StageStep& Planner::stage(StageFunction function, const Value& in, const Place& 
   return placed;
 }
 
+// Whether a convolution is executed in bfloat16, provided that its input is ready as it is: levels (whose zero is 0) or values of
+// whole blocks of channels, which an image's are not.
+bool Planner::runs_in_half(const Op& op) const {
+  if (!half_ || terms_of(op).is_integer() || is_depthwise(op) || !runs_in_bf16(op.window, set_)) return false;
+  const Value& in = now_[static_cast<std::size_t>(op.in)];
+  const bool ready = op.in > 0 || (in.stream ? zero_ == 0 : in.place.layout.pixel % kBlock == 0);
+  return ready && grouping_of(op).pieces == 1 && !Spread(op).is_some();
+}
+
 // What a convolution reads: its input as it is, or brought into the right form.
-Place Planner::staged(const Op& op, const Terms& terms, const Value& in) {
+Place Planner::staged(const Op& op, const Terms& terms, bool half, const Value& in) {
   const int border = border_of(op.window);
   const Layout& from = in.place.layout;
   const bool untouched = in.act == Act::none && !in.factor.is_some() && from.border >= border;
@@ -132,18 +66,19 @@ Place Planner::staged(const Op& op, const Terms& terms, const Value& in) {
   const Window& w = op.window;
   const int step_h = is_sparse(w) ? w.stride_h : 1, step_w = is_sparse(w) ? w.stride_w : 1;
   const int rows = (from.h + step_h - 1) / step_h, columns = (from.w + step_w - 1) / step_w;
+  const Element element = terms.is_integer() ? Element::u8 : half ? Element::bf16 : Element::f32;
   // Levels are read where they lie, unless rows are so short that they leave most of a tile empty.
   const bool takes_levels = in.stream && terms.is_integer() && terms.input == 0.f;
-  const bool takes_floats = !in.stream && !terms.is_integer();
-  const bool in_place = takes_levels ? !is_sparse(w) || columns > kBlock / 2 : takes_floats && !(is_sparse(w) && in.place.is_dense());
+  const bool takes_values = !in.stream && !terms.is_integer() && from.element == element;
+  const bool in_place = takes_levels ? !is_sparse(w) || columns > kBlock / 2 : takes_values && !(is_sparse(w) && in.place.is_dense());
   if (in.levels || (untouched && in_place)) {
     memory_.hold(in.place);
     return in.place;
   }
-  const Element element = terms.is_integer() ? Element::u8 : Element::f32;
-  const Layout layout = border > 0 ? Layout::make(rows, columns, from.c, border, element) : Layout::dense(rows, columns, from.c, element);
-  StageFunction function = terms.is_integer() ? values_.levels : values_.copy;
-  if (in.stream) function = takes_levels ? values_.copy_levels : terms.is_integer() ? values_.relevel : values_.values;
+  StageFunction function = terms.is_integer() ? values_.levels : half ? set_.f32_to_bf16 : values_.copy;
+  if (in.stream) function = takes_levels ? values_.copy_levels : terms.is_integer() ? values_.relevel : half ? set_.u8_to_bf16 : values_.values;
+  Layout layout = form_of(from, border, element);
+  if (is_sparse(w)) layout = Layout::dense(rows, columns, from.c, element);
   const Place out = memory_.acquire(layout, terms.zero == 0);
   StageArgs& a = stage(function, in, out).args;
   a.in_row *= step_h;
@@ -157,16 +92,17 @@ Place Planner::staged(const Op& op, const Terms& terms, const Value& in) {
   return out;
 }
 
-// Where a convolution's values go that other convolutions take, in the form that they read.
-Layout Planner::form_for_takers(std::size_t value, const Layout& result, Act act) const {
+// Where a convolution's values go that other convolutions take, in the form that they read. `half`: it may give bfloat16.
+Layout Planner::form_for_takers(std::size_t value, const Layout& result, Act act, bool half) const {
   if (!is_clamp(act)) return result;
   int border = 0;
   for (std::size_t taker : takers_[value]) {
     const Op& op = (*program_)[taker];
     if (op.kind != OpKind::conv || terms_of(op).is_integer()) return result;
+    half = half && runs_in_half(op);
     border = std::max(border, border_of(op.window));
   }
-  return border > 0 ? Layout::make(result.h, result.w, result.c, border, Element::f32) : result;
+  return form_of(result, border, half ? Element::bf16 : Element::f32);
 }
 
 // Rounding to levels is monotone, so it may come before a pool of the largest. Where 0 is not level 0, it takes two
@@ -206,7 +142,7 @@ Planner::Tail Planner::tail_of(std::size_t k, const Layout& result) {
   if (other > static_cast<int>(k)) return tail;
   const Value& value = now_[static_cast<std::size_t>(other)];
   const Layout& form = value.place.layout;
-  const bool ready = value.place.is_some() && !value.levels && value.act == Act::none && !value.factor.is_some() && value.place.is_dense();
+  const bool ready = value.place.is_some() && !value.levels && value.act == Act::none && !value.factor.is_some() && (value.stream || value.place.is_dense());
   if (!ready || form.h != result.h || form.w != result.w) return tail;
   const auto number = [&](const Op* op) { return static_cast<std::size_t>(op - program_->data()); };
   tail.residual = plain(other);
@@ -227,7 +163,7 @@ bool Planner::goes_to_end(const Tail& tail, std::size_t k, const Place& in, bool
   return tail.last == k && tail.act == Act::none && !depthwise && in.buffer != end_->out.buffer;
 }
 
-Planner::Target Planner::target_of(std::size_t k, const Tail& tail, const Place& in, const Layout& result, bool depthwise) {
+Planner::Target Planner::target_of(std::size_t k, const Tail& tail, const Place& in, const Layout& result, bool depthwise, bool half) {
   Target target;
   target.act = tail.act;
   target.residual = tail.residual;
@@ -255,7 +191,7 @@ Planner::Target Planner::target_of(std::size_t k, const Tail& tail, const Place&
     target.out = tail.residual;
     memory_.hold(target.out);
   } else {
-    target.out = memory_.acquire(form_for_takers(tail.last + 1, result, tail.act), true);
+    target.out = memory_.acquire(form_for_takers(tail.last + 1, result, tail.act, half && !tail.residual.is_some()), true);
   }
   return target;
 }
@@ -264,7 +200,8 @@ void Planner::plan_conv(std::size_t k) {
   const Terms& terms = (*terms_)[k];
   Op op = (*program_)[k];
   const Value& taken = now_[static_cast<std::size_t>(op.in)];
-  const Place in = staged(op, terms, taken);
+  const bool half = runs_in_half((*program_)[k]) && taken.act == Act::none && !taken.factor.is_some();
+  const Place in = staged(op, terms, half, taken);
   if (in.layout.h != taken.place.layout.h || in.layout.w != taken.place.layout.w) op.window.stride_h = op.window.stride_w = 1;  // left out already
   const bool depthwise = is_depthwise(op) && (!terms.is_integer() || is_exact(op, terms, top_));
   const Layout result = result_of(op, in.layout);
@@ -277,7 +214,7 @@ void Planner::plan_conv(std::size_t k) {
     target.out = memory_.acquire(levels_of(result, border_of(taker->window)), true);
     target.top = top_;
   } else {
-    target = target_of(k, tail, in, result, depthwise);
+    target = target_of(k, tail, in, result, depthwise, half);
   }
   if (tail.last > k) absorbed_[tail.last] = true;
   for (std::size_t next : takers_[k + 1]) {
@@ -290,7 +227,7 @@ void Planner::plan_conv(std::size_t k) {
   if (!clamps) target.act = Act::none;
   if (target.out.is_levels() && target.act == Act::relu6) target.top = std::min(target.top, kMostOfRelu6 * target.input);
   if (depthwise) plan_depthwise(op, terms, in, target);
-  else plan_dense(op, terms, in, target);
+  else plan_dense(op, terms, half, in, target);
   memory_.let_go(in);
   out.levels = target.out.is_levels();
   if (clamps) return;
@@ -335,15 +272,18 @@ void Planner::plan_depthwise(const Op& op, const Terms& terms, const Place& in, 
 }
 
 // An op's convolutions, made once for all who execute it.
-const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Terms& terms, const Grouping& grouping) {
+const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Terms& terms, bool half, const Grouping& grouping) {
   std::vector<const Convolution*>& pieces = made_[{&terms, op.window.stride_h, op.window.stride_w}];
   const Spread spread(op);
   for (int piece = static_cast<int>(pieces.size()); piece < grouping.pieces; ++piece) {
-    Conv conv = piece_of(op, terms, grouping, piece, top_);
+    // Levels are exact in bfloat16, what they stand for is not: weights take their step.
+    const float factor = half && now_[static_cast<std::size_t>(op.in)].stream ? step_ : 1.f;
+    Conv conv = piece_of(op, terms, grouping, piece, top_, factor);
     conv.window.stride_h /= spread.common_h;
     conv.window.stride_w /= spread.common_w;
     Forms forms;
     forms.winograd = !spread.is_some() && (terms.is_integer() || kTileArea * sizeof(float) * conv.in * conv.out <= kMostWinograd);
+    forms.half = half;
     forms.tiles = grouping.pieces == 1 && spread.apart_w == 1;
     plan_.convolutions.push_back(std::make_unique<Convolution>(conv, set_, forms));
     pieces.push_back(plan_.convolutions.back().get());
@@ -351,7 +291,7 @@ const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Te
   return pieces;
 }
 
-void Planner::plan_dense(const Op& op, const Terms& terms, const Place& in, const Target& target) {
+void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Place& in, const Target& target) {
   auto step = std::make_unique<ConvolutionStep>();
   const Layout &from = in.layout, &to = target.out.layout, &residual = target.residual.layout;
   const Grouping grouping = grouping_of(op);
@@ -365,7 +305,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, const Place& in, cons
   step->phase_h = op.window.stride_h;
   step->phase_w = op.window.stride_w;
   int piece = 0;
-  for (const Convolution* conv : pieces_of(op, terms, grouping)) {
+  for (const Convolution* conv : pieces_of(op, terms, half, grouping)) {
     ConvolutionStep::Piece made;
     made.conv = conv;
     made.in = static_cast<std::ptrdiff_t>(piece) * grouping.together * (op.taken / op.groups);

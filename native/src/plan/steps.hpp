@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "plan/graph_plan.hpp"
+#include "plan/plan.hpp"
 
 namespace fracskip {
 
@@ -25,7 +25,7 @@ struct ConvolutionStep final : Step {
   int phase_h = 0, phase_w = 0;          // input pixels from phase to phase
   bool sums = false;                     // whether it adds up its channels
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     if (sums) std::memset(memory.sums.as<void>(), 0, static_cast<std::size_t>(out.layout.pixel) * sizeof(float));
     for (int h = 0; h < phases_h; ++h) {
       for (int w = 0; w < phases_w; ++w) {
@@ -35,7 +35,7 @@ struct ConvolutionStep final : Step {
   }
 
  private:
-  void run(GraphMemory& memory, const Piece& piece, int h, int w) const {
+  void run(Memory& memory, const Piece& piece, int h, int w) const {
     ConvArgs a = piece.args;
     a.weights = piece.conv->weights();  // they were gathered after this was planned
     if (phases_h > 1 || phases_w > 1) {
@@ -71,7 +71,7 @@ struct DepthwiseStep final : Step {
   Place in, out;
   std::ptrdiff_t first_tap = 0;
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     DepthwiseArgs a = args;
     a.in = memory.at(in) + first_tap * static_cast<std::ptrdiff_t>(in.layout.bytes_each());
     a.out = memory.at(out);
@@ -85,7 +85,7 @@ struct ValueStep final : Step {
   Buffer gain, bias;
   Place in, other, out;  // `other` of two values alone
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     ValueArgs a = args;
     a.in = reinterpret_cast<const float*>(memory.at(in));
     if (other.is_some()) a.other = reinterpret_cast<const float*>(memory.at(other));
@@ -99,7 +99,7 @@ struct StageStep final : Step {
   StageArgs args;
   Place in, factor, out;  // `factor` may be none
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     StageArgs a = args;
     a.in = memory.at(in);
     if (factor.is_some()) a.factor = reinterpret_cast<const float*>(memory.at(factor));
@@ -113,7 +113,7 @@ struct PoolStep final : Step {
   PoolArgs args;
   Place in, out;
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     PoolArgs a = args;
     a.in = memory.at(in);
     a.out = memory.at(out);
@@ -121,18 +121,20 @@ struct PoolStep final : Step {
   }
 };
 
-// Values to levels of the stream.
+// Values to levels of the stream, row by row.
 struct RoundStep final : Step {
   RoundFunction function;
-  RoundArgs args;
+  RoundArgs args;  // of a row
   Place in, residual, out;  // `residual` may be none, or where `out` is
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     RoundArgs a = args;
-    a.in = reinterpret_cast<const float*>(memory.at(in));
-    if (residual.is_some()) a.residual = memory.at(residual);
-    a.out = reinterpret_cast<std::uint8_t*>(memory.at(out));
-    function(a);
+    for (int h = 0; h < in.layout.h; ++h) {
+      a.in = reinterpret_cast<const float*>(memory.row(in, h));
+      if (residual.is_some()) a.residual = memory.row(residual, h);
+      a.out = reinterpret_cast<std::uint8_t*>(memory.row(out, h));
+      function(a);
+    }
   }
 };
 
@@ -141,7 +143,7 @@ struct LevelMeanStep final : Step {
   LevelMeanArgs args;
   Place in, out;
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     LevelMeanArgs a = args;
     a.in = reinterpret_cast<const std::uint8_t*>(memory.at(in));
     a.out = reinterpret_cast<float*>(memory.at(out));
@@ -153,7 +155,7 @@ struct LevelMeanStep final : Step {
 struct SpreadStep final : Step {
   Place in, out;
 
-  void run(GraphMemory& memory) const override {
+  void run(Memory& memory) const override {
     const Layout &from = in.layout, &to = out.layout;
     for (int h = 0; h < from.h; ++h) {
       const float* pixel = reinterpret_cast<const float*>(memory.at(in)) + h * from.row;

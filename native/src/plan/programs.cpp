@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "plan/graph_planner.hpp"
+#include "plan/planner.hpp"
 
 namespace fracskip {
 
@@ -22,7 +22,8 @@ void Planner::plan_program(const Program& program, const std::vector<Terms>& ter
   program_ = &program;
   terms_ = &terms;
   end_ = &end;
-  top_ = static_cast<float>((1 << bits) - 1);
+  top_ = bits <= kMaxIntegerBits ? static_cast<float>((1 << bits) - 1) : 0.f;
+  half_ = bits > kMaxIntegerBits && bits <= kMaxHalfBits && set_.tiles_bf16;
   course_ = &course;
   now_.assign(program.size() + 1, {});
   absorbed_.assign(program.size(), false);
@@ -85,7 +86,7 @@ void Planner::round_off(const Place& in, Act act) {
   step->args = {};
   step->args.act = act;
   step->args.residual_type = !end_->residual.is_some() ? Residual::none : end_->residual.is_levels() ? Residual::u8 : Residual::f32;
-  step->args.count = static_cast<std::ptrdiff_t>(in.layout.h) * in.layout.row;
+  step->args.count = in.layout.row;
   course_->steps.push_back(std::move(step));
 }
 
@@ -118,7 +119,7 @@ const Op* Planner::taker_of(std::size_t value) const {
 // Whether a convolution's input must be brought into another form before it, whatever form it comes in.
 bool Planner::stages(const Op& op) const {
   if (op.kind != OpKind::conv) return false;
-  return terms_of(op).is_integer() || border_of(op.window) > 0 || is_sparse(op.window);
+  return terms_of(op).is_integer() || runs_in_half(op) || border_of(op.window) > 0 || is_sparse(op.window);
 }
 
 // A value in float32.
@@ -219,10 +220,7 @@ void Planner::plan_pool(std::size_t k) {
       out.place = end_->out;
       memory_.hold(out.place);
     } else {
-      const int border = reading_of(k + 1).border;
-      const Layout result = result_of(op, in.place.layout);
-      out.place = memory_.acquire(border > 0 ? Layout::make(result.h, result.w, result.c, border, Element::u8)
-                                             : Layout::dense(result.h, result.w, result.c, Element::u8), true);
+      out.place = memory_.acquire(levels_of(result_of(op, in.place.layout), reading_of(k + 1).border), true);
     }
   }
   step->out = out.place;
@@ -264,7 +262,9 @@ void Planner::plan_mean(std::size_t k) {
   if (here) memory_.hold(step->out);
   out.place = step->out;
   LevelMeanArgs& a = step->args = {};
-  a.pixels = from.h * from.w;
+  a.in_row = from.row;
+  a.h = from.h;
+  a.w = from.w;
   a.channels = from.pixel;
   a.used = from.c;
   a.step = step_;

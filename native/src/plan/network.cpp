@@ -1,4 +1,4 @@
-#include "plan/graph.hpp"
+#include "plan/network.hpp"
 
 #include "kernels/common/kernels.hpp"
 

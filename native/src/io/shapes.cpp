@@ -1,4 +1,4 @@
-// Follows one image's shape through the parts of a graph, within limits that keep memory bounded.
+// Follows one image's shape through the parts of a network, within limits that keep memory bounded.
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,7 +12,7 @@ namespace {
 
 class Walk {
  public:
-  explicit Walk(const GraphNetwork& network) : network_(network) {}
+  explicit Walk(const Network& network) : network_(network) {}
 
   std::vector<int> run() {
     Shape shape = limits_.bounded({network_.channels, network_.height, network_.width}, "the image");
@@ -26,8 +26,8 @@ class Walk {
         if (way.bits != kSkipBits) widths.push_back(way.bits);
       }
       const Shape out = follow(part.branch, shape, widths, name);
-      if (part.can_skip) {
-        const Shape shortcut = follow(part.shortcut, shape, {network_.integer_stream ? kStreamBits : kFullBits}, "the shortcut of " + name);
+      if (part.residual) {
+        const Shape shortcut = follow(part.shortcut, shape, {part.shortcut_bits}, "the shortcut of " + name);
         if (!(shortcut == out)) {
           refuse(name + " has a branch that gives " + out.text() + " and a shortcut that gives " + shortcut.text());
         }
@@ -98,12 +98,12 @@ class Walk {
     return out;
   }
 
-  const GraphNetwork& network_;
+  const Network& network_;
   Limits limits_;
 };
 
 }  // namespace
 
-std::vector<int> check_shapes(const GraphNetwork& network) { return Walk(network).run(); }
+std::vector<int> check_shapes(const Network& network) { return Walk(network).run(); }
 
 }  // namespace fracskip

@@ -1,4 +1,4 @@
-#include "plan/graph_memory.hpp"
+#include "plan/plan_memory.hpp"
 
 #include <algorithm>
 
