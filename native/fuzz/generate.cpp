@@ -223,12 +223,12 @@ class Generator {
     if (branch.ops.empty()) conv(branch, 0, at.c, true, "none", false, false);
     if (kind > 1 && shortcut.ops.empty() && !(branch.out == at)) return repaired(label, name, branch, at);
     write(name, branch, shortcut);
-    const bool can_skip = kind > 1, hands_on = can_skip && shortcut.ops.empty() && below(2);
+    const bool residual = kind > 1, skip_is_identity = residual && shortcut.ops.empty() && below(2);
     at = branch.out;
-    const bool clamps = can_skip && below(2) && !(stream_ && shortcut.ops.empty() && grid_.zero != 0);
+    const bool clamps = residual && below(2) && !(stream_ && shortcut.ops.empty() && grid_.zero != 0);
     const std::string after = clamps ? std::string(R"({"op": "act", "in": [0], "act": ")") + kActs[1 + (stream_ ? 0 : below(7))] + "\"}" : "";
-    grid(name, can_skip && shortcut.ops.empty(), clamps);
-    return label + R"(true, "can_skip": )" + (can_skip ? "true" : "false") + R"(, "hands_on": )" + (hands_on ? "true" : "false") + R"(, "branch": [)" +
+    grid(name, residual && shortcut.ops.empty(), clamps);
+    return label + R"(true, "residual": )" + (residual ? "true" : "false") + R"(, "skip_is_identity": )" + (skip_is_identity ? "true" : "false") + R"(, "branch": [)" +
            branch.json + R"(], "shortcut": [)" + shortcut.json + R"(], "after": [)" + after + "]}";
   }
 
@@ -237,7 +237,7 @@ class Generator {
     write(name, branch, {});
     grid(name, false, false);
     at = branch.out;
-    return label + R"(true, "can_skip": false, "hands_on": false, "branch": [)" + branch.json + R"(], "shortcut": [], "after": []})";
+    return label + R"(true, "residual": false, "skip_is_identity": false, "branch": [)" + branch.json + R"(], "shortcut": [], "after": []})";
   }
 
   void write(const std::string& name, const Draft& branch, const Draft& shortcut) {

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-#include "json.hpp"
+#include "io/json.hpp"
 
 namespace fracskip {
 namespace {
@@ -206,8 +206,8 @@ void change_part(Json& parts, Random& random) {
   const auto flip = [&](const char* key) {
     if (Json* flag = chance(random, 15) ? member(part, key) : nullptr) *flag = raw(chance(random, 50) ? "true" : "false");
   };
-  flip("can_skip");
-  flip("hands_on");
+  flip("residual");
+  flip("skip_is_identity");
   static const char* const kPrograms[] = {"ops", "branch", "shortcut", "after"};
   Json* program = member(part, kPrograms[below(random, 4)]);
   auto* ops = program ? std::get_if<Json::Array>(&program->value) : nullptr;
