@@ -19,8 +19,8 @@ from fracskip.config import (
 )
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet
 from fracskip.models.layers import copy_of
+from fracskip.models.resnet import CifarResNet
 from fracskip.models.structure import Chooser, Structure, find_blocks
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalLayer

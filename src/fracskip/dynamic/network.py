@@ -94,10 +94,7 @@ class DynamicNetwork(nn.Module):
             ConfigError: if it is another network's.
         """
         if not isinstance(self.trunk, CifarTrunk):
-            raise ConfigError(
-                f"{self.spec.model.name} is no CIFAR ResNet, and recorded steps (runtime.capture) "
-                "are made of those alone: leave it out"
-            )
+            raise ConfigError(f"{self.spec.model.name} is no CIFAR ResNet")
         return self.trunk
 
     def plain(self) -> nn.Module:

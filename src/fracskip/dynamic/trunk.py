@@ -19,9 +19,8 @@ from fracskip.dynamic.block import STREAM_OPTION, STREAM_OPTIONS, FractionalBloc
 from fracskip.dynamic.routing import RoutedBlock
 from fracskip.dynamic.traced import FixedSteps, Section, TracedBlock
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet
 from fracskip.models.graph import Graph, Node
-from fracskip.models.profile import profile_backbone
+from fracskip.models.resnet import CifarResNet, profile_backbone
 from fracskip.models.steps import TracedNetwork
 from fracskip.models.structure import (
     FIRST,
