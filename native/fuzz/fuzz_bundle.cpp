@@ -163,7 +163,7 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
   if (random() % 4 == 0) return LLVMFuzzerMutate(data, size, most);
   const auto kind = static_cast<fracskip::Mutation>(random() % fracskip::kMutations);
   const bool fresh = random() % 16 == 0;
-  const fracskip::Bytes out = fresh ? fracskip::random_graph(random) : fracskip::mutate({data, data + size}, kind, random);
+  const fracskip::Bytes out = fresh ? fracskip::random_network(random) : fracskip::mutate({data, data + size}, kind, random);
   const std::size_t kept = std::min(out.size(), most);
   std::copy_n(out.begin(), kept, data);
   return kept;
@@ -237,7 +237,7 @@ int main(int argc, char** argv) {
     if (option == "--count") count = std::atol(argv[i + 1]);
     if (option == "--seed") seed = std::strtoul(argv[i + 1], nullptr, 10);
     if (option == "--json") json = argv[i + 1];
-    if (option == "--sound") sound = argv[i + 1];  // a folder for the graphs before they are damaged
+    if (option == "--sound") sound = argv[i + 1];  // a folder for the networks before they are damaged
     if (option == "--dump") dump = argv[i + 1];  // keeps the mutant in hand, for when it crashes
   }
   const std::vector<Bytes> seeds = folder.empty() ? std::vector<Bytes>() : read_seeds(folder);
@@ -257,14 +257,14 @@ int main(int argc, char** argv) {
   for (long i = 0; i < count; ++i) {
     // Each mutant follows from its number alone, so a failing one can be made again.
     Random own(seed * 1000003u + static_cast<unsigned long>(i));
-    // Half of them are of graphs made for the purpose, which must be sound before they are damaged.
-    const bool graph = own() % 2;
-    Bytes mutant = graph ? random_graph(own) : seeds[own() % seeds.size()];
-    if (graph && !sound.empty()) {
+    // Half of them are of networks made for the purpose, which must be sound before they are damaged.
+    const bool fresh = own() % 2;
+    Bytes mutant = fresh ? random_network(own) : seeds[own() % seeds.size()];
+    if (fresh && !sound.empty()) {
       std::ofstream(sound + "/" + std::to_string(i) + ".fsk", std::ios::binary)
           .write(reinterpret_cast<const char*>(mutant.data()), static_cast<std::streamsize>(mutant.size()));
     }
-    if (graph && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound graph is refused");
+    if (fresh && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound network is refused");
     auto kind = Mutation::truncate;
     for (std::size_t times = own() % 8 == 0 ? 2 : 1; times > 0; --times) {
       kind = static_cast<Mutation>(own() % kMutations);

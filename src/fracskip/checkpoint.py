@@ -42,7 +42,7 @@ from fracskip.dynamic.state import apply_state as apply_state
 from fracskip.dynamic.state import check_shapes, check_state, outline, outline_backbone
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
-from fracskip.legacy import current_spec
+from fracskip.legacy import spec as todays_spec
 from fracskip.models import create_backbone
 from fracskip.models.registry import without_memory
 from fracskip.models.weights import classes_in, other_classes, unwrapped
@@ -262,7 +262,7 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     path = resolve(name)
     package = read_package(path, SCHEMA)
     try:
-        spec = ModelSpec.model_validate(current_spec(package.meta.get("spec", {})))
+        spec = ModelSpec.model_validate(todays_spec(package.meta.get("spec", {})))
         notes = dict(package.meta.get("notes", {}))
         shapes = _outlined(spec, package, path) if model is None else build_network(spec, model)
     except CheckpointError:

@@ -44,7 +44,7 @@ void Worker::begin(const void* image, PixelType pixels) {
   const Plan& plan = executor_.plan;
   executor_.reader.take(image, pixels, plan.image.layout, reinterpret_cast<float*>(memory_.at(plan.image)));
   plan.spread.run(memory_);
-  summed_ = false;
+  memory_.summed = false;
   execute_fixed(0, executor_.gated[0]);
 }
 
@@ -53,8 +53,8 @@ const float* Worker::pooled(std::size_t block) {
   const Layout& l = part.in.layout;
   float* pooled = pooled_.as<float>();
   if (part.in.is_levels()) {
-    pool_levels(part, pooled);
-  } else if (summed_) {
+    mean_of_levels(memory_, executor_.set.values->level_mean, part.mean, part.in, pooled);
+  } else if (memory_.summed) {
     const float share = 1.f / (static_cast<float>(l.h) * static_cast<float>(l.w));
     for (int c = 0; c < l.pixel; ++c) pooled[c] = memory_.sums.as<float>()[c] * share;
   } else {
@@ -68,29 +68,6 @@ const float* Worker::pooled(std::size_t block) {
   return pooled;
 }
 
-void Worker::pool_levels(const PlannedPart& part, float* pooled) {
-  const Layout& l = part.in.layout;
-  if (summed_) {
-    // Nothing that the loop reads may seem to change with what it writes: it would not become vectors.
-    const auto* sums = memory_.sums.as<std::uint32_t>();
-    const int channels = l.c, pixels = l.h * l.w, zero = part.zero;
-    const float step = part.step;
-    for (int c = 0; c < channels; ++c) pooled[c] = level_mean(sums[c], pixels, zero, step);
-    return;
-  }
-  LevelMeanArgs a{};
-  a.in = reinterpret_cast<const std::uint8_t*>(memory_.at(part.in));
-  a.in_row = l.row;
-  a.out = pooled;
-  a.h = l.h;
-  a.w = l.w;
-  a.channels = l.pixel;
-  a.used = l.c;
-  a.step = part.step;
-  a.zero = part.zero;
-  executor_.set.values->level_mean(a);
-}
-
 void Worker::execute(std::size_t block, std::size_t option) {
   execute(executor_.plan.parts[executor_.gated[block]], option);
   execute_fixed(executor_.gated[block] + 1, executor_.gated[block + 1]);
@@ -100,7 +77,7 @@ void Worker::execute(const PlannedPart& part, std::size_t option) {
   const Course& course = part.options[option];
   course.run(memory_);
   // What is handed on untouched keeps its sums.
-  if (!course.steps.empty()) summed_ = course.sums;
+  if (!course.steps.empty()) memory_.summed = course.sums;
 }
 
 void Worker::execute_fixed(std::size_t begin, std::size_t end) {
@@ -115,13 +92,13 @@ void Worker::classify(float* logits) {
 void Worker::keep() {
   std::memcpy(kept_.as<void>(), begun().as<void>(), kept_.size());
   std::memcpy(kept_sums_.as<void>(), memory_.sums.as<void>(), kept_sums_.size());
-  kept_summed_ = summed_;
+  kept_summed_ = memory_.summed;
 }
 
 void Worker::bring_back() {
   std::memcpy(begun().as<void>(), kept_.as<void>(), kept_.size());
   std::memcpy(memory_.sums.as<void>(), kept_sums_.as<void>(), kept_sums_.size());
-  summed_ = kept_summed_;
+  memory_.summed = kept_summed_;
 }
 
 }  // namespace fracskip

@@ -49,7 +49,6 @@ class Worker {
 
  private:
   Buffer& begun() { return memory_.buffers[static_cast<std::size_t>(executor_.plan.parts[executor_.gated[0]].in.buffer)]; }
-  void pool_levels(const PlannedPart& part, float* pooled);
   void execute(const PlannedPart& part, std::size_t option);
   void execute_fixed(std::size_t begin, std::size_t end);
 
@@ -57,7 +56,7 @@ class Worker {
   Memory memory_;
   Buffer pooled_;
   Buffer kept_, kept_sums_;
-  bool summed_ = false, kept_summed_ = false;  // whether the sums are those of the value at hand
+  bool kept_summed_ = false;
 };
 
 }  // namespace fracskip

@@ -296,21 +296,21 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   const Layout &from = in.layout, &to = target.out.layout, &residual = target.residual.layout;
   const Grouping grouping = grouping_of(op);
   const Spread spread(op);
-  step->in = in;
-  step->out = target.out;
-  step->residual = target.residual;
-  step->first_tap = -(op.window.pad_h * from.row + static_cast<std::ptrdiff_t>(op.window.pad_w) * from.pixel);
+  step->out_buffer = target.out.buffer;
+  step->channels = to.pixel;
   step->phases_h = spread.apart_h / spread.common_h;
   step->phases_w = spread.apart_w / spread.common_w;
-  step->phase_h = op.window.stride_h;
-  step->phase_w = op.window.stride_w;
+  const std::ptrdiff_t first_tap = -(op.window.pad_h * from.row + static_cast<std::ptrdiff_t>(op.window.pad_w) * from.pixel);
   int piece = 0;
   for (const Convolution* conv : pieces_of(op, terms, half, grouping)) {
     ConvolutionStep::Piece made;
     made.conv = conv;
-    made.in = static_cast<std::ptrdiff_t>(piece) * grouping.together * (op.taken / op.groups);
-    made.out = static_cast<std::ptrdiff_t>(piece) * grouping.together * (op.given / op.groups);
+    made.channel = piece * grouping.together * (op.given / op.groups);
+    const std::ptrdiff_t taken = static_cast<std::ptrdiff_t>(piece) * grouping.together * (op.taken / op.groups);
     ++piece;
+    made.in = Spot::of(in, first_tap + taken, op.window.stride_h, op.window.stride_w);
+    made.out = Spot::of(target.out, made.channel);
+    made.residual = Spot::of(target.residual, made.channel);
     ConvArgs& a = made.args = conv->arguments();
     a.in_row = spread.apart_h * from.row;
     a.in_pixel = spread.apart_w * from.pixel;
@@ -344,6 +344,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   if (op.groups > 1) name += "_groups";
   if (spread.is_some()) name += "_dilated";
   course_->kernels.push_back(name);
+  dense_.push_back(step.get());
   course_->steps.push_back(std::move(step));
 }
 

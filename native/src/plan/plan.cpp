@@ -14,6 +14,12 @@ Layout result_of(const Program& program, const Layout& in) {
   return values.back();
 }
 
+// Whether a part, or its gate, begins with the means of channels.
+bool wants_sums(const Part& part) {
+  const auto takes_mean = [](const Op& op) { return op.kind == OpKind::mean && op.in == 0; };
+  return part.gated || std::any_of(part.branch.begin(), part.branch.end(), takes_mean);
+}
+
 }  // namespace
 
 void Planner::run(const Network& network) {
@@ -25,6 +31,9 @@ void Planner::run(const Network& network) {
     zero_ = network.parts[i].zero;
   }
   plan_.weights = gather_weights(plan_.convolutions);
+  for (ConvolutionStep* step : dense_) {
+    for (ConvolutionStep::Piece& piece : step->pieces) piece.args.weights = piece.conv->weights();
+  }
   plan_.buffer_bytes = memory_.bytes();
 }
 
@@ -57,8 +66,7 @@ Place Planner::plan_part(const Network& network, std::size_t index, const Place&
   const bool last = index + 1 == network.parts.size();
   PlannedPart planned;
   planned.in = planned.out = in;
-  planned.step = step_;
-  planned.zero = zero_;
+  if (in.is_levels()) planned.mean = mean_arguments(in);
   if (part.gated) plan_.most_channels = std::max(plan_.most_channels, in.layout.pixel);
   if (!part.hands_on()) {
     const Layout result = result_of(part.branch, in.layout);
@@ -69,7 +77,7 @@ Place Planner::plan_part(const Network& network, std::size_t index, const Place&
     Course course;
     course.option = option_label(way.bits);
     plan_way(part, way, in, planned.out, course);
-    course.sums = !last && network.parts[index + 1].gated && add_up(course, planned.out);
+    course.sums = !last && wants_sums(network.parts[index + 1]) && add_up(course, planned.out);
     planned.options.push_back(std::move(course));
   }
   if (!part.hands_on()) memory_.let_go(in);
@@ -122,9 +130,22 @@ void Planner::plan_way(const Part& part, const Way& way, const Place& in, const 
 bool Planner::add_up(Course& course, const Place& out) {
   if (course.steps.empty()) return false;
   auto* last = dynamic_cast<ConvolutionStep*>(course.steps.back().get());
-  if (!last || last->out.buffer != out.buffer) return false;
+  if (!last || last->out_buffer != out.buffer) return false;
   plan_.most_channels = std::max(plan_.most_channels, out.layout.pixel);
   return last->sums = true;
+}
+
+void mean_of_levels(Memory& memory, LevelMeanFunction function, LevelMeanArgs args, const Place& in, float* out) {
+  if (!memory.summed) {
+    args.in = reinterpret_cast<const std::uint8_t*>(memory.at(in));
+    args.out = out;
+    return function(args);
+  }
+  // Nothing that the loop reads may seem to change with what it writes: it would not become vectors.
+  const auto* sums = memory.sums.as<std::uint32_t>();
+  const int pixels = args.h * args.w;
+  for (int c = 0; c < args.used; ++c) out[c] = level_mean(sums[c], pixels, args.zero, args.step);
+  for (int c = args.used; c < args.channels; ++c) out[c] = 0.f;
 }
 
 Plan::Plan(const Network& network, const KernelSet& kernels) { Planner(*this, kernels).run(network); }

@@ -19,6 +19,7 @@ struct Memory {
   std::vector<Buffer> buffers;
   Buffer scratch;
   Buffer sums;  // of the channels of what a part gives, where its last step adds them up: floats, or of levels integers
+  bool summed = false;  // whether they are those of what the next part takes
 
   char* at(const Place& place) {
     const auto first = place.layout.origin() * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
@@ -28,6 +29,9 @@ struct Memory {
     return at(place) + h * place.layout.row * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
   }
 };
+
+// The channels' means of the levels that a part takes: of their sums, if those are there. `args` lack pointers.
+void mean_of_levels(Memory& memory, LevelMeanFunction function, LevelMeanArgs args, const Place& in, float* out);
 
 class Step {
  public:
@@ -49,8 +53,7 @@ struct Course {
 
 struct PlannedPart {
   Place in, out;
-  float step = 1.f;  // of the levels that it takes, where it takes some
-  int zero = 0;
+  LevelMeanArgs mean{};  // of the levels that it takes, where it takes some
   std::vector<Course> options;
 };
 

@@ -15,7 +15,8 @@ bool fits_better(std::size_t bytes, std::size_t other, std::size_t wanted) {
 }  // namespace
 
 Place PlanMemory::acquire(const Layout& layout, bool clean) {
-  clean = clean && layout.border > 0;
+  // Tiles read on past a run of pixels, times zero: of bfloat16 whatever lies there must be finite, so that it is of one form, too.
+  clean = clean && (layout.border > 0 || layout.element == Element::bf16);
   const std::size_t bytes = layout.bytes();
   int best = kNothing;
   for (std::size_t i = 0; i < buffers_.size(); ++i) {

@@ -24,7 +24,7 @@ struct Place {
 // Hands out buffers while a network is planned.
 class PlanMemory {
  public:
-  // `clean`: with a border that is 0 already.
+  // `clean`: with a border that is 0 already, if it has one.
   Place acquire(const Layout& layout, bool clean);
   void hold(const Place& place) { ++of(place).users; }
   void let_go(const Place& place) {
@@ -37,7 +37,7 @@ class PlanMemory {
   struct Each {
     std::size_t bytes = 0;
     int users = 0;
-    bool clean = false;  // has a border of zeros that nobody writes, and so one form
+    bool clean = false;  // has one form, and what lies around its pixels is zero: nobody writes it
     Layout form;
   };
 

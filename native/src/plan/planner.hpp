@@ -101,6 +101,7 @@ class Planner {
   void plan_pair(std::size_t k);
   void plan_pool(std::size_t k);
   void plan_mean(std::size_t k);
+  LevelMeanArgs mean_arguments(const Place& in) const;
 
   // -- convolutions
   StageStep& stage(StageFunction function, const Value& in, const Place& out);
@@ -126,6 +127,8 @@ class Planner {
   // Of the part that is planned: the levels that it takes.
   float step_ = 1.f;
   int zero_ = 0;
+
+  std::vector<ConvolutionStep*> dense_;  // steps whose weights are to be gathered
 
   // Weights made ready: options have their part's shortcut in common.
   std::map<std::tuple<const Terms*, int, int>, std::vector<const Convolution*>> made_;

@@ -244,6 +244,20 @@ void Planner::plan_pool(std::size_t k) {
   course_->steps.push_back(std::move(step));
 }
 
+// All but pointers, for the levels that the part takes.
+LevelMeanArgs Planner::mean_arguments(const Place& in) const {
+  const Layout& l = in.layout;
+  LevelMeanArgs a{};
+  a.in_row = l.row;
+  a.h = l.h;
+  a.w = l.w;
+  a.channels = l.pixel;
+  a.used = l.c;
+  a.step = step_;
+  a.zero = zero_;
+  return a;
+}
+
 void Planner::plan_mean(std::size_t k) {
   const Op& op = (*program_)[k];
   const Value& in = now_[static_cast<std::size_t>(op.in)];
@@ -253,22 +267,14 @@ void Planner::plan_mean(std::size_t k) {
     pass(values_.mean, in.place, {}, out.place, Act::none);
     return;
   }
-  const Layout& from = in.place.layout;
   auto step = std::make_unique<LevelMeanStep>();
   step->function = values_.level_mean;
   step->in = in.place;
   const bool here = ends(k) && !end_->residual.is_some() && !end_->out.is_levels();
-  step->out = here ? end_->out : memory_.acquire(result_of(op, from), false);
+  step->out = here ? end_->out : memory_.acquire(result_of(op, in.place.layout), false);
   if (here) memory_.hold(step->out);
   out.place = step->out;
-  LevelMeanArgs& a = step->args = {};
-  a.in_row = from.row;
-  a.h = from.h;
-  a.w = from.w;
-  a.channels = from.pixel;
-  a.used = from.c;
-  a.step = step_;
-  a.zero = zero_;
+  step->args = mean_arguments(in.place);
   course_->steps.push_back(std::move(step));
 }
 

@@ -9,24 +9,39 @@
 
 namespace fracskip {
 
+// Where a convolution begins in a buffer. As small as can be, for of many steps each is fetched anew.
+struct Spot {
+  int buffer = -1;
+  std::ptrdiff_t bytes = 0;
+  std::ptrdiff_t phase_h = 0, phase_w = 0;  // bytes from phase to phase
+
+  // `first`: elements from pixel (0, 0).
+  static Spot of(const Place& place, std::ptrdiff_t first, int every_h = 1, int every_w = 1) {
+    if (!place.is_some()) return {};
+    const Layout& l = place.layout;
+    const auto each = static_cast<std::ptrdiff_t>(l.bytes_each());
+    return {place.buffer, (l.origin() + first) * each, every_h * l.row * each, static_cast<std::ptrdiff_t>(every_w) * l.pixel * each};
+  }
+  char* in(Memory& memory) const { return memory.buffers[static_cast<std::size_t>(buffer)].as<char>() + bytes; }
+};
+
 // A convolution: of pieces that lie side by side among the channels, one a set of groups. Where taps are dilated,
 // every so many rows and columns are an image of their own (a phase), which a plain convolution goes through.
 struct ConvolutionStep final : Step {
   struct Piece {
     const Convolution* conv;
     ConvArgs args;
-    std::ptrdiff_t in, out;  // channels before it
+    Spot in, out, residual;  // `residual` may be none, or where `out` is
+    int channel;             // of its first output
   };
 
   std::vector<Piece> pieces;
-  Place in, out, residual;               // `residual` may be none, or where `out` is
-  std::ptrdiff_t first_tap = 0;          // from pixel (0, 0), in elements
   int phases_h = 1, phases_w = 1;
-  int phase_h = 0, phase_w = 0;          // input pixels from phase to phase
-  bool sums = false;                     // whether it adds up its channels
+  int out_buffer = -1, channels = 0;  // of what it gives, padded
+  bool sums = false;                  // whether it adds up its channels
 
   void run(Memory& memory) const override {
-    if (sums) std::memset(memory.sums.as<void>(), 0, static_cast<std::size_t>(out.layout.pixel) * sizeof(float));
+    if (sums) std::memset(memory.sums.as<void>(), 0, static_cast<std::size_t>(channels) * sizeof(float));
     for (int h = 0; h < phases_h; ++h) {
       for (int w = 0; w < phases_w; ++w) {
         for (const Piece& piece : pieces) run(memory, piece, h, w);
@@ -37,23 +52,16 @@ struct ConvolutionStep final : Step {
  private:
   void run(Memory& memory, const Piece& piece, int h, int w) const {
     ConvArgs a = piece.args;
-    a.weights = piece.conv->weights();  // they were gathered after this was planned
     if (phases_h > 1 || phases_w > 1) {
       a.out_h = (a.out_h - h + phases_h - 1) / phases_h;
       a.out_w = (a.out_w - w + phases_w - 1) / phases_w;
       if (a.out_h <= 0 || a.out_w <= 0) return;
     }
-    const Layout& from = in.layout;
-    const std::ptrdiff_t first = first_tap + h * phase_h * from.row + static_cast<std::ptrdiff_t>(w) * phase_w * from.pixel + piece.in;
-    const auto at = [&](const Place& place) {
-      const Layout& l = place.layout;
-      const std::ptrdiff_t pixel = h * l.row + static_cast<std::ptrdiff_t>(w) * l.pixel + piece.out;
-      return memory.at(place) + pixel * static_cast<std::ptrdiff_t>(l.bytes_each());
-    };
-    a.in = memory.at(in) + first * static_cast<std::ptrdiff_t>(from.bytes_each());
-    a.out = at(out);
-    if (residual.is_some()) a.residual = at(residual);
-    if (sums) a.sums = memory.sums.as<float>() + piece.out;
+    const auto at = [&](const Spot& spot) { return spot.in(memory) + h * spot.phase_h + w * spot.phase_w; };
+    a.in = at(piece.in);
+    a.out = at(piece.out);
+    if (piece.residual.buffer >= 0) a.residual = at(piece.residual);
+    if (sums) a.sums = memory.sums.as<float>() + piece.channel;
     a.scratch = memory.scratch.as<void>();
     piece.conv->run(a);
   }
@@ -138,17 +146,13 @@ struct RoundStep final : Step {
   }
 };
 
+// Of the levels that a part takes.
 struct LevelMeanStep final : Step {
   LevelMeanFunction function;
   LevelMeanArgs args;
   Place in, out;
 
-  void run(Memory& memory) const override {
-    LevelMeanArgs a = args;
-    a.in = reinterpret_cast<const std::uint8_t*>(memory.at(in));
-    a.out = reinterpret_cast<float*>(memory.at(out));
-    function(a);
-  }
+  void run(Memory& memory) const override { mean_of_levels(memory, function, args, in, reinterpret_cast<float*>(memory.at(out))); }
 };
 
 // An image's pixels, each with room for padded channels.

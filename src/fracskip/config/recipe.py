@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,7 +42,7 @@ from fracskip.config.stages import (
 )
 from fracskip.errors import ConfigError, shortened
 from fracskip.files import parse_json, read_file
-from fracskip.legacy import current_recipe
+from fracskip.legacy import recipe as todays_recipe
 from fracskip.options import OptionSet
 
 FOLDER_PREFIX = "folder:"
@@ -119,10 +120,8 @@ class RuntimeConfig(Frozen):
         device: 'auto' takes a GPU when there is one.
         amp: 'auto' uses bfloat16 where the device computes in it, 'bf16' always, 'off' never.
         channels_last: Memory layout of images and weights.
-        compile: Compile the backbone stage and the passes of fake quantisation with torch.compile:
-            a quarter less time, once a C++ compiler is there.
-        capture: On a GPU, record a step on one path for all images once, as a CUDA graph, and
-            replay it; the same steps, without Python's part in them. Needs `compile`.
+        compile: Compile the backbone stage (but for stochastic depth) and the passes of fake
+            quantisation with torch.compile: a quarter less time, once a C++ compiler is there.
         threads: CPU threads (0: torch's own choice).
         checkpoint_steps: Also checkpoint every so many steps within an epoch (0: only per epoch).
     """
@@ -131,21 +130,8 @@ class RuntimeConfig(Frozen):
     amp: Literal["auto", "bf16", "off"] = "auto"
     channels_last: bool = True
     compile: bool = False
-    capture: bool = False
     threads: Count = 0
     checkpoint_steps: Count = 0
-
-    def records_on(self, device: str) -> bool:
-        """Whether steps are recorded on a device: 'cpu' or 'cuda'."""
-        return self.capture and device == "cuda"
-
-    @model_validator(mode="after")
-    def _records_compiled_passes(self) -> RuntimeConfig:
-        if self.capture and not self.compile:
-            raise ValueError(
-                "'capture' records compiled passes: set runtime.compile to true as well"
-            )
-        return self
 
 
 class Recipe(Frozen):
@@ -335,13 +321,16 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
 
 
 def recipe_from_dict(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Validates a recipe given as a dictionary.
+    """Validates a recipe given as a dictionary; keys of older versions are read, with a warning.
 
     Raises:
         ConfigError: naming every key that is unknown, missing or out of range.
     """
+    tree, notes = todays_recipe(tree)
+    for note in notes:
+        warnings.warn(f"{origin}: {note}", stacklevel=2)
     try:
-        return Recipe.model_validate(current_recipe(tree))
+        return Recipe.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error)}") from None
 
