@@ -19,27 +19,43 @@ from support.hostile_files import (
     damaged_bundle,
     many_convolutions,
     many_pools,
+    stem_part,
 )
 from support.random_bundle import random_bundle
 
 native = pytest.importorskip("fracskip.runtime._native", reason="built without a C++ compiler")
 
 GOOD = random_bundle(2, image=(8, 8), widths=(4, 8), depth=2)
-WEIGHT, BIAS, INPUT = "blocks.1.4.0.weight", "blocks.1.4.0.bias", "blocks.1.4.input"
+WEIGHT, BIAS, INPUT = (f"parts.2.4.0.{kind}" for kind in ("weight", "bias", "input"))
 
 
-def conv(parts: Parts, block: int = 1, position: int = 0) -> dict[str, Any]:
-    geometry: dict[str, Any] = parts.network["blocks"][block]["branch"][position]
+def part(parts: Parts, index: int = 2) -> dict[str, Any]:
+    """The stem, a block that is not gated, three that are (one with a projection), the head."""
+    found: dict[str, Any] = parts.network["parts"][index]
+    return found
+
+
+def conv(parts: Parts, index: int = 2, position: int = 0) -> dict[str, Any]:
+    geometry: dict[str, Any] = part(parts, index)["branch"][position]
     return geometry
+
+
+def pooled(padding: list[int]) -> Callable[[Parts], object]:
+    """A pool behind the stem."""
+    pool = {
+        "op": "pool", "in": [1], "kind": "max", "kernel": [3, 3], "stride": [1, 1],
+        "padding": padding, "count_padding": False,
+    }  # fmt: skip
+    return lambda parts: part(parts, 0)["branch"].append(pool)
 
 
 def strided_identity(parts: Parts) -> None:
     for position in range(2):
-        conv(parts, 1, position)["stride"] = [2, 1]
+        conv(parts, 2, position)["stride"] = [2, 1]
 
 
 def one_row_more(parts: Parts) -> None:
-    parts.tensors["head.bias"] = ("F32", [6], bytes(24))
+    parts.tensors["parts.5.full.1.bias"] = ("F32", [6], bytes(24))
 
 
 def looks(*rows: list[float], curve: bool = True) -> Callable[[Parts], object]:
@@ -52,11 +68,16 @@ def looks(*rows: list[float], curve: bool = True) -> Callable[[Parts], object]:
 
 LOW, HIGH = [0.05, 0.02, 0.1, 0.5], [0.3, 0.1, 0.5, 0.9]
 
+EXPORT = "version 3: export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk"
+
 FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
-    "schema": (lambda p: p.plan.update(schema="other"), "schema"),
-    "version": (lambda p: p.plan.update(version=3), "version 1 or 2"),
+    "schema": (lambda p: p.plan.update(schema="other"), "this is 'other' version 3; this fracskip"),
+    "version 1": (lambda p: p.plan.update(version=1), EXPORT),
+    "version 2": (lambda p: p.plan.update(version=2), EXPORT),
+    "version 4": (lambda p: p.plan.update(version=4), EXPORT),
+    "no version": (lambda p: p.plan.pop("version"), "lacks 'schema' or 'version'"),
     "resize": (lambda p: p.plan["image"].update(resize=3), "resize must be an integer from"),
-    "version as float": (lambda p: p.plan.update(version=1.0), "integer"),
+    "version as float": (lambda p: p.plan.update(version=3.0), "integer"),
     "unknown key": (lambda p: p.plan.update(more=1), "unknown member 'more'"),
     "lacking key": (lambda p: p.plan.pop("stream"), "lacks 'stream'"),
     "stream": (lambda p: p.plan.update(stream="int4"), "stream"),
@@ -87,38 +108,54 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "class names": (lambda p: p.plan["class_names"].pop(), "one name for each class"),
     "std": (lambda p: p.plan["image"].update(std=[0.2, 0, 0.2]), "above zero"),
     "too few means": (lambda p: p.plan["image"].update(mean=[0.5]), "each channel"),
-    "no blocks": (lambda p: p.network.update(blocks=[]), "empty"),
-    "too many blocks": (
-        lambda p: p.network.update(blocks=p.network["blocks"] * 1500),
-        "4,096|name of another",
+    "no parts": (lambda p: p.network.update(parts=[]), "empty"),
+    "too many parts": (lambda p: p.network.update(parts=[stem_part()] * 4097), "4,096"),
+    "equal names": (lambda p: part(p).update(name="block2"), "another gated part"),
+    "no name": (lambda p: part(p).update(name=""), "has no name"),
+    "empty branch": (lambda p: part(p).update(branch=[]), "empty branch"),
+    "empty stem": (lambda p: part(p, 0).update(branch=[]), "empty branch"),
+    "two options ungated": (lambda p: part(p, 1).update(options=["4", "8"]), "one option"),
+    "skip ungated": (lambda p: part(p, 1).update(options=["skip"]), "'skip' alone"),
+    "gated differently": (lambda p: part(p).update(options=["4", "8"]), "network's options"),
+    "a gated stem": (
+        lambda p: part(p, 0).update(gated=True, options=p.plan["options"]),
+        "is the first",
     ),
-    "equal names": (lambda p: p.network["blocks"][1].update(name="block0"), "another block"),
-    "empty branch": (lambda p: p.network["blocks"][1].update(branch=[]), "empty branch"),
-    "two options ungated": (
-        lambda p: p.network["blocks"][0].update(options=["4", "8"]),
-        "one option",
+    "a stem with a sum": (lambda p: part(p, 0).update(residual=True), "is the first"),
+    "a block without a sum": (lambda p: part(p).update(residual=False), "no residual sum"),
+    "a projection that is an identity": (
+        lambda p: part(p, 3).update(skip_is_identity=True),
+        "skipping it is no identity",
     ),
-    "gated differently": (
-        lambda p: p.network["blocks"][1].update(options=["4", "8"]),
-        "network's options",
+    "a shortcut without an option": (
+        lambda p: part(p, 3).update(shortcut_option=None),
+        "null if and only if",
     ),
-    "stem begins with a pool": (
-        lambda p: p.network["stem"].insert(
-            0, {"op": "maxpool", "kernel": [2, 2], "stride": [1, 1], "padding": [0, 0]}
-        ),
-        "begin with a convolution",
+    "an option without a shortcut": (
+        lambda p: part(p).update(shortcut_option="8"),
+        "null if and only if",
     ),
-    "pool's padding": (
-        lambda p: p.network["stem"].append(
-            {"op": "maxpool", "kernel": [3, 3], "stride": [1, 1], "padding": [2, 2]}
-        ),
-        "half of its kernel",
+    "a shortcut that is skipped": (
+        lambda p: part(p, 3).update(shortcut_option="skip"),
+        "must not be 'skip'",
     ),
-    "channels": (lambda p: conv(p).update({"in": 5}), "takes 5 channels and gets 4"),
+    "a sum that is followed": (
+        lambda p: part(p)["after"].append({"op": "mean", "in": [1]}),
+        "other than activations",
+    ),
+    "another clamp": (
+        lambda p: part(p)["after"][0].update(act="relu6"),
+        "must be empty or 'relu'",
+    ),
+    "pool's padding": (pooled([2, 2]), "half of its kernel"),
+    "bits of the stem": (lambda p: p.plan["cost"].update(stem_bits=33), "from 1 to 32"),
+    "a price too many": (lambda p: p.plan["cost"].update(fixed=8), "unknown member"),
+    "no bits of the head": (lambda p: p.plan["cost"].pop("head_bits"), "lacks 'head_bits'"),
+    "channels": (lambda p: conv(p).update(channels=[5, 4]), "takes 5 channels and gets 4"),
     "kernel": (lambda p: conv(p).update(kernel=[99, 3]), "larger than its input"),
     "stride": (lambda p: conv(p).update(stride=[0, 1]), "integer from 1"),
     "negative padding": (lambda p: conv(p).update(padding=[-1, 1]), "integer from 0"),
-    "strided identity": (strided_identity, "shortcut that ends with"),
+    "strided identity": (strided_identity, "shortcut that gives"),
     "huge image": (lambda p: p.plan["image"].update(size=[60000, 60000]), "1 GiB"),
     "huge padding": (lambda p: conv(p).update(padding=[60000, 60000]), "1 GiB"),
     "one wide border": (
@@ -127,8 +164,8 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     ),
     "accumulators": (
         lambda p: (
-            [conv(p, 0, j).update(kernel=[151, 151], padding=[75, 75]) for j in range(2)]
-            and p.network["blocks"][0].update(options=["8"])
+            [conv(p, 1, j).update(kernel=[151, 151], padding=[75, 75]) for j in range(2)]
+            and part(p, 1).update(options=["8"])
         ),
         "32 bits",
     ),
@@ -137,16 +174,18 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
         lambda p: p.tensors.update({"more": ("F32", [1], bytes(4))}),
         "no place for tensor 'more'",
     ),
-    "shape": (one_row_more, r"head.bias is F32 \[6\], the plan needs F32 \[5\]"),
+    "shape": (one_row_more, r"parts.5.full.1.bias is F32 \[6\], the plan needs F32 \[5\]"),
     "type": (
         lambda p: p.tensors.update({WEIGHT: ("F32", [4, 3, 3, 4], bytes(576))}),
         "the plan needs I8",
     ),
     "grid": (lambda p: p.values(WEIGHT, [8], "i1"), "has the weight 8, 4 bits hold up to 7"),
-    "grid below": (lambda p: p.values("blocks.1.8.0.weight", [-128], "i1"), "-128"),
+    "grid below": (lambda p: p.values("parts.2.8.0.weight", [-128], "i1"), "-128"),
     "NaN": (lambda p: p.values(BIAS, [float("nan")]), "NaN or infinite"),
-    "infinite scale": (lambda p: p.values("blocks.1.4.0.scale", [float("inf")]), "infinite"),
-    "zero step": (lambda p: p.values("stream.steps", [0.0]), "not above zero"),
+    "infinite scale": (lambda p: p.values("parts.2.4.0.scale", [float("inf")]), "infinite"),
+    "zero step": (lambda p: p.values("parts.0.step", [0.0]), "not above zero"),
+    "another step": (lambda p: p.values("parts.2.step", [9.0]), "not that of the part before"),
+    "no input of four bits": (lambda p: p.tensors.pop(INPUT), f"{INPUT} is missing"),
     "negative input": (lambda p: p.values(INPUT, [-1.0]), "not above zero"),
 }
 # Limits that keep an engine's memory and its integers bounded; Python has no such trouble. And to

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_always_executed_runs_on_integers(folder: Path) -> None:
     native = InferenceSession(bundle(Bottleneck, "int8", folder), engine="native")
     for block, option, names in native.kernels():
-        if option in ("always", "skip", *INTEGERS):
+        if option in ("skip", *INTEGERS):
             assert all("int8" in name for name in names), (block, option, names)
         else:
             assert any("fp32" in name for name in names), (block, option, names)

@@ -16,15 +16,16 @@ from fracskip.runtime.operations import ConvOp, PoolOp, feeders, feeds_levels
 from fracskip.runtime.plan import Activations
 from support.hostile_files import (
     HOSTILE_BUNDLES,
+    chain_plan,
     conv_op,
     damaged_bundle,
-    gated_part,
-    graph_plan,
     head_part,
     many_convolutions,
     many_pools,
+    part,
     pool_op,
     sealed_bundle,
+    stem_part,
 )
 from support.random_bundle import random_bundle
 
@@ -103,7 +104,7 @@ def test_activations_are_added_up() -> None:
 def test_a_graph_of_more_than_4_gib() -> None:
     wide = [conv_op(0, (1, 2**14)), *(conv_op(k, (2**14, 2**14)) for k in range(1, 6))]
     wide.append(conv_op(6, (2**14, 1)))
-    plan = graph_plan([gated_part("b", wide), head_part()], ["full"])
+    plan = chain_plan([stem_part(), part("b", wide, ["full"]), head_part()], ["full"])
     plan["image"]["size"] = [128, 128]
     assert "together take more than 4 GiB" in refusal(sealed_bundle(json.dumps(plan), {}))
     plan["image"]["size"] = [64, 64]
