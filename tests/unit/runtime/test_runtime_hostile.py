@@ -54,9 +54,13 @@ def test_hostile_bundles_are_refused(name: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        ("many operations", 300_000, "its plan lacks tensor parts.2.1.weight; export it again"),
-        ("many options", 300_000, "its plan lacks tensor parts.0.2.0.weight; export it again"),
-        ("many tensors", 100_000, "its plan lacks tensor parts.0.1.weight; export it again"),
+        (
+            "many operations",
+            300_000,
+            "its plan lacks tensor parts.2.full.1.weight; export it again",
+        ),
+        ("many options", 300_000, "its plan lacks tensor parts.1.2.0.weight"),
+        ("many tensors", 100_000, "its plan lacks tensor parts.0.full.1.weight"),
         ("many errors", 400_000, "class_names.0: Input should be a valid string (given: 0)"),
         ("many unknown keys", 50_000, "3,571 of its keys and values are wrong, too many to list"),
         ("many unknown keys", 70_000, "a damaged plan (more than 4,096 keys in one object)"),
@@ -108,20 +112,16 @@ def test_a_graph_of_more_than_4_gib() -> None:
     plan["image"]["size"] = [128, 128]
     assert "together take more than 4 GiB" in refusal(sealed_bundle(json.dumps(plan), {}))
     plan["image"]["size"] = [64, 64]
-    assert "lacks tensor parts.0.full.0.weight" in refusal(sealed_bundle(json.dumps(plan), {}))
+    assert "lacks tensor parts.1.full.0.weight" in refusal(sealed_bundle(json.dumps(plan), {}))
 
 
-def test_convolutions_times_options_are_bounded() -> None:
-    """In version 1, as in version 2."""
-    data = random_bundle(1, widths=(3,), depth=2, image=(8, 9))
-    size = int.from_bytes(data[:8], "little")
-    plan = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["fracskip"])
+def test_operations_times_options_are_bounded() -> None:
     labels = [str(bits) for bits in range(2, 17)]
-    plan["options"] = plan["network"]["blocks"][1]["options"] = labels
-    plan["network"]["blocks"][1]["branch"] *= 2**18 // 15 // 2 + 1
-    assert "has too many convolutions" in refusal(sealed_bundle(json.dumps(plan), {}))
-    plan["network"]["blocks"][1]["branch"] = plan["network"]["blocks"][1]["branch"][:200]
-    assert "lacks tensor stem.0.weight" in refusal(sealed_bundle(json.dumps(plan), {}))
+    acts = [{"op": "act", "in": [k], "act": "relu"} for k in range(4096)]
+    for count, said in ((4, "lacks tensor parts.5.full.1.weight"), (5, "has too many operations")):
+        parts = [stem_part(), *(part(f"b{k}", acts, labels) for k in range(count)), head_part()]
+        plan = chain_plan(parts, labels)
+        assert said in refusal(sealed_bundle(json.dumps(plan), {}))
 
 
 # -- damage ---------------------------------------------------------------------------------------
