@@ -188,8 +188,8 @@ def change_tree(draw: random.Random, tree: Any) -> None:
 OPTIONS = ["skip", *map(str, range(2, 17)), "full"]
 
 
-def chain_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
-    """A plan of an image of 8 x 8 pixels and two classes."""
+def small_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
+    """A plan for an image of 8 x 8 pixels and two classes."""
     gate = {"kind": "recurrent", "width": 1, "budget_input": False}
     priced = [
         {"name": part["name"], "branch_macs": 1, "shortcut_macs": 0, "gate_macs": 0, "gated": True,
@@ -197,6 +197,7 @@ def chain_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
         for part in parts
         if part["gated"]
     ]  # fmt: skip
+    cost = {"stem_macs": 1, "head_macs": 1, "stem_bits": 32, "head_bits": 32, "blocks": priced}
     return {
         "schema": "fracskip.bundle",
         "version": 3,
@@ -208,13 +209,7 @@ def chain_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
         "options": options,
         "stream": "float",
         "target": None,
-        "cost": {
-            "stem_macs": 1,
-            "head_macs": 1,
-            "blocks": priced,
-            "stem_bits": 32,
-            "head_bits": 32,
-        },
+        "cost": cost,
         "network": {"classes": 2, "parts": parts},
         "gate": gate if len(options) > 1 else None,
     }
@@ -236,7 +231,7 @@ def pool_op(taken: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def part(name: str, branch: list[Any], options: list[str], gated: bool = True) -> dict[str, Any]:
+def plain_part(name: str, options: list[str], branch: list[Any], gated: bool) -> dict[str, Any]:
     """A part without a residual sum."""
     return {
         "name": name, "gated": gated, "options": options, "residual": False,
@@ -245,19 +240,30 @@ def part(name: str, branch: list[Any], options: list[str], gated: bool = True) -
     }  # fmt: skip
 
 
-def fixed_part(name: str, branch: list[Any]) -> dict[str, Any]:
-    """What no gate decides for, in float32."""
-    return part(name, branch, ["full"], gated=False)
+def act_op(taken: int) -> dict[str, Any]:
+    """A ReLU by itself: it needs no tensors."""
+    return {"op": "act", "in": [taken], "act": "relu"}
 
 
 def stem_part() -> dict[str, Any]:
-    """An operation that needs no tensor: the first part is not gated."""
-    return fixed_part("stem", [{"op": "act", "in": [0], "act": "relu"}])
+    """A first part that needs no tensors."""
+    return plain_part("stem", ["full"], [act_op(0)], False)
 
 
 def head_part() -> dict[str, Any]:
     """The mean of one channel, and two logits."""
-    return fixed_part("head", [{"op": "mean", "in": [0]}, conv_op(1, (1, 2))])
+    return plain_part("head", ["full"], [{"op": "mean", "in": [0]}, conv_op(1, (1, 2))], False)
+
+
+def chain(options: list[str], *branches: list[Any]) -> dict[str, Any]:
+    """A plan of a stem, gated parts of these branches (block0, block1, ...), and a head."""
+    gated = [plain_part(f"block{k}", options, ops, True) for k, ops in enumerate(branches)]
+    return small_plan([stem_part(), *gated, head_part()], options)
+
+
+def unsealed(plan: dict[str, Any]) -> bytes:
+    """A bundle of a plan without its tensors."""
+    return sealed_bundle(json.dumps(plan), {})
 
 
 def conv_tensors(name: str, taken: int, given: int, bits: int, inner: bool) -> dict[str, Tensor]:
@@ -284,8 +290,7 @@ def gate_tensors(blocks: int, options: int) -> dict[str, Tensor]:
 
 
 def chain_bundle(branch: list[Any], options: list[str]) -> bytes:
-    """A sound bundle of one gated block: a branch of convolutions and pools of one channel."""
-    parts = [stem_part(), part("block", branch, options), head_part()]
+    """A sound bundle of one gated part: a branch of convolutions and pools of one channel."""
     tensors = conv_tensors("parts.2.full.1", 1, 2, 0, False)
     for label in options:
         bits = int(label) if label.isdecimal() and int(label) <= 8 else 0
@@ -297,7 +302,7 @@ def chain_bundle(branch: list[Any], options: list[str]) -> bytes:
     tensors |= gate_tensors(1, len(options))
     # Floats first, so that they lie at multiples of four bytes.
     ordered = dict(sorted(tensors.items(), key=lambda item: item[1][0] != "F32"))
-    return sealed_bundle(json.dumps(chain_plan(parts, options)), ordered)
+    return sealed_bundle(json.dumps(chain(options, branch)), ordered)
 
 
 def many_pools(count: int) -> bytes:
@@ -314,8 +319,7 @@ def many_convolutions(count: int) -> bytes:
 
 
 def _plan_of(**changes: Any) -> bytes:
-    plan = {**chain_plan([head_part()], ["full"]), **changes}
-    return sealed_bundle(json.dumps(plan), {})
+    return unsealed({**small_plan([head_part()], ["full"]), **changes})
 
 
 def _repeated(part: str, size: int) -> str:
@@ -324,26 +328,22 @@ def _repeated(part: str, size: int) -> str:
 
 def _many_acts(draw: random.Random, size: int) -> bytes:
     """Operations that need no tensor, in as many parts as there may be."""
-    parts, room, index = [], size, 0
-    while room > 0 and len(parts) < 4096:
-        ops = [{"op": "act", "in": [k], "act": "relu"} for k in range(4000)]
-        parts.append(fixed_part(f"p{index}", ops))
-        room, index = room - 45 * 4000, index + 1
-    return sealed_bundle(json.dumps(chain_plan([*parts, head_part()], ["full"])), {})
+    parts, space, index = [], size, 0
+    while space > 0 and len(parts) < 4095:
+        parts.append(plain_part(f"p{index}", ["full"], [act_op(k) for k in range(4000)], False))
+        space, index = space - 45 * 4000, index + 1
+    return unsealed(small_plan([*parts, head_part()], ["full"]))
 
 
 def _many_options(draw: random.Random, size: int) -> bytes:
     """Convolutions at all options, without their tensors."""
     convs = [conv_op(k, (1, 1), "relu") for k in range(4096)]
-    count = max(1, min(3, size // 700_000))
-    parts = [part(f"b{k}", convs, OPTIONS[1:]) for k in range(count)]
-    plan = chain_plan([stem_part(), *parts, head_part()], OPTIONS[1:])
-    return sealed_bundle(json.dumps(plan), {})
+    return unsealed(chain(OPTIONS[1:], *[convs] * max(1, min(3, size // 700_000))))
 
 
 def _many_tensors(draw: random.Random, size: int) -> bytes:
     tensors: dict[str, Tensor] = {str(k): ("F32", [0], b"") for k in range(size // 62)}
-    return sealed_bundle(json.dumps(chain_plan([head_part()], ["full"])), tensors)
+    return sealed_bundle(json.dumps(small_plan([head_part()], ["full"])), tensors)
 
 
 def _many_classes(draw: random.Random, size: int) -> bytes:
@@ -396,7 +396,7 @@ HOSTILE_BUNDLES: dict[str, Hostile] = {
         f'{{"dtype":"{"x" * size}","shape":[1],"data_offsets":[0,4]}}'
     ),
     "a long tensor's name": lambda draw, size: sealed_bundle(
-        json.dumps(chain_plan([head_part()], ["full"])), {"x" * size: ("F32", [1], bytes(4))}
+        json.dumps(small_plan([head_part()], ["full"])), {"x" * size: ("F32", [1], bytes(4))}
     ),
     "a long shape": lambda draw, size: _in_header(
         f'{{"dtype":"F32","shape":[{_repeated("1", size)}],"data_offsets":[0,4]}}'
