@@ -18,7 +18,6 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.block import FractionalBlock
 from fracskip.dynamic.fixed import FixedSteps, Section
 from fracskip.dynamic.folding import FoldedLayer, fold, folded_norm
-from fracskip.errors import ConfigError
 from fracskip.options import Option
 from fracskip.runtime.operations import ConvOp, feeds_levels
 from fracskip.runtime.plan import Network, Part, Plan, integer_bits
@@ -44,11 +43,6 @@ class NetworkWriter(TensorWriter):
             self._block(block, block in trunk.blocks)
             self._fixed(f"after {block.name}", block.onward)
         self._fixed("head", trunk.head, ends=True)
-        if self._parts[-1].residual or self._parts[-1].gated:
-            raise ConfigError(
-                f"block {self._parts[-1].name!r} gives the logits themselves, and what a bundle ends "
-                "with is always executed: convert the network with blocks= that leaves it out"
-            )
         network = Network(classes=len(self.net.spec.class_names), parts=tuple(self._parts))
         stream = self.net.spec.quant.stream
         return Plan(stream=stream, network=network, **self.common())

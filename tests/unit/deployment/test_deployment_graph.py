@@ -339,22 +339,3 @@ def test_levels_that_a_clamp_can_t_stand_for_are_refused() -> None:
     missing = {key: value for key, value in tensors.items() if not key.endswith(".8.0.input")}
     with pytest.raises(BundleError, match="lacks tensor"):
         encode_bundle(plan, missing)
-
-
-class Classifier(nn.Module):
-    """What makes logits of features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Conv2d(8, 5, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3), keepdim=True))
-
-
-def test_a_block_that_gives_the_logits_has_no_place_in_a_bundle() -> None:
-    stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    plain = nn.Sequential(stem, Classifier(), nn.Flatten()).eval()
-    net = fracskip.convert(plain, [8, "full"], example_input=make_images(1), blocks=["1"])
-    with pytest.raises(ConfigError, match="block '1' gives the logits themselves"):
-        bundle_of(net)
