@@ -96,7 +96,12 @@ def sealed_bundle(plan: str, tensors: Mapping[str, Tensor]) -> bytes:
     return raw({"fracskip": plan, "digest": f"sha256:{total.hexdigest()}"}, tensors)
 
 
-_TORCH_TYPES = {"F32": "torch.float32", "I64": "torch.int64", "I8": "torch.int8"}
+_TORCH_TYPES = {
+    "F32": "torch.float32",
+    "I64": "torch.int64",
+    "I32": "torch.int32",
+    "I8": "torch.int8",
+}
 
 
 def sealed_checkpoint(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
