@@ -131,20 +131,16 @@ def drawn_paths(session: InferenceSession, count: int) -> np.ndarray:
     return chosen
 
 
-def assert_agree(
-    found: np.ndarray, wanted: np.ndarray, what: str = "", bfloat16: bool = False
-) -> None:
-    """All images but one: a value between two levels may go to either, exponentials being own.
-
-    Args:
-        found: Logits.
-        wanted: Logits.
-        what: For messages.
-        bfloat16: Whether values were rounded to it on the way.
-    """
+def assert_agree(found: np.ndarray, wanted: np.ndarray, what: str = "") -> None:
+    """All images but one: a value between two levels may go to either, exponentials being own."""
     off = np.abs(found - wanted).max(1)
-    assert (off > (0.03 if bfloat16 else 2e-4)).sum() <= 1, f"{what}: {off}"
+    assert (off > 2e-4).sum() <= 1, f"{what}: {off}"
     assert off.max() < 0.1, f"{what}: {off}"
+
+
+def runs_in_bfloat16(isa: str, option: object) -> bool:
+    """Whether tiles execute a width in bfloat16, which has 8 significant bits."""
+    return isa == "amx" and str(option) == "16"
 
 
 def assert_near(stream: str, found: np.ndarray, wanted: np.ndarray) -> None:
@@ -170,7 +166,10 @@ def test_every_option_gives_the_same(kind: object, stream: str, isa: str, folder
         decisions[:, barred] = np.maximum(decisions[:, barred], 1)
         wanted = portable.run(images, decisions=decisions)
         found = native.run(images, decisions=decisions)
-        assert_agree(found.logits, wanted.logits, option, (isa, option) == ("amx", "16"))
+        if runs_in_bfloat16(isa, option):
+            np.testing.assert_allclose(found.logits, wanted.logits, rtol=0, atol=0.02)
+        else:
+            assert_agree(found.logits, wanted.logits, option)
         if kind is Bottleneck and stream == "int8" and option in ("skip", *INTEGERS):
             # Convolutions, sums and clamps alone: the same integers all the way to the head.
             np.testing.assert_array_equal(found.logits, wanted.logits, option)
@@ -185,12 +184,12 @@ def test_every_image_takes_its_own_path(kind: object, stream: str, isa: str, fol
     native = InferenceSession(bundle(kind, stream, folder), engine="native", isa=isa, threads=2)
     images = pixels(kind)
     decisions = drawn_paths(portable, len(images))
-    if stream == "float":
+    if stream == "float" or runs_in_bfloat16(isa, 16):
         decisions[decisions == OPTIONS.index(16)] = OPTIONS.index("full")
     wanted = portable.run(images, decisions=decisions)
     for _ in range(3):  # what one image leaves behind must not matter to the next
         found = native.run(images, decisions=decisions)
-        assert_agree(found.logits, wanted.logits, bfloat16=isa == "amx" and stream == "int8")
+        assert_agree(found.logits, wanted.logits)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -234,12 +233,12 @@ def test_second_looks_are_the_same(stream: str, folder: Path) -> None:
 
 def test_low_widths_run_on_integers(folder: Path) -> None:
     native = InferenceSession(bundle(Wide, "float", folder), engine="native")
-    free = {part.name for part in native.plan.gated if part.skip_is_identity}
-    assert free
+    unchanged = {part.name for part in native.plan.gated if part.skip_is_identity}
+    assert unchanged
     for block, option, names in native.kernels():
         if block not in native.plan.gated_names:
             continue
         branch = [name for name in names if "int8" in name]
         assert len(branch) == (6 if option in INTEGERS else 0)
-        if option == "skip" and block in free:
+        if option == "skip" and block in unchanged:
             assert not names
