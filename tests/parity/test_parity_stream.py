@@ -104,6 +104,8 @@ def test_plans_that_are_no_stream_are_refused(folder: Path) -> None:
         (lambda plan: plan.update(stream="int4"), "neither 'float' nor 'int8'"),
         (lambda plan: plan["network"]["parts"][0].update(branch=[]), "has an empty branch"),
         (lambda plan: gated(plan)["after"][0].update(act="relu6"), "must be empty or 'relu'"),
+        (lambda plan: plan["cost"].update(stem_bits=33), "from 1 to 32"),
+        (lambda plan: plan["cost"].update(fixed=8), "unknown member"),
     )
     for change, message in faults:
         changed = Parts.of(data)
