@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +42,7 @@ from fracskip.config.stages import (
 )
 from fracskip.errors import ConfigError, shortened
 from fracskip.files import parse_json, read_file
+from fracskip.legacy import recipe as todays_recipe
 from fracskip.options import OptionSet
 
 FOLDER_PREFIX = "folder:"
@@ -185,10 +187,11 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _harm_is_taught_by_harm(self) -> Recipe:
-        if self.gate.output == "harm" and self.gates.label != "harm":
+    def _sensitivity_is_measured(self) -> Recipe:
+        if self.gate.output == "sensitivity" and self.gates.label != "harm":
             raise ValueError(
-                "gate.output 'harm' is learned from what options do: set gates.label to 'harm'"
+                "gate.output 'sensitivity' is learned from what options do to predictions: set "
+                "gates.label to 'harm'"
             )
         return self
 
@@ -254,15 +257,12 @@ class Recipe(Frozen):
         """The teacher's weights, likewise."""
         return self._folder / self.teacher.load if self.teacher.load else None
 
-    def model_spec(
-        self, class_names: Sequence[str], data_name: str, target: float | None = None
-    ) -> ModelSpec:
+    def model_spec(self, class_names: Sequence[str], data_name: str) -> ModelSpec:
         """What the run's network is.
 
         Args:
             class_names: What labels stand for.
             data_name: Of the training images.
-            target: The computation share that it is trained for, if any.
         """
         return ModelSpec(
             model=self.model,
@@ -272,7 +272,6 @@ class Recipe(Frozen):
             image=self.data.image,
             class_names=tuple(class_names),
             data_name=data_name,
-            target=target,
         )
 
     @property
@@ -334,11 +333,14 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
 
 
 def recipe_from_dict(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Validates a recipe given as a dictionary.
+    """Validates a recipe given as a dictionary; keys of older versions are read, with a warning.
 
     Raises:
         ConfigError: naming every key that is unknown, missing or out of range.
     """
+    tree, notes = todays_recipe(tree)
+    for note in notes:
+        warnings.warn(f"{origin}: {note}", stacklevel=2)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

@@ -1,0 +1,145 @@
+"""What files of older versions say, in today's words: the only place that knows the old ones.
+
+Of each kind of file there is a table, and a function that takes what was read (JSON-like values)
+and gives what is read today, and notes for the user. What was given is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Dotted keys: what they are called today; None where nothing has taken their place.
+Table = Mapping[str, str | None]
+
+RECIPE: Table = {}
+
+
+# Values of a dotted key that have other names today.
+Values = Mapping[str, Mapping[str, str]]
+
+GATE: Values = {"gate.output": {"harm": "sensitivity"}}
+
+# Of checkpoints before version 2, whose `spec` held what is in `operating_points` today.
+OPERATING: Table = {
+    "target": "target",
+    "lean": "multiplier",  # its negative
+    "curve": "multiplier_curve",  # of (cost, lean)
+    "cascade": "cascade",
+}
+
+
+def recipe(tree: Any) -> tuple[Any, list[str]]:
+    """A recipe as it would be written today.
+
+    Args:
+        tree: A recipe's tables; what is no dictionary is given back.
+
+    >>> recipe({"gate": {"output": "harm"}})
+    ({'gate': {'output': 'sensitivity'}}, [])
+    """
+    tree, notes = translated(tree, RECIPE)
+    return revalued(tree, GATE), notes
+
+
+def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's metadata with `spec` and `operating_points` apart.
+
+    >>> old = {"spec": {"gate": {"output": "harm"}, "target": 0.1, "lean": -3.0}}
+    >>> checkpoint(old)["spec"], checkpoint(old)["operating_points"]
+    ({'gate': {'output': 'sensitivity'}}, {'target': 0.1, 'multiplier': 3.0})
+    """
+    spec = meta.get("spec")
+    if "operating_points" in meta or not isinstance(spec, dict):
+        return meta
+    points = operating_points({key: spec[key] for key in OPERATING if key in spec})
+    spec = revalued({key: spec[key] for key in spec if key not in OPERATING}, GATE)
+    return {**meta, "spec": spec, "operating_points": points}
+
+
+def operating_points(tree: dict[str, Any]) -> dict[str, Any]:
+    """Operating points of the old keys alone: a lean is the negative of a multiplier."""
+    found, _ = translated(tree, {old: new for old, new in OPERATING.items() if old != new})
+    if "multiplier" in found:
+        found = {**found, "multiplier": _negated(found["multiplier"])}
+    if isinstance(curve := found.get("multiplier_curve"), list | tuple):
+        pairs = [[x[0], _negated(x[1])] if isinstance(x, list | tuple) and len(x) == 2 else x for x in curve]
+        found = {**found, "multiplier_curve": pairs}
+    return found
+
+
+def training_state(meta: dict[str, Any]) -> dict[str, Any]:
+    """A training state's metadata: where a run stood that an older version began."""
+    position = meta.get("position")
+    if not isinstance(position, dict) or "operating_points" in position:
+        return meta
+    state = dict(position.get("stage_state", {}))
+    held = {key: state.pop(key) for key in ("lean", "curve", "target") if key in state}
+    if "price" in state and "lean" in held:
+        state["multiplier"] = _negated(held["lean"])
+    if "trust" in state:
+        state["kept_of_images"] = state.pop("trust")
+        state["kept_of_blocks"] = state.pop("block_trust")
+    points = operating_points(held)
+    return {**meta, "position": {**position, "stage_state": state, "operating_points": points}}
+
+
+def _negated(value: Any) -> Any:
+    """Minus a number, and 0.0 rather than -0.0."""
+    return 0.0 - value if isinstance(value, int | float) else value
+
+
+def revalued(tree: Any, table: Values) -> Any:
+    """A tree with today's names of values.
+
+    >>> revalued({"a": {"b": "old"}}, {"a.b": {"old": "new"}})
+    {'a': {'b': 'new'}}
+    """
+    for dotted, names in table.items():
+        *path, key = dotted.split(".")
+        holder = _under(tree, path)
+        value = holder.get(key)
+        if isinstance(value, str) and value in names:
+            tree = _replaced(tree, path, {**holder, key: names[value]})
+    return tree
+
+
+def translated(tree: Any, table: Table) -> tuple[Any, list[str]]:
+    """Values under today's keys, and what a user should know of it.
+
+    Args:
+        tree: Dictionaries in dictionaries.
+        table: The old keys. Where both keys are given, the new one's value stays.
+
+    >>> translated({"a": {"b": 1}}, {"a.b": "c.d"})
+    ({'a': {}, 'c': {'d': 1}}, ['a.b is called c.d now'])
+    """
+    notes = []
+    for old, new in table.items():
+        *path, key = old.split(".")
+        if key not in (holder := _under(tree, path)):
+            continue
+        value = holder[key]
+        tree = _replaced(tree, path, {k: v for k, v in holder.items() if k != key})
+        if new is not None:
+            *path, key = new.split(".")
+            tree = _replaced(tree, path, {key: value, **_under(tree, path)})
+            notes.append(f"{old} is called {new} now")
+        elif value:  # what asked for nothing loses nothing
+            notes.append(f"{old} does nothing any more: leave it out")
+    return tree, notes
+
+
+def _under(tree: Any, path: list[str]) -> dict[str, Any]:
+    """The dictionary at a path; an empty one where there is none."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _replaced(tree: dict[str, Any], path: list[str], value: dict[str, Any]) -> dict[str, Any]:
+    """The tree with another dictionary at a path."""
+    if not path:
+        return value
+    inside = _under(tree, path[:1])
+    return {**tree, path[0]: _replaced(inside, path[1:], value)}
