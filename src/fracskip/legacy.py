@@ -1,7 +1,8 @@
 """What files of older versions say, in today's words: the only place that knows the old ones.
 
-Of each kind of file there is a table, and a function that takes what was read (JSON-like values)
-and gives what is read today, and notes for the user. What was given is left as it is.
+Of each kind of file there is a table, and a function that takes what was read (JSON-like values,
+which may hold anything) and gives what is read today; what it does not know it leaves for today's
+readers to refuse. What was given is left as it is.
 """
 
 from __future__ import annotations
@@ -11,26 +12,22 @@ from typing import Any
 
 # Dotted keys: what they are called today; None where nothing has taken their place.
 Table = Mapping[str, str | None]
-
-RECIPE: Table = {}
-
-
-# Values of a dotted key that have other names today.
+# Dotted keys: what some of their values are called today.
 Values = Mapping[str, Mapping[str, str]]
 
+RECIPE: Table = {}
 GATE: Values = {"gate.output": {"harm": "sensitivity"}}
-
-# Of checkpoints before version 2, whose `spec` held what is in `operating_points` today.
+# Of checkpoints before version 2: what their `spec` held of today's `operating_points`.
 OPERATING: Table = {
     "target": "target",
     "lean": "multiplier",  # its negative
-    "curve": "multiplier_curve",  # of (cost, lean)
+    "curve": "multiplier_curve",  # (cost, lean) pairs
     "cascade": "cascade",
 }
 
 
 def recipe(tree: Any) -> tuple[Any, list[str]]:
-    """A recipe as it would be written today.
+    """A recipe as it would be written today, and what its user should know of the difference.
 
     Args:
         tree: A recipe's tables; what is no dictionary is given back.
@@ -39,11 +36,11 @@ def recipe(tree: Any) -> tuple[Any, list[str]]:
     ({'gate': {'output': 'sensitivity'}}, [])
     """
     tree, notes = translated(tree, RECIPE)
-    return revalued(tree, GATE), notes
+    return _with_ends(revalued(tree, GATE)), notes
 
 
 def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's metadata with `spec` and `operating_points` apart.
+    """A checkpoint's metadata, with what the network is apart from how it is operated.
 
     >>> old = {"spec": {"gate": {"output": "harm"}, "target": 0.1, "lean": -3.0}}
     >>> checkpoint(old)["spec"], checkpoint(old)["operating_points"]
@@ -54,39 +51,60 @@ def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
         return meta
     points = operating_points({key: spec[key] for key in OPERATING if key in spec})
     spec = revalued({key: spec[key] for key in spec if key not in OPERATING}, GATE)
-    return {**meta, "spec": spec, "operating_points": points}
+    return {**meta, "spec": _with_ends(spec), "operating_points": points}
 
 
 def operating_points(tree: dict[str, Any]) -> dict[str, Any]:
-    """Operating points of the old keys alone: a lean is the negative of a multiplier."""
-    found, _ = translated(tree, {old: new for old, new in OPERATING.items() if old != new})
+    """Operating points that were told by leans, which are the negatives of multipliers."""
+    found = {OPERATING[key] or key: value for key, value in tree.items()}
     if "multiplier" in found:
-        found = {**found, "multiplier": _negated(found["multiplier"])}
+        found["multiplier"] = _negated(found["multiplier"])
     if isinstance(curve := found.get("multiplier_curve"), list | tuple):
-        pairs = [[x[0], _negated(x[1])] if isinstance(x, list | tuple) and len(x) == 2 else x for x in curve]
-        found = {**found, "multiplier_curve": pairs}
+        found["multiplier_curve"] = [
+            [pair[0], _negated(pair[1])] if isinstance(pair, list | tuple) and len(pair) == 2
+            else pair
+            for pair in curve
+        ]  # fmt: skip
     return found
 
 
 def training_state(meta: dict[str, Any]) -> dict[str, Any]:
-    """A training state's metadata: where a run stood that an older version began."""
+    """A training state's metadata: where a run stands that an older version began."""
     position = meta.get("position")
     if not isinstance(position, dict) or "operating_points" in position:
         return meta
     state = dict(position.get("stage_state", {}))
-    held = {key: state.pop(key) for key in ("lean", "curve", "target") if key in state}
-    if "price" in state and "lean" in held:
-        state["multiplier"] = _negated(held["lean"])
-    if "trust" in state:
-        state["kept_of_images"] = state.pop("trust")
-        state["kept_of_blocks"] = state.pop("block_trust")
+    held = {key: state.pop(key) for key in OPERATING if key in state}
     points = operating_points(held)
+    if "price" in state and "multiplier" in points:
+        state["multiplier"] = points["multiplier"]
+    if "trust" in state:
+        state["shrinkage"] = {
+            "images_kept": state.pop("trust"),
+            "blocks_kept": state.pop("block_trust", 1.0),
+        }
     return {**meta, "position": {**position, "stage_state": state, "operating_points": points}}
 
 
 def _negated(value: Any) -> Any:
     """Minus a number, and 0.0 rather than -0.0."""
     return 0.0 - value if isinstance(value, int | float) else value
+
+
+def _with_ends(tree: Any) -> Any:
+    """A tree of `model` and `quant` that names the widths of stem and head.
+
+    Before they could be named, CIFAR ResNets had both in full where the stream was int8; others had
+    them at 8 bits, as today where nothing is named.
+    """
+    model, quant = (tree.get(key, {}) for key in ("model", "quant")) if isinstance(tree, dict) else (0, 0)
+    if not (isinstance(model, dict) and isinstance(quant, dict)):
+        return tree
+    name = model.get("name", "resnet")  # a recipe's default is one of them
+    ours = isinstance(name, str) and name.startswith("resnet") and "/" not in name
+    if not ours or quant.get("stream") != "int8":
+        return tree
+    return {**tree, "quant": {"stem": "full", "head": "full", **quant}}
 
 
 def revalued(tree: Any, table: Values) -> Any:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from fracskip.cost import BlockProfile, NetworkProfile, conv_macs, linear_macs
 from fracskip.options import Option
 from fracskip.runtime.bundle import encode_bundle
-from fracskip.runtime.plan import TensorSpec
-from fracskip.runtime.residual import ResidualPlan
+from fracskip.runtime.elements import TensorSpec
+from fracskip.runtime.operations import ConvOp
+from fracskip.runtime.plan import NamedProgram, Plan
 
 Size = tuple[int, int]
 Geometry = dict[str, Any]
@@ -35,6 +36,7 @@ def random_bundle(
     widths: Sequence[int] = (16, 32),
     depth: int = 2,
     first: str | int = "full",
+    ends: str | int = "full",
     gate: Literal["recurrent", "feedforward"] = "recurrent",
     gate_width: int = 6,
     budget_input: bool = False,
@@ -56,6 +58,7 @@ def random_bundle(
             shape does not change begins with an identity shortcut.
         depth: Blocks a stage.
         first: The option of the first block, which is not gated.
+        ends: The option of stem and head.
         gate: Its kind.
         gate_width: Its width.
         budget_input: Whether it takes a budget.
@@ -73,6 +76,7 @@ def random_bundle(
         widths=widths,
         depth=depth,
         first=first,
+        ends=ends,
         gate=gate,
         gate_width=gate_width,
         budget_input=budget_input,
@@ -83,7 +87,7 @@ def random_bundle(
     return encode_bundle(plan, random_tensors(plan, seed))[0]
 
 
-def random_images(plan: ResidualPlan, count: int, seed: int = 0) -> NDArray[np.uint8]:
+def random_images(plan: Plan, count: int, seed: int = 0) -> NDArray[np.uint8]:
     """Images of unlike brightness, (count, H, W, C), so that decisions differ between them."""
     draw = np.random.default_rng(seed)
     shape = (count, *plan.image.size, plan.image.channels)
@@ -96,51 +100,88 @@ def random_images(plan: ResidualPlan, count: int, seed: int = 0) -> NDArray[np.u
 
 @dataclass
 class _Shapes:
-    """Builds blocks one after the other and counts what they cost."""
+    """Builds parts one after the other and counts what they cost."""
 
     channels: int
     size: Size
     macs: list[BlockProfile] = field(default_factory=list)
-    plans: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[Geometry] = field(default_factory=list)
 
-    def conv(self, channels: int, kernel: int, stride: int, padding: int) -> tuple[Geometry, int]:
-        """Goes through a convolution: its geometry, and its MACs."""
+    def conv(
+        self, taken: int, channels: int, kernel: int, stride: int, act: str = "none"
+    ) -> tuple[Geometry, int]:
+        """Goes through a convolution of a value, padded to keep its size: what it is, its MACs."""
+        padding = kernel // 2
         geometry = {
-            "in": self.channels,
-            "out": channels,
+            "op": "conv",
+            "in": [taken],
+            "channels": [self.channels, channels],
             "kernel": [kernel, kernel],
             "stride": [stride, stride],
             "padding": [padding, padding],
+            "dilation": [1, 1],
+            "groups": 1,
+            "act": act,
         }
         self.size = slide(self.size, kernel, stride, padding)
         macs = conv_macs(self.channels, channels, (kernel, kernel), self.size)
         self.channels = channels
         return geometry, macs
 
-    def block(self, kind: str, width: int, stride: int, options: list[str], gated: bool) -> None:
+    def fixed(self, name: str, option: str, branch: list[Geometry]) -> None:
+        """Adds a part that is always executed and has no shortcut."""
+        self.parts.append(
+            {
+                "name": name,
+                "gated": False,
+                "options": [option],
+                "residual": False,
+                "skip_is_identity": False,
+                "branch": branch,
+                "shortcut": [],
+                "shortcut_option": None,
+                "after": [],
+            }
+        )
+
+    def block(
+        self,
+        kind: str,
+        width: int,
+        stride: int,
+        options: list[str],
+        gated: bool,
+        projection: str,
+    ) -> None:
+        """Adds a residual block; `projection` is the option of its shortcut, if it computes."""
         entry = self.channels, self.size
         if kind == "basic":
-            convs = [self.conv(width, 3, stride, 1), self.conv(width, 3, 1, 1)]
+            convs = [self.conv(0, width, 3, stride, "relu"), self.conv(1, width, 3, 1)]
         else:
             convs = [
-                self.conv(width, 1, 1, 0),
-                self.conv(width, 3, stride, 1),
-                self.conv(4 * width, 1, 1, 0),
+                self.conv(0, width, 1, 1, "relu"),
+                self.conv(1, width, 3, stride, "relu"),
+                self.conv(2, 4 * width, 1, 1),
             ]
         leaving = self.channels, self.size
-        shortcut, shortcut_macs = None, 0
+        shortcut, shortcut_macs = [], 0
         if leaving != entry:
             self.channels, self.size = entry
-            shortcut, shortcut_macs = self.conv(leaving[0], 1, stride, 0)
+            geometry, shortcut_macs = self.conv(0, leaving[0], 1, stride)
+            shortcut = [geometry]
             assert self.size == leaving[1]
-        name = f"block{len(self.plans)}"
-        self.plans.append(
+        name = f"block{len(self.macs)}"
+        self.parts.append(
             {
                 "name": name,
                 "gated": gated,
                 "options": options,
+                "residual": True,
+                "skip_is_identity": not shortcut,
                 "branch": [geometry for geometry, _ in convs],
                 "shortcut": shortcut,
+                "shortcut_option": projection if shortcut else None,
+                "after": [{"op": "act", "in": [0], "act": "relu"}],
             }
         )
         branch_macs = sum(macs for _, macs in convs)
@@ -163,31 +204,38 @@ def random_plan(
     widths: Sequence[int] = (16, 32),
     depth: int = 2,
     first: str | int = "full",
+    ends: str | int = "full",
     gate: str = "recurrent",
     gate_width: int = 6,
     budget_input: bool = False,
     output: Literal["logit", "harm"] = "logit",
     lean: float = 0.0,
     classes: int = 5,
-) -> ResidualPlan:
+) -> Plan:
     """The plan of `random_bundle`."""
     labels = [Option.parse(option).label for option in options]
+    outer, projection = Option.parse(ends).label, "8" if stream == "int8" else "full"
     shapes = _Shapes(channels, image)
-    kernel, stride, padding = (7, 2, 3) if stem7 else (3, 1, 1)
-    geometry, stem_macs = shapes.conv(widths[0], kernel, stride, padding)
-    stem: list[Geometry] = [{"op": "conv", **geometry}]
+    kernel, stride = (7, 2) if stem7 else (3, 1)
+    geometry, stem_macs = shapes.conv(0, widths[0], kernel, stride, "relu")
+    stem = [geometry]
     if stem7:
-        stem.append({"op": "maxpool", "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1]})
+        window = {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1]}
+        stem.append({"op": "pool", "in": [1], "kind": "max", "count_padding": False, **window})
         shapes.size = slide(shapes.size, 3, 2, 1)
+    shapes.fixed("stem", outer, stem)
     for stage, width in enumerate(widths):
         for position in range(depth):
             ungated = stage == position == 0
             own = [Option.parse(first).label] if ungated else labels
             stride = 2 if stage and not position else 1
-            shapes.block(blocks, width, stride, own, not ungated)
+            shapes.block(blocks, width, stride, own, not ungated, projection)
+    shapes.size = (1, 1)
+    geometry, head_macs = shapes.conv(1, classes, 1, 1)
+    shapes.fixed("head", outer, [{"op": "mean", "in": [0]}, geometry])
     tree = {
         "schema": "fracskip.bundle",
-        "version": 1,
+        "version": 3,
         "name": f"random {blocks}",
         "source": "",
         "data_name": "random",
@@ -201,25 +249,18 @@ def random_plan(
         "options": labels,
         "stream": stream,
         "target": 0.1,
-        "network": {"stem": stem, "blocks": shapes.plans, "classes": classes},
+        "network": {"parts": shapes.parts, "classes": classes},
         "gate": None,
     }
     if len(labels) > 1:
         tree["gate"] = {"kind": gate, "width": gate_width, "budget_input": budget_input}
         if output == "harm":
             tree["gate"] |= {"output": output, "lean": lean}
-    cost = NetworkProfile(stem_macs, tuple(shapes.macs), linear_macs(shapes.channels, classes))
+    bits = Option.parse(outer).bits
+    cost = NetworkProfile(stem_macs, tuple(shapes.macs), head_macs, bits, bits)
     # Validated from JSON, as a reader does.
-    tree["cost"] = _plain(cost)
-    return ResidualPlan.model_validate_json(json.dumps(tree))
-
-
-def _plain(cost: NetworkProfile) -> dict[str, Any]:
-    return {
-        "stem_macs": cost.stem_macs,
-        "head_macs": cost.head_macs,
-        "blocks": [vars(block) for block in cost.blocks],
-    }
+    tree["cost"] = {**vars(cost), "blocks": [vars(block) for block in cost.blocks]}
+    return Plan.model_validate_json(json.dumps(tree))
 
 
 # -- tensors --------------------------------------------------------------------------------------
@@ -228,75 +269,89 @@ STEP = 0.02  # of an int8 stream: 255 levels reach 5.1
 SPREAD = 0.35  # standard deviation of what a convolution gives, as a share of the grid
 
 
-def random_tensors(plan: ResidualPlan, seed: int) -> dict[str, NDArray[Any]]:
-    """Tensors for a plan. Optional ones are left out at random."""
+def random_tensors(plan: Plan, seed: int) -> dict[str, NDArray[Any]]:
+    """Tensors for a plan. Optional ones are left out at random, levels of 0 always."""
     draw = np.random.default_rng(seed)
+    table = plan.tensor_table
     tensors: dict[str, NDArray[Any]] = {}
-    for name, spec in plan.tensor_table.items():
+    for name, spec in table.items():
         if spec.bits:
             weights = draw.integers(-spec.largest, spec.largest + 1, spec.shape)
             tensors[name] = weights.astype(np.int8)
-    for name, spec in plan.tensor_table.items():
-        if not spec.bits and not (spec.optional and draw.random() < 0.5):
-            tensors[name] = _floats(plan, name, spec, draw).astype(np.float32)
+    present = {
+        name
+        for name, spec in table.items()
+        if not spec.optional or (not name.endswith(".zero") and draw.random() < 0.5)
+    }
+    programs = {program.name: program for program in plan.programs}
+    for name, spec in table.items():
+        if name in present and not spec.bits:
+            kind, *path = name.split(".")
+            if kind == "gate":
+                value = _of_gate(plan, path, spec, draw)
+            elif path[1] == "step":
+                value = _step(plan, tensors, int(path[0]), draw)
+            else:
+                program = programs[name.rsplit(".", 2)[0]]
+                value = _of_program(plan, program, present, int(path[2]), path[3], spec, draw)
+            tensors[name] = value.astype(np.float32)
     return tensors
 
 
-def _floats(
-    plan: ResidualPlan, name: str, spec: TensorSpec, draw: np.random.Generator
+def _step(
+    plan: Plan, tensors: dict[str, NDArray[Any]], index: int, draw: np.random.Generator
 ) -> NDArray[np.float64]:
-    normal, uneven = draw.normal(size=spec.shape), draw.uniform(0.6, 1.4, spec.shape)
-    kind, *path = name.split(".")
-    if name == "stream.steps":
-        return STEP * uneven
-    if kind == "stem":
-        last = max(index for index, op in enumerate(plan.network.stem) if op.op == "conv")
-        unit = _unit(plan) if int(path[0]) == last else 1.0
-        fan = np.prod(spec.shape[1:]) if path[1] == "weight" else 9.0
-        return unit * normal / np.sqrt(fan)
-    if kind == "blocks":
-        return _of_block(plan, path, spec, normal, uneven)
-    if kind == "gate" and path[0] == "out" and path[-1] == "bias" and plan.gate.output == "harm":
+    part = plan.network.parts[index]
+    if part.residual and not part.shortcut:
+        return tensors[f"parts.{index - 1}.step"].astype(np.float64)
+    return STEP * draw.uniform(0.6, 1.4, (1,))
+
+
+def _of_gate(
+    plan: Plan, path: list[str], spec: TensorSpec, draw: np.random.Generator
+) -> NDArray[np.float64]:
+    normal = draw.normal(size=spec.shape)
+    if path[0] == "out" and path[-1] == "bias" and plan.gate and plan.gate.output == "harm":
         # Logarithms of harms: 0.01 nats, and less for dearer options.
         return normal - 7 - 1.5 * np.arange(spec.shape[-1])
-    if kind == "gate" and path[-1] == "weight" and path[0] in ("embed", "out"):
+    if path[-1] == "weight" and path[0] in ("embed", "out"):
         return 2.5 * normal
-    fan = spec.shape[-1] if len(spec.shape) == 2 else 4
-    return normal / np.sqrt(fan)
+    return normal / np.sqrt(spec.shape[-1] if len(spec.shape) == 2 else 4)
 
 
-def _unit(plan: ResidualPlan) -> float:
-    """What 1.0 is, in what the stream carries."""
-    return 1 / STEP if plan.integer_stream else 1.0
-
-
-def _of_block(
-    plan: ResidualPlan, path: list[str], spec: TensorSpec, normal: Any, uneven: Any
+def _of_program(
+    plan: Plan,
+    program: NamedProgram,
+    present: set[str],
+    position: int,
+    kind: str,
+    spec: TensorSpec,
+    draw: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Terms of a block: values of order one between full convolutions, levels between others."""
-    block = plan.network.blocks[int(path[0])]
-    unit = _unit(plan)
-    if path[1] == "shortcut":
-        conv, last, bits = block.shortcut, True, 8 if plan.integer_stream else 0
-        first, branch_bits = True, 8
-    else:
-        option = Option.parse(path[1])
-        if path[2] == "input":
-            return (2**option.bits - 1) / 3 / uneven
-        position = int(path[2])
-        conv, last = block.branch[position], position == len(block.branch) - 1
-        first, bits = position == 0, option.bits if option.bits <= 8 else 0
-        branch_bits = bits
-    assert conv is not None
-    fan = conv.in_channels * conv.kernel[0] * conv.kernel[1]
-    top = 2**branch_bits - 1 if bits else 1
-    # A residual is smaller than the stream; a shortcut keeps its size.
-    aim = unit * (0.8 if path[1] == "shortcut" else 0.5) if last else SPREAD * top
-    if path[-1] == "bias":
+    """Terms of a convolution: values of order one between full ones, levels between others."""
+    normal, uneven = draw.normal(size=spec.shape), draw.uniform(0.6, 1.4, spec.shape)
+    bits = program.bits
+    top = 2**bits - 1
+    if kind == "input":
+        return top / 3 / uneven
+    op = program.ops[position]
+    assert isinstance(op, ConvOp)
+    fan = op.channels[0] * op.kernel[0] * op.kernel[1]
+    convs = [place for place, each in enumerate(program.ops) if isinstance(each, ConvOp)]
+    ends = position == convs[-1]
+    # What it gives is of this size.
+    aim = 1.0
+    if ends and program.name.rpartition(".")[0] != f"parts.{len(plan.network.parts) - 1}":
+        unit = 1 / STEP if plan.stream == "int8" else 1.0
+        # A residual is smaller than the stream; a shortcut keeps its size.
+        aim = unit * (0.8 if program.name.endswith("shortcut") or program.entry is None else 0.5)
+    elif not ends and bits and f"{program.name}.{position + 1}.input" not in present:
+        aim = SPREAD * top
+    if kind == "bias":
         return 0.3 * aim * normal
-    if path[-1] == "weight":
-        return (aim if last else 1.0) * normal / np.sqrt(fan)
+    if kind == "weight":
+        return aim * normal / np.sqrt(fan)
     # Levels arrive with about a third of their range, weights with 0.58 of theirs.
-    largest = 2 ** (bits - 1) - 1
-    reach = 0.33 * (50 if first and plan.integer_stream and bits == 8 else top)
-    return aim * uneven / (np.sqrt(fan) * 0.58 * largest * max(reach, 1.0))
+    raw = program.may_take_levels(position) and f"{program.name}.{position}.input" not in present
+    reach = 0.33 * (50 if raw else top)
+    return aim * uneven / (np.sqrt(fan) * 0.58 * (2 ** (bits - 1) - 1) * max(reach, 1.0))

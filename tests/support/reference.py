@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fracskip.options import Option
 from fracskip.quant.affine import IntegerGrid, quantise
 from fracskip.runtime.bundle import Bundle
-from fracskip.runtime.plan import Window
-from fracskip.runtime.residual import StemConv
+from fracskip.runtime.elements import Window
+from fracskip.runtime.operations import ActOp, ConvOp, MeanOp, PoolOp
 
 Floats = NDArray[np.float32]
 F32 = np.float32
@@ -51,7 +51,7 @@ def levels(y: Floats, bits: int) -> Floats:
 
 
 class Reference:
-    """Runs a bundle.
+    """Runs a bundle whose programs hold convolutions, max pools, means and ReLUs.
 
     Args:
         bundle: What to run.
@@ -60,64 +60,78 @@ class Reference:
     def __init__(self, bundle: Bundle) -> None:
         self.plan = bundle.plan
         self.tensors = bundle.tensors
-        self.stages = (0, *bundle.plan.stages)
+        self._programs = {program.name: program for program in bundle.plan.programs}
 
-    def _convolve(self, name: str, x: Floats, window: Window) -> Floats:
+    def convolve(self, name: str, x: Floats, op: ConvOp) -> Floats:
+        """One convolution, of levels where its weights are integers; no activation."""
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
         if weight.dtype != np.int8:
-            return float_convolution(x, weight, bias, window)
-        acc = integer_convolution(x.astype(np.int64), weight, window)
+            return float_convolution(x, weight, bias, op)
+        acc = integer_convolution(x.astype(np.int64), weight, op)
         assert np.abs(acc).max() < 2**31
         return acc.astype(np.int32).astype(F32) * self.tensors[f"{name}.scale"] + bias
 
-    def stem(self, image: NDArray[Any]) -> Floats:
-        """One image, uint8 or normalised float32 (H, W, C), to the stream."""
-        x = image
-        if image.dtype == np.uint8:
-            mean, std = (np.array(v, F32) for v in (self.plan.image.mean, self.plan.image.std))
-            x = (image.astype(F32) * F32(1 / 255) - mean) * (F32(1) / std)
-        for index, op in enumerate(self.plan.network.stem):
-            if isinstance(op, StemConv):
-                x = np.maximum(self._convolve(f"stem.{index}", x, op), F32(0))
+    def program(self, name: str, x: Floats) -> Floats:
+        """A program of what a part takes, (H, W, C): levels in an int8 stream."""
+        program = self._programs[name]
+        taken = x if program.entry is None else x * self._step(program.entry)
+        values = [taken]
+        clamped = program.left_to_clamps(self.tensors)
+        for position, op in enumerate(program.ops):
+            value, place = values[op.inputs[0]], f"{name}.{position}"
+            if isinstance(op, ConvOp):
+                if program.takes_levels(position, self.tensors):
+                    value = x
+                elif program.bits:
+                    own = self.tensors.get(f"{place}.input")
+                    value = levels(value if own is None else value * own, program.bits)
+                y = self.convolve(place, value, op)
+                if op.act != "none" and position not in clamped:
+                    assert op.act == "relu"
+                    y = np.maximum(y, F32(0))
+            elif isinstance(op, PoolOp):
+                assert op.kind == "max"
+                y = windows(value, op, padding=-np.inf).max((2, 3))
             else:
-                x = windows(x, op, padding=-np.inf).max((2, 3))
-        return levels(x, 8) if self.plan.integer_stream else x
+                assert isinstance(op, MeanOp)
+                y = value.mean((0, 1), dtype=np.float64, keepdims=True).astype(F32)
+            values.append(y)
+        return values[-1]
 
-    def block(self, index: int, x: Floats, option: int) -> Floats:
-        """One block's option: the stream (H, W, C) -> (H', W', C')."""
-        plan = self.plan.network.blocks[index]
-        chosen = Option.parse(plan.options[option])
-        if chosen.is_skip and plan.shortcut is None:
+    def _step(self, index: int) -> Any:
+        return self.tensors[f"parts.{index}.step"]
+
+    def normalised(self, image: NDArray[Any]) -> Floats:
+        """One image, uint8 or normalised float32 (H, W, C), as the first part takes it."""
+        if image.dtype != np.uint8:
+            return image
+        mean, std = (np.array(v, F32) for v in (self.plan.image.mean, self.plan.image.std))
+        return (image.astype(F32) * F32(1 / 255) - mean) * (F32(1) / std)
+
+    def part(self, index: int, x: Floats, option: int = 0) -> Floats:
+        """One option of a part: (H, W, C) -> (H', W', C')."""
+        part = self.plan.network.parts[index]
+        chosen = Option.parse(part.options[option])
+        if chosen.is_skip and part.skip_is_identity:
             return x
-        y = x
-        if plan.shortcut is not None:
-            y = self._convolve(f"blocks.{index}.shortcut", x, plan.shortcut)
+        y: Any = 0
+        if part.residual:
+            y = self.program(f"parts.{index}.shortcut", x) if part.shortcut else x
         if not chosen.is_skip:
-            y = self._branch(index, x, chosen) + y
-        return levels(y, 8) if self.plan.integer_stream else np.maximum(y, F32(0))
+            y = self.program(f"parts.{index}.{chosen.label}", x) + y
+        for op in part.after:
+            assert isinstance(op, ActOp)
+            assert op.act == "relu"
+            y = np.maximum(y, F32(0))
+        last = index == len(self.plan.network.parts) - 1
+        return levels(y, 8) if self.plan.stream == "int8" and not last else y
 
-    def _branch(self, index: int, x: Floats, option: Option) -> Floats:
-        name, bits = f"blocks.{index}.{option.label}", option.bits
-        inverse = self.tensors.get(f"{name}.input")
-        if inverse is not None or bits > 8:
-            x = x * self.tensors["stream.steps"][self.stages[index]] if self._integer() else x
-        if inverse is not None:
-            x = levels(x * inverse, bits)
-        for position, conv in enumerate(self.plan.network.blocks[index].branch):
-            if position:
-                x = levels(x, bits) if bits <= 8 else np.maximum(x, F32(0))
-            x = self._convolve(f"{name}.{position}", x, conv)
-        return x
-
-    def _integer(self) -> bool:
-        return self.plan.integer_stream
-
-    def pool(self, x: Floats, stage: int) -> Floats:
-        """Means (C,) in the values that the stream stands for."""
-        if not self.plan.integer_stream:
+    def pool(self, index: int, x: Floats) -> Floats:
+        """Means (C,) of what a part takes, in values."""
+        if self.plan.stream == "float":
             return x.mean((0, 1), dtype=np.float64).astype(F32)
         total = x.astype(np.int64).sum((0, 1)).astype(F32)
-        return total * (self.tensors["stream.steps"][stage] / F32(x.shape[0] * x.shape[1]))
+        return total / F32(x.shape[0] * x.shape[1]) * self._step(index - 1)
 
     def leaned(self, said: Floats, lean: float | None) -> Floats:
         """Logits (K,) from what the gate's last layer says; no lean is the plan's own."""
@@ -138,21 +152,19 @@ class Reference:
         lean: float | None = None,
     ) -> tuple[Floats, list[int], float]:
         """Logits (N,), decisions (L,), and how close the closest decision was."""
-        x, gate, made, margin = self.stem(image), _Gate(self, budget), [], np.inf
-        for index, plan in enumerate(self.plan.network.blocks):
+        x, gate, made, margin = self.normalised(image), _Gate(self, budget), [], np.inf
+        for index, part in enumerate(self.plan.network.parts):
             choice = 0
-            if plan.gated and decisions is not None:
+            if part.gated and decisions is not None:
                 choice = int(decisions[len(made)])
-            elif plan.gated and self.plan.gate is not None:
-                said = gate.outputs(len(made), self.pool(x, self.stages[index]))
-                logits = self.leaned(said, lean)
+            elif part.gated and self.plan.gate is not None:
+                logits = self.leaned(gate.outputs(len(made), self.pool(index, x)), lean)
                 choice = int(logits.argmax())
                 margin = min(margin, float(np.diff(np.sort(logits)[-2:])[0]))
-            if plan.gated:
+            if part.gated:
                 made.append(choice)
-            x = self.block(index, x, choice)
-        pooled = self.pool(x, self.stages[-1])
-        return self.tensors["head.weight"] @ pooled + self.tensors["head.bias"], made, margin
+            x = self.part(index, x, choice)
+        return x.ravel(), made, margin
 
 
 class _Gate:
@@ -187,4 +199,4 @@ class _Gate:
 
 
 def _sigmoid(x: Floats) -> Floats:
-    return 1 / (1 + np.exp(-x))
+    return F32(0.5) * (1 + np.tanh(x / F32(2)))

@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.graph import GatedPart, GraphPlan
 from fracskip.runtime.operations import Shape, follow
 from fracskip.runtime.plan import Plan
-from fracskip.runtime.residual import ResidualPlan
 
 Pixels = NDArray[np.uint8]
 Path = NDArray[np.uint8]
@@ -58,21 +56,9 @@ def block_shapes(plan: Plan) -> list[BlockShape]:
 
 def _shapes(plan: Plan) -> Iterator[tuple[Shape, int]]:
     """What each gated block takes, and the channels it gives."""
-    if isinstance(plan, GraphPlan):
-        for part, entry in zip(plan.network.parts, plan.entries, strict=True):
-            if isinstance(part, GatedPart):
-                yield entry, follow(part.branch, entry, part.name)[0]
-        return
-    assert isinstance(plan, ResidualPlan)
-    size = plan.image.size
-    for window in plan.network.stem:
-        size = window.out_size(size)
-    for block in plan.network.blocks:
-        entry = block.branch[0].in_channels, size
-        for conv in block.branch:
-            size = conv.out_size(size)
-        if block.gated:
-            yield entry, block.branch[-1].out_channels
+    for part, entry in zip(plan.network.parts, plan.entries, strict=True):
+        if part.gated:
+            yield entry, follow(part.branch, entry, part.name)[0]
 
 
 def path_times(

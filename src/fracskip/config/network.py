@@ -133,15 +133,19 @@ class QuantConfig(Frozen):
             anyway).
         calibration_images: Training images that initialise ranges and BatchNorm statistics.
         stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
-            learned step per stage; the first block and projection shortcuts then run at 8 bits
-            too, and in all networks but CIFAR ResNets whatever else no gate decides for). Only
-            'modern' quantisation has the latter.
+            learned step per stage; what no gate decides for - the first block, projections, what
+            lies between blocks - then runs at 8 bits too). Only 'modern' quantisation has the
+            latter.
+        stem: With stream 'int8', what lies before the first block: at '8' bits or in 'full'.
+        head: Likewise what lies behind the last block.
     """
 
     scheme: Literal["modern", "paper"] = "modern"
     weights: Literal["shared", "own"] = "shared"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     stream: Literal["float", "int8"] = "float"
+    stem: Literal["8", "full"] = "8"
+    head: Literal["8", "full"] = "8"
 
     @model_validator(mode="after")
     def _integers_are_modern(self) -> QuantConfig:

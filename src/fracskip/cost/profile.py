@@ -45,6 +45,15 @@ def linear_macs(in_features: int, out_features: int) -> int:
     return in_features * out_features
 
 
+def at_full_width(macs: int, bits: int) -> float:
+    """MACs at 32 bits that have the BitOps of so many at fewer.
+
+    >>> at_full_width(1600, 8)
+    100.0
+    """
+    return macs * (bits / FULL_BITS) ** 2
+
+
 @dataclass(frozen=True)
 class BlockProfile:
     """One residual block.
@@ -70,7 +79,7 @@ class BlockProfile:
     def fixed_cost(self) -> float:
         """What no option changes, gate excluded, in MACs at 32 bits of equal BitOps."""
         fixed = self.shortcut_macs + (0 if self.gated else self.branch_macs)
-        return fixed * (self.fixed_bits / FULL_BITS) ** 2
+        return at_full_width(fixed, self.fixed_bits)
 
 
 @dataclass(frozen=True)
@@ -81,13 +90,15 @@ class NetworkProfile:
         stem_macs: What comes before the first block.
         blocks: In order.
         head_macs: What comes after the last one.
-        fixed_bits: Width of stem and head.
+        stem_bits: Width of the stem.
+        head_bits: Width of the head.
     """
 
     stem_macs: int
     blocks: Annotated[tuple[BlockProfile, ...], FailFast()]
     head_macs: int
-    fixed_bits: int = FULL_BITS
+    stem_bits: int = FULL_BITS
+    head_bits: int = FULL_BITS
 
     @cached_property
     def gated(self) -> tuple[BlockProfile, ...]:
@@ -114,7 +125,7 @@ class NetworkProfile:
         """
         repeated = itertools.dropwhile(lambda block: not block.gated, self.blocks)
         blocks = sum(block.fixed_cost for block in repeated)
-        return blocks + self._at_fixed_bits(self.head_macs) + self.gate_macs
+        return blocks + at_full_width(self.head_macs, self.head_bits) + self.gate_macs
 
     @property
     def fixed_macs(self) -> float:
@@ -123,8 +134,6 @@ class NetworkProfile:
         MACs at b bits count for (b / 32)²: as many as have the same BitOps at 32 bits.
         """
         blocks = sum(block.fixed_cost for block in self.blocks)
-        ends = self._at_fixed_bits(self.stem_macs + self.head_macs)
-        return ends + blocks + self.gate_macs
-
-    def _at_fixed_bits(self, macs: int) -> float:
-        return macs * (self.fixed_bits / FULL_BITS) ** 2
+        stem = at_full_width(self.stem_macs, self.stem_bits)
+        head = at_full_width(self.head_macs, self.head_bits)
+        return stem + head + blocks + self.gate_macs

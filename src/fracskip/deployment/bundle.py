@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fracskip.deployment.graph import GraphWriter
-from fracskip.deployment.residual import ResidualWriter
+from fracskip.deployment.network import NetworkWriter
 from fracskip.deployment.writer import Array
 from fracskip.dynamic import DynamicNetwork
-from fracskip.dynamic.trunk import CifarTrunk
 from fracskip.errors import ConfigError
 from fracskip.runtime.bundle import write_bundle
 from fracskip.runtime.plan import Plan
@@ -44,5 +42,5 @@ def bundle_of(net: DynamicNetwork) -> tuple[Plan, dict[str, Array]]:
             "bundle: run the checkpoint itself (fracskip eval CHECKPOINT), or train with "
             "quant.scheme = 'modern'"
         )
-    writer = (ResidualWriter if isinstance(net.trunk, CifarTrunk) else GraphWriter)(net)
+    writer = NetworkWriter(net)
     return writer.plan(), writer.tensors

@@ -18,16 +18,13 @@ from torch import nn
 
 from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
 from fracskip.deployment.bundle import bundle_of
-from fracskip.deployment.onnx_blocks import NetworkWriter
 from fracskip.deployment.onnx_gate import GateWriter
 from fracskip.deployment.onnx_graph import FLOAT, INT64, Graph, to_model, value_info
-from fracskip.deployment.onnx_pieces import Arrays
+from fracskip.deployment.onnx_pieces import Arrays, Flow
 from fracskip.deployment.onnx_programs import ProgramWriter
 from fracskip.dynamic import DynamicNetwork
 from fracskip.files import write_atomically
-from fracskip.runtime.graph import GraphPlan
 from fracskip.runtime.plan import Plan
-from fracskip.runtime.residual import ResidualPlan
 
 if TYPE_CHECKING:
     import onnx
@@ -146,16 +143,11 @@ def static_onnx(plan: Plan, tensors: Arrays, batch: int | str = 1) -> onnx.Model
 
 def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True) -> None:
     """Adds everything from `images` to `logits` and `decisions`."""
-    network: NetworkWriter | ProgramWriter
-    if isinstance(plan, GraphPlan):
-        network = ProgramWriter(plan, tensors)
-    else:
-        assert isinstance(plan, ResidualPlan)
-        network = NetworkWriter(plan, tensors)
+    network = ProgramWriter(plan, tensors)
     gate = None
     if plan.gate is not None:
         gate = GateWriter(graph, plan.gate, tensors, plan.lean_weights, "budget")
-    x = network.stem(graph, "images")
+    x = Flow("images", "images")
     choices: list[str] = []
     for index, (block, gated) in enumerate(network.parts):
         choice = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fracskip.deployment.onnx_graph import Graph
 from fracskip.deployment.onnx_pieces import Arrays, linear
 from fracskip.options import HARM_SCALE
-from fracskip.runtime.plan import GatePlan
+from fracskip.runtime.elements import GatePlan
 
 
 class GateWriter:

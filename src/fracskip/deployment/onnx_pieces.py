@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fracskip.deployment.onnx_graph import Graph, value_info
 from fracskip.options import Option
 from fracskip.quant.affine import IntegerGrid
-from fracskip.runtime.plan import Window
+from fracskip.runtime.elements import Window
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -1,4 +1,4 @@
-"""The parts of any other network in ONNX."""
+"""The parts of a network in ONNX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from fracskip.deployment.onnx_pieces import (
     window,
 )
 from fracskip.options import Option
-from fracskip.runtime.graph import FixedPart, GraphPlan
 from fracskip.runtime.operations import (
     ActOp,
     AffineOp,
@@ -30,6 +29,7 @@ from fracskip.runtime.operations import (
     NormOp,
     PoolOp,
 )
+from fracskip.runtime.plan import Plan
 
 
 class ProgramWriter:
@@ -43,17 +43,13 @@ class ProgramWriter:
         parts: Name of each, and whether a gate decides for it.
     """
 
-    def __init__(self, plan: GraphPlan, tensors: Arrays) -> None:
+    def __init__(self, plan: Plan, tensors: Arrays) -> None:
         self._plan, self._tensors = plan, tensors
         self._programs = {program.name: program for program in plan.programs}
         self.parts = tuple(
             (part.name or f"part{index}", part.gated)
             for index, part in enumerate(plan.network.parts)
         )
-
-    def stem(self, graph: Graph, x: str) -> Flow:
-        """There is none: the first part takes the image."""
-        return Flow(x, x)
 
     def pooled(self, graph: Graph, index: int, x: Flow, name: str) -> str:
         """Adds the mean over height and width of a part's input: (1, C)."""
@@ -75,40 +71,35 @@ class ProgramWriter:
         part, (name, _) = self._plan.network.parts[index], self.parts[index]
         key = f"parts.{index}"
         rounds = self._plan.stream == "int8" and index + 1 < len(self.parts)
-        if isinstance(part, FixedPart):
-            return self._flow(graph, self._program(graph, key, x, name), rounds)
-        # Every option needs it.
-        shortcut = self._program(graph, f"{key}.shortcut", x, f"{name}/shortcut")
+        shortcut = None
+        if part.residual:  # every option needs it
+            shortcut = x.floats
+            if part.shortcut:
+                shortcut = self._program(graph, f"{key}.shortcut", x, f"{name}/shortcut")
 
         def execute(into: Graph, option: Option, path: str) -> str:
-            if option.is_skip and not part.can_skip:
+            if option.is_skip and not part.residual:
                 # Never chosen; an `If` needs something there, of the other options' shape.
-                option = self._plan.option_set[1]
-            if option.is_skip and part.hands_on:
+                option = options[1]
+            if option.is_skip and part.skip_is_identity:
                 return into.node("Identity", [x.raw], path)
-            y = shortcut
+            y = shortcut or x.floats
             if not option.is_skip:
                 y = self._program(into, f"{key}.{option.label}", x, f"{path}/branch")
-                if part.can_skip:
+                if shortcut is not None:
                     y = into.node("Add", [y, shortcut], f"{path}.sum")
             for position, op in enumerate(part.after):
                 assert isinstance(op, ActOp)
                 y = activate(into, op.act, y, f"{path}/after.{position}")
             return quantise(into, y, 8, path) if rounds else into.node("Identity", [y], path)
 
+        options = [Option.parse(label) for label in part.options]
         if choice is None:
-            (option,) = self._plan.option_set
-            y = execute(graph, option, name)
+            y = execute(graph, options[0], name)
         else:
             kind = UINT8 if rounds else FLOAT
-            y = choose(graph, choice, list(self._plan.option_set), name, kind, execute)
+            y = choose(graph, choice, options, name, kind, execute)
         return Flow(y, dequantise(graph, y, f"{y}.levels") if rounds else y)
-
-    def _flow(self, graph: Graph, y: str, rounds: bool) -> Flow:
-        if not rounds:
-            return Flow(y, y)
-        raw = quantise(graph, y, 8, f"{y}.rounded")
-        return Flow(raw, dequantise(graph, raw, f"{y}.levels"))
 
     def _values(self, graph: Graph, part: int, levels: str, name: str) -> str:
         """Adds what makes values of the levels that a part gives, or of means of them."""

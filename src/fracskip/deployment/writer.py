@@ -1,4 +1,4 @@
-"""What bundles of both kinds are written with: tensors by name, the gate, what plans share.
+"""What bundles are written with: tensors by name, the gate, what every plan says.
 
 Multipliers are computed in float64 and rounded to float32 once.
 Shapes: K options, W the gate's width.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fracskip.dynamic import DynamicNetwork
 from fracskip.gating.gate import Gate, RecurrentGate
-from fracskip.runtime.plan import GatePlan, Plan
+from fracskip.runtime.elements import GatePlan
 
 Array = NDArray[Any]
 
@@ -33,17 +33,13 @@ class TensorWriter:
         self.net = net
         self.tensors: dict[str, Array] = {}
 
-    def plan(self) -> Plan:
-        """The plan; `tensors` is filled on the way."""
-        raise NotImplementedError
-
     def put(self, name: str, value: Tensor) -> None:
         """Adds a tensor, int8 or float32."""
         kind = torch.int8 if value.dtype == torch.int8 else torch.float32
         self.tensors[name] = value.detach().to("cpu", kind).contiguous().numpy()
 
     def common(self) -> dict[str, Any]:
-        """What plans share; the gate's tensors are gathered."""
+        """What every plan says; the gate's tensors are gathered."""
         net, spec = self.net, self.net.spec
         gate = None
         if net.gate is not None:

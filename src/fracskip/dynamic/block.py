@@ -1,214 +1,135 @@
-"""A residual block of convolutions, norms and ReLUs, on a float stream or one of 8-bit integers.
+"""One block of a network, at any option.
 
-A `FractionalBlock` converts a residual block's branch in place (parameter names survive) and
-executes it at any option.
+Skipping is executing with a residual of zero: the block's output is its shortcut, after what
+follows the sum. Where the stream between blocks is of 8-bit integers (`quant.stream`), rounding to
+its levels takes the place of the ReLU after the sum, and a block that is skipped gives its input
+level by level.
 
-Skipping is executing with a residual of zero: the block's output is its shortcut after the
-block's last ReLU. Identity shortcuts carry a ReLU's output, so for them this is the input itself.
-
-Where the stream between blocks is of 8-bit integers (`quant.stream`), rounding to its grid takes
-the place of that last ReLU, and a skipped block hands its input on level by level.
-
-Shapes: B images, K options, C channels, H height, W width.
+Shapes: B images, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fracskip.config import QuantConfig
+from fracskip.dynamic.fixed import FULL, FixedSteps, Section
 from fracskip.dynamic.routing import RoutedBlock
+from fracskip.dynamic.steps import FractionalSteps
+from fracskip.models.graph import Graph
+from fracskip.models.steps import Steps
+from fracskip.models.structure import Block, is_relu, never_negative
 from fracskip.options import Option, OptionSet
-from fracskip.quant.convolution import FractionalConv2d
-from fracskip.quant.normalisation import FractionalBatchNorm2d, take_statistics
-from fracskip.quant.quantisers import STREAM_BITS
 from fracskip.quant.stream import StreamQuantiser
-
-STREAM_OPTION = Option(STREAM_BITS)
-STREAM_OPTIONS = OptionSet((STREAM_OPTION,))
-
-
-class ResidualBlock(Protocol):
-    """What a block must offer to be made fractional: relu(shortcut(x) + branch(x))."""
-
-    @property
-    def branch(self) -> tuple[tuple[str, str], ...]:
-        """Attribute names of the branch's (convolution, norm) pairs; ReLUs stand in between."""
-        ...
-
-    @property
-    def projection(self) -> tuple[str, str] | None:
-        """Paths of the shortcut's (convolution, norm); None where it is the identity."""
-        ...
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The identity or a projection."""
-        ...
-
-
-def stages_of(blocks: Sequence[nn.Module]) -> tuple[int, ...]:
-    """The stage of each block's output: a block with a projection starts the next one."""
-    starts = [cast(ResidualBlock, block).projection is not None for block in blocks]
-    return tuple(itertools.accumulate(map(int, starts)))
-
-
-_Unit = tuple[FractionalConv2d, FractionalBatchNorm2d]
-
-
-def _convert(
-    block: nn.Module,
-    names: tuple[str, str],
-    options: OptionSet,
-    quant: QuantConfig,
-    levels_in: bool,
-) -> _Unit:
-    conv, norm = (block.get_submodule(name) for name in names)
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    unit = (
-        FractionalConv2d.of(conv, options, quant.scheme, levels_in, quant.weights == "own"),
-        FractionalBatchNorm2d.of(norm, options, shared=quant.scheme == "paper"),
-    )
-    for name, module in zip(names, unit, strict=True):
-        block.set_submodule(name, module)
-    return unit
 
 
 class FractionalBlock(RoutedBlock):
-    """Executes one residual block at any option of a set.
+    """Executes one block of a network.
 
-    The module itself stays where it is in the backbone; this object only steers it.
+    The layers themselves stay where they are in the network; this object only steers them.
 
     Args:
-        name: The block's module path.
-        block: The block; its branch's convolutions and norms are converted in place.
-        options: What may be chosen.
+        net: The network; the layers of the block's branch are converted in place, unless the block
+            is always executed in full, and so are its shortcut's where that is quantised.
+        graph: Its graph.
+        block: Where the block is in it.
+        options: What may be chosen: one option for a block that no gate decides for.
         quant: How it is quantised.
-        stream: What quantises the stream; None leaves it in float. On an int8 stream a projection
-            shortcut is converted too and always runs at 8 bits.
-        stage: The stage of the block's output.
+        shortcut: The option at which a projection is executed.
+        onward: What lies between this block and the next.
+        stream: The stream between blocks, if it is int8.
+        stage: Of what the block gives, in that stream.
+        gated: Whether a gate decides for it.
+
+    Attributes:
+        block: Where the block is in the graph.
+        stage: Of what it gives, in an int8 stream.
+        shortcut_option: The option at which a projection is executed.
+        skip_is_identity: Whether a skipped block gives exactly what it sees.
+        onward: What lies between this block and the next.
     """
 
     def __init__(
         self,
-        name: str,
-        block: nn.Module,
+        net: nn.Module,
+        graph: Graph,
+        block: Block,
         options: OptionSet,
         quant: QuantConfig,
+        shortcut: Option,
+        onward: FixedSteps,
         stream: StreamQuantiser | None = None,
         stage: int = 0,
+        gated: bool = True,
     ) -> None:
-        self.name = name
-        self.options = options
-        self._module, self._block = block, cast(ResidualBlock, block)
-        self.hands_on = self._block.projection is None
-        self._stream, self._stage = stream, stage
-        self._units: list[_Unit] = []
-        for position, names in enumerate(self._block.branch):
-            on_stream = stream is not None and position == 0
-            self._units.append(_convert(block, names, options, quant, on_stream))
-        projection = self._block.projection
-        self._projection: _Unit | None = None
-        if stream is not None and projection is not None:
-            self._projection = _convert(block, projection, STREAM_OPTIONS, quant, True)
-        self.in_channels = self._units[0][0].in_channels
+        self.name, self.options, self.block = block.name, options, block
+        self.stage, self.shortcut_option, self.onward = stage, shortcut, onward
+        self.in_channels = block.entry.shape[1]
+        self.can_be_skipped = block.can_be_skipped
+        self.identity_shortcut = block.can_be_skipped and block.shortcut is None
+        relu = all(is_relu(node) for node in block.after)
+        stays = self.identity_shortcut and relu
+        self.skip_is_identity = stays and (not block.after or never_negative(graph, block.entry))
+        self._stream = stream
+        converted = options if gated or not options[-1].is_full else None
+        self._branch = FractionalSteps(
+            net, graph, block.branch, block.entry, block.branch[-1], converted, quant,
+            levels_in=stream is not None,
+        )  # fmt: skip
+        ways = block.shortcut or ()
+        short = Section(ways, block.entry, ways[-1] if ways else block.entry)
+        self._shortcut = FixedSteps(net, graph, short, quant, shortcut)
+        self._after = Steps(net, graph, block.after, [block.sum or block.output], block.output)
 
-    @property
-    def units(self) -> tuple[_Unit, ...]:
-        """The branch's convolutions, each with its norm."""
-        return tuple(self._units)
-
-    @property
-    def projection(self) -> tuple[nn.Module, nn.Module] | None:
-        """The shortcut's convolution and norm; None where it is the identity."""
-        paths = self._block.projection
-        if paths is None:
-            return None
-        conv, norm = (self._module.get_submodule(path) for path in paths)
-        return conv, norm
-
-    @property
-    def stage(self) -> int:
-        """The stage of the block's output."""
-        return self._stage
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self._projection is None:
-            return self._block.shortcut(x)
-        conv, norm = self._projection
-        return conv.execute(x, STREAM_OPTION, *norm.folded(STREAM_OPTION))
-
-    def _emit(self, y: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if self._stream is not None:
-            return self._stream(y, self._stage, shortcut)  # type: ignore[no-any-return]
-        return F.relu(y if shortcut is None else y + shortcut)
-
-    def _residual(self, x: Tensor, option: Option) -> Tensor:
-        for position, (conv, norm) in enumerate(self._units):
-            if position and not conv.absorbs_relu(option):
-                x = F.relu(x)
-            x = conv.execute(x, option, *norm.folded(option))
-        return x
-
-    def _skip(self, x: Tensor) -> Tensor:
-        shortcut = self._shortcut(x)
-        return x if shortcut is x else self._emit(shortcut)
+    # -- execution -------------------------------------------------------------------------------
 
     def _execute(self, x: Tensor, option: Option) -> Tensor:
-        if option.is_skip:
-            return self._skip(x)
-        return self._emit(self._residual(x, option), self._shortcut(x))
+        return self._skip(x) if option.is_skip else self._joined(x, self._branch(x, option))
+
+    def _joined(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._emit(y, self._shortcut(x)) if self.can_be_skipped else self._emit(y)
+
+    def _emit(self, y: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if self._stream is not None:  # rounding to its levels does what a ReLU would
+            return self._stream(y, self.stage, shortcut)  # type: ignore[no-any-return]
+        out: Tensor = self._after(y if shortcut is None else y + shortcut)
+        return out
+
+    def _skip(self, x: Tensor) -> Tensor:
+        assert self.can_be_skipped, f"{self.name} has no shortcut"
+        return x if self.skip_is_identity else self._emit(self._shortcut(x))
+
+    def _onward(self, x: Tensor) -> Tensor:
+        return self.onward(x)
+
+    # -- statistics ------------------------------------------------------------------------------
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Initialises the ranges of a projection; gives what the plain network's block does.
+
+        Args:
+            x: What the plain network's block sees, (B, C, H, W).
+        """
+        y = self._branch(x, FULL)
+        out: Tensor = self._after(y + self._shortcut.observe(x)) if self.can_be_skipped else y
+        return out
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
         """See `RoutedBlock.calibrate`."""
-        if observe and self._projection is not None:
-            self._projection[0].observe(x, STREAM_OPTION, weights=not estimate)
-        shortcut = self._shortcut(x)
-        for position, (conv, norm) in enumerate(self._units):
-            x = F.relu(x) if position else x
-            if observe:
-                conv.observe(x, option, weights=not estimate)
-            if estimate and norm.owns_statistics(option):
-                x = norm.estimate(conv.execute(x, option), option)
-            else:
-                x = conv.execute(x, option, *norm.folded(option))
-        return self._emit(x, shortcut)
+        return self._onward(self._joined(x, self._branch.calibrate(x, option, observe, estimate)))
 
     def finish_calibration(self, option: Option) -> None:
         """See `RoutedBlock.finish_calibration`."""
-        for _, norm in self._units:
-            norm.finish_estimate(option)
+        self._branch.finish_calibration(option)
 
-    @torch.no_grad()
     def reestimate(self, groups: Sequence[Tensor], option: Option) -> None:
         """See `RoutedBlock.reestimate`."""
-        current = [group for group in groups if len(group)]
-        for position, (conv, norm) in enumerate(self._units):
-            if position:
-                current = [F.relu(x) for x in current]
-            for x in current:
-                norm.estimate(conv.execute(x, option), option)
-            norm.finish_estimate(option)
-            current = [conv.execute(x, option, *norm.folded(option)) for x in current]
+        self._branch.reestimate(groups, option)
 
-    @torch.no_grad()
     def reestimate_shortcut(self, batches: Sequence[Tensor]) -> None:
         """See `RoutedBlock.reestimate_shortcut`."""
-        if self._projection is not None:
-            conv, norm = self._projection
-            for x in batches:
-                norm.estimate(conv.execute(x, STREAM_OPTION), STREAM_OPTION)
-            norm.finish_estimate(STREAM_OPTION)
-        elif self._block.projection is not None:
-            path, norm_path = self._block.projection
-            projection = cast(nn.Conv2d, self._module.get_submodule(path))
-            plain = cast(nn.BatchNorm2d, self._module.get_submodule(norm_path))
-            z = torch.cat([projection(x) for x in batches])
-            take_statistics(plain, z)
+        self._shortcut.reestimate(batches)

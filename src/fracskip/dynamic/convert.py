@@ -19,9 +19,9 @@ from fracskip.config import (
 )
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet
 from fracskip.models.layers import copy_of
-from fracskip.models.structure import Chooser, Structure, find_blocks
+from fracskip.models.registry import name_of
+from fracskip.models.structure import Chooser, find_blocks
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalLayer
 
@@ -72,21 +72,15 @@ def convert(
     _check(model)
     image = image or _image(example_input)
     twin = copy_of(model).eval()
-    found: tuple[str, ...] = ()
-    structure: Structure | None = None
-    if isinstance(twin, CifarResNet):
-        name = name or f"resnet{6 * len(twin.layer1) + 2}"
-        classes = twin.fc.out_features
-    else:
-        structure = find_blocks(twin, (image.channels, *image.size), blocks)
-        if blocks is not None:
-            found = tuple(block.name for block in structure.blocks)
-        classes = structure.classes
+    structure = find_blocks(twin, (image.channels, *image.size), blocks)
+    found = () if blocks is None else tuple(block.name for block in structure.blocks)
+    classes = structure.classes
     names = tuple(class_names) if class_names else tuple(map(str, range(classes)))
     if len(names) != classes:
         raise ConfigError(f"{len(names)} class names do not fit {classes} logits: give one each")
+    name = name or name_of(twin) or f"module/{type(model).__name__}"
     spec = ModelSpec(
-        model=ModelConfig(name=name or f"module/{type(model).__name__}", blocks=found),
+        model=ModelConfig(name=name, blocks=found),
         options=OptionSet.of(options).labels,
         quant=quant or QuantConfig(weights="own"),
         gate=gate,

@@ -1,23 +1,20 @@
 """A network's convolutions as an engine executes them: BatchNorm folded, weights as integers.
 
 This is what an exporter reads. Factors are float64, so that each deployed multiplier is rounded
-to float32 once. Blocks are counted from 0, the first (ungated) one included.
+to float32 once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fracskip.dynamic.block import ResidualBlock, stages_of
-from fracskip.dynamic.network import DynamicNetwork
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
-from fracskip.quant.quantisers import STREAM_BITS, ModernQuantiser
+from fracskip.quant.quantisers import ModernQuantiser
 
 
 @dataclass(frozen=True)
@@ -89,52 +86,3 @@ def fold(
     if isinstance(layer, nn.Linear):
         weight = weight[:, :, None, None]
     return FoldedLayer(layer, weight, weight_step, gain, offset, input_step, input_zero)
-
-
-def _module(net: DynamicNetwork, block: int) -> nn.Module:
-    return net.cifar_trunk().backbone.named_blocks()[block][1]
-
-
-def folded_stem(net: DynamicNetwork) -> FoldedLayer:
-    """The stem's convolution, always in float."""
-    return fold(net.cifar_trunk().backbone.conv1, net.cifar_trunk().backbone.bn1, Option(32))
-
-
-def folded_branch(net: DynamicNetwork, block: int, option: Option) -> tuple[FoldedLayer, ...]:
-    """A block's branch at an executed option, convolution by convolution.
-
-    Args:
-        net: The network.
-        block: From 0; block 0 is not gated and has one option: 8 bits on an int8 stream, else full.
-        option: Quantised or full.
-    """
-    module = _module(net, block)
-    names = cast(ResidualBlock, module).branch
-    return tuple(
-        fold(module.get_submodule(conv), module.get_submodule(norm), option)  # type: ignore[arg-type]
-        for conv, norm in names
-    )
-
-
-def folded_shortcut(net: DynamicNetwork, block: int) -> FoldedLayer | None:
-    """A block's projection - 8 bits on an int8 stream, else float; None for an identity."""
-    module = _module(net, block)
-    names = cast(ResidualBlock, module).projection
-    if names is None:
-        return None
-    option = Option(32 if net.stream is None else STREAM_BITS)
-    conv, norm = (module.get_submodule(name) for name in names)
-    return fold(conv, norm, option)  # type: ignore[arg-type]
-
-
-def output_stages(net: DynamicNetwork) -> tuple[int, ...]:
-    """The stage of each block's output; the stem's is 0."""
-    return stages_of([block for _, block in net.cifar_trunk().backbone.named_blocks()])
-
-
-@torch.no_grad()
-def stream_steps(net: DynamicNetwork) -> Tensor | None:
-    """The int8 stream's step of each stage, float32 (stages,); None for a float stream."""
-    if net.stream is None:
-        return None
-    return torch.cat([net.stream.step(stage) for stage in range(len(net.stream.steps))])

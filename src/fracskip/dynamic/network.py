@@ -19,7 +19,7 @@ from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic import estimation
 from fracskip.dynamic.inputs import check_images, checked_decisions
 from fracskip.dynamic.mixing import Mixing
-from fracskip.dynamic.trunk import CifarTrunk, create_trunk
+from fracskip.dynamic.trunk import Trunk
 from fracskip.errors import ConfigError
 from fracskip.gating import GateState, create_gate, first_minimum
 from fracskip.models import create_backbone
@@ -65,9 +65,9 @@ class DynamicNetwork(nn.Module):
         self.notes = {}
         self.options = spec.option_set
         self.backbone = backbone
-        self.trunk = create_trunk(backbone, spec, structure)
+        self.trunk = Trunk(backbone, spec, structure)
         self.stream = self.trunk.stream
-        self.blocks = tuple(self.trunk.blocks)
+        self.blocks = self.trunk.blocks
         channels = [block.in_channels for block in self.blocks]
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
@@ -126,19 +126,6 @@ class DynamicNetwork(nn.Module):
                 block, index = replace(block, gate_macs=self.gate.macs(index)), index + 1
             counted.append(block)
         return replace(plain, blocks=tuple(counted))
-
-    def cifar_trunk(self) -> CifarTrunk:
-        """The trunk, for what knows CIFAR ResNets alone.
-
-        Raises:
-            ConfigError: if it is another network's.
-        """
-        if not isinstance(self.trunk, CifarTrunk):
-            raise ConfigError(
-                f"{self.spec.model.name} is no CIFAR ResNet, and recorded steps (runtime.capture) "
-                "are made of those alone: leave it out"
-            )
-        return self.trunk
 
     def plain(self) -> nn.Module:
         """A copy of the backbone as the plain network that it still is: all in full precision."""
@@ -395,6 +382,6 @@ def build_network(
     if model is not None:
         return DynamicNetwork(copy_of(model).eval(), spec)
     backbone = create_backbone(spec.model.name, spec.image.channels, len(spec.class_names))
-    structure = getattr(like.trunk, "structure", None) if like is not None else None
+    structure = like.trunk.structure if like is not None else None
     known = structure is not None and not structure.graph.replaced
     return DynamicNetwork(backbone, spec, structure if known else None)

@@ -42,14 +42,14 @@ class RoutedBlock:
         options: What may be chosen.
         in_channels: Of what it sees.
         can_be_skipped: Whether it has a shortcut; if not, skipping is no choice.
-        hands_on: Whether that is the identity, so that a skipped block hands on what it sees.
+        identity_shortcut: Whether that is the identity.
     """
 
     name: str
     options: OptionSet
     in_channels: int
     can_be_skipped: bool = True
-    hands_on: bool = False
+    identity_shortcut: bool = False
 
     def _execute(self, x: Tensor, option: Option) -> Tensor:
         """One option for all images, up to where the block ends."""

@@ -23,7 +23,7 @@ from fracskip.models.steps import Step, Steps, plainly
 from fracskip.models.structure import never_negative, quantisable
 from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalConv2d, FractionalLayer, FractionalLinear
-from fracskip.quant.normalisation import FractionalBatchNorm2d
+from fracskip.quant.normalisation import FractionalBatchNorm2d, take_statistics
 
 Arguments = list[tuple[Any, ...]]
 
@@ -37,7 +37,7 @@ class FractionalSteps:
         nodes: The steps, in order.
         entry: The value that they take.
         output: The value that they give.
-        options: What they can be executed at.
+        options: What they can be executed at; None leaves the layers plain, for full execution.
         quant: How they are quantised.
         levels_in: Whether what they take is an int8 stream.
     """
@@ -49,12 +49,27 @@ class FractionalSteps:
         nodes: Sequence[Node],
         entry: Node,
         output: Node,
-        options: OptionSet,
+        options: OptionSet | None,
         quant: QuantConfig,
         levels_in: bool = False,
     ) -> None:
         self._norm_of: dict[str, FractionalBatchNorm2d] = {}
         self._folded: set[str] = set()
+        self._plain = options is None
+        if options is not None:
+            self._convert(net, graph, nodes, entry, options, quant, levels_in)
+        self._steps = Steps(net, graph, nodes, [entry], output)
+
+    def _convert(
+        self,
+        net: nn.Module,
+        graph: Graph,
+        nodes: Sequence[Node],
+        entry: Node,
+        options: OptionSet,
+        quant: QuantConfig,
+        levels_in: bool,
+    ) -> None:
         for node in nodes:
             module = net.get_submodule(node.path) if node.is_layer else None
             if quantisable(node):
@@ -78,7 +93,6 @@ class FractionalSteps:
                 if alone and before.is_layer and before.op == "conv2d":
                     self._norm_of[before.path] = norm
                     self._folded.add(node.path)
-        self._steps = Steps(net, graph, nodes, [entry], output)
 
     def __call__(self, x: Tensor, option: Option) -> Tensor:
         """Executes one option for all images: (B, C, H, W) -> (B, C', H', W')."""
@@ -157,6 +171,10 @@ class FractionalSteps:
 
         def layer(step: Step, arguments: Arguments) -> list[Any]:
             module = step.module
+            if self._plain:
+                if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+                    take_statistics(module, torch.cat([z for (z,) in arguments]))
+                return plainly(step, arguments)
             if isinstance(module, FractionalLayer) and step.path in self._norm_of:
                 return [module.execute(x, option) for (x,) in arguments]
             if isinstance(module, FractionalBatchNorm2d):

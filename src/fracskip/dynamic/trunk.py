@@ -1,4 +1,4 @@
-"""A network's way from images to logits, block by block: of a CIFAR ResNet or of a traced network.
+"""A network's way from images to logits, block by block.
 
 Shapes: B images, C channels, H height, W width, N classes.
 """
@@ -8,23 +8,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fracskip.config import ModelSpec
+from fracskip.config import ModelSpec, QuantConfig
 from fracskip.cost.profile import BlockProfile, NetworkProfile
-from fracskip.dynamic.block import STREAM_OPTION, STREAM_OPTIONS, FractionalBlock, stages_of
-from fracskip.dynamic.routing import RoutedBlock
-from fracskip.dynamic.traced import FixedSteps, Section, TracedBlock
+from fracskip.dynamic.block import FractionalBlock
+from fracskip.dynamic.fixed import FULL, STREAM_OPTION, FixedSteps, Section
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet
 from fracskip.models.graph import Graph, Node
-from fracskip.models.profile import profile_backbone
 from fracskip.models.steps import TracedNetwork
 from fracskip.models.structure import (
-    FIRST,
     Block,
     Structure,
     find_blocks,
@@ -34,163 +30,36 @@ from fracskip.models.structure import (
     quantisable,
     within,
 )
+from fracskip.options import Option, OptionSet
 from fracskip.quant.quantisers import thinned
 from fracskip.quant.stream import StreamQuantiser
 
 
-class Trunk(Protocol):
-    """What a dynamic network asks of its backbone.
+class Trunk:
+    """A backbone as a chain of parts between which one value flows.
 
-    Attributes:
-        profile: What its parts cost, gates not counted.
-        stream: What quantises the stream between blocks, if anything does.
-    """
-
-    profile: NetworkProfile
-    stream: StreamQuantiser | None
-
-    @property
-    def blocks(self) -> Sequence[RoutedBlock]:
-        """Those that are decided for, in order of execution."""
-        ...
-
-    def begin(self, images: Tensor) -> Tensor:
-        """What the first of them sees of normalised images (B, C, H, W)."""
-        ...
-
-    def head(self, x: Tensor) -> Tensor:
-        """The logits (B, N) from what the last of them gives."""
-        ...
-
-    def plain(self, backbone: nn.Module) -> nn.Module:
-        """A plain network of the backbone's layers as they were before."""
-        ...
-
-    def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """Initialises what lies before and between the blocks, on normalised images."""
-        ...
-
-    def described(self) -> list[dict[str, Any]]:
-        """Every block, decided for or not and why, as a table's rows."""
-        ...
-
-
-def create_trunk(backbone: nn.Module, spec: ModelSpec, structure: Structure | None = None) -> Trunk:
-    """Makes a network's blocks fractional, in place.
+    What lies before the first block is the stem, what lies behind the last one is the head. Both,
+    the first block, what lies between two blocks, and all projections are always executed: in
+    full, or at 8 bits where the stream between blocks is of 8-bit integers (stem and head at the
+    option that `QuantConfig` names).
 
     Args:
-        backbone: The network.
+        backbone: The network; what is quantised is converted in place.
         spec: What becomes of it.
-        structure: Its blocks, where they are known; a CIFAR ResNet's are.
-
-    Raises:
-        ConfigError: if it has none.
-    """
-    if isinstance(backbone, CifarResNet):
-        return CifarTrunk(backbone, spec)
-    return TracedTrunk(backbone, spec, structure)
-
-
-class CifarTrunk:
-    """A CIFAR ResNet; the stream between its blocks may be of 8-bit integers.
-
-    The first block is always executed: in full, like stem and classifier, or at 8 bits.
-
-    Attributes:
-        stages: The stage of each block's output, the first block included.
-        first_block: The first block, where the stream is int8.
-        backbone: The network.
-    """
-
-    def __init__(self, backbone: CifarResNet, spec: ModelSpec) -> None:
-        self.backbone = backbone
-        self.profile = profile_backbone(backbone, spec.image)
-        named = backbone.named_blocks()
-        self.stages = stages_of([block for _, block in named])
-        self.stream: StreamQuantiser | None = None
-        self.first_block: FractionalBlock | None = None
-        if spec.quant.stream == "int8":
-            self.stream = StreamQuantiser(self.stages[-1] + 1)
-            self.first_block = FractionalBlock(
-                *named[0], STREAM_OPTIONS, spec.quant, self.stream, self.stages[0]
-            )
-            narrow = [replace(b, fixed_bits=STREAM_OPTION.bits) for b in self.profile.blocks]
-            self.profile = replace(self.profile, blocks=tuple(narrow))
-        self.blocks = tuple(
-            FractionalBlock(name, block, spec.option_set, spec.quant, self.stream, stage)
-            for (name, block), stage in zip(named[1:], self.stages[1:], strict=True)
-        )
-
-    def stem(self, images: Tensor) -> Tensor:
-        """What the first block sees."""
-        x = self.backbone.stem(images)
-        return x if self.stream is None else self.stream(x, 0)
-
-    def begin(self, images: Tensor) -> Tensor:
-        """See `Trunk.begin`."""
-        x = self.stem(images)
-        if self.first_block is not None:
-            return self.first_block.execute(x, STREAM_OPTION)
-        (_, first), *_ = self.backbone.named_blocks()
-        out: Tensor = first(x)
-        return out
-
-    def head(self, x: Tensor) -> Tensor:
-        """See `Trunk.head`."""
-        return self.backbone.head(x)
-
-    def plain(self, backbone: nn.Module) -> nn.Module:
-        """See `Trunk.plain`."""
-        return backbone
-
-    @torch.no_grad()
-    def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """See `Trunk.calibrate`: the stream's steps, then the first block's ranges."""
-        if self.stream is None or self.first_block is None:
-            return
-        self.stream.observe(self._flowing(batches[0]))
-        stem = self.stem(batches[0])
-        self.first_block.calibrate(stem, STREAM_OPTION, observe=True, estimate=False)
-
-    def _flowing(self, images: Tensor) -> list[list[Tensor]]:
-        """What the plain backbone's stream holds, stage by stage: a sample of each output."""
-        x = self.backbone.stem(images)
-        seen: list[list[Tensor]] = [[] for _ in range(self.stages[-1] + 1)]
-        seen[0].append(thinned(x))
-        for (_, block), stage in zip(self.backbone.named_blocks(), self.stages, strict=True):
-            x = block(x)
-            seen[stage].append(thinned(x))
-        return seen
-
-    def described(self) -> list[dict[str, Any]]:
-        """See `Trunk.described`."""
-        return [
-            {
-                "name": block.name,
-                "kind": "BasicBlock",
-                "macs": block.branch_macs,
-                "skippable": block.gated,
-                "reason": "" if block.gated else FIRST,
-            }
-            for block in self.profile.blocks
-        ]
-
-
-class TracedTrunk:
-    """Any network that can be traced.
-
-    What lies before the first block that is decided for, between two of them and behind the last is
-    always executed: in full, or at 8 bits where the stream between blocks is of 8-bit integers. All
-    projections are, too.
+        structure: Its blocks, where they are known.
 
     Attributes:
         structure: Where its blocks are.
         backbone: The network.
-        begins: What lies before the first of them.
-        goes_on: What lies between each of them and the next; nothing after the last.
-        ends: What lies behind the last.
-        stages: Of an int8 stream, for each block: the stage of what it gives, and of what the next
-            one takes. What the first one takes is of stage 0.
+        profile: What its parts cost, gates not counted.
+        stream: What quantises the stream between blocks, if anything does.
+        stem: What lies before the first block.
+        every: All blocks in order, that which no gate decides for included.
+        blocks: Those that are decided for.
+        head: What lies behind the last.
+
+    Raises:
+        ConfigError: if it has no blocks, or an int8 stream can't run between them.
     """
 
     def __init__(
@@ -205,40 +74,49 @@ class TracedTrunk:
                 module.inplace = False  # type: ignore[assignment]
         self.structure, self.backbone = structure, backbone
         self._rows = _rows(structure, backbone)
-        self.profile = _profile(structure)
-        graph, found = structure.graph, structure.blocks
-        last = graph[graph.output]
-        untils = [*(block.entry for block in found[1:]), found[-1].output]
-        start, entry, end = graph[0], found[0].entry, found[-1].output
-        self.begins = Section(graph.between(start, entry), start, entry)
-        self.goes_on = tuple(
-            Section(graph.between(block.output, until), block.output, until)
-            for block, until in zip(found, untils, strict=True)
-        )
-        self.ends = Section(graph.between(end, last), end, last)
-        self.stages, signed = _stages(graph, found, self.goes_on)
+        self.profile = _profile(structure, spec.quant)
+        graph, first = structure.graph, structure.first
+        found = structure.blocks if first is None else (first, *structure.blocks)
+        start, last = graph[0], graph[graph.output]
+        ends = [*(block.entry for block in found[1:]), found[-1].output]
+        between = [
+            Section(graph.between(block.output, end), block.output, end)
+            for block, end in zip(found, ends, strict=True)
+        ]
+        stages, signed = _stages(graph, found, between)
         self.stream: StreamQuantiser | None = None
         if spec.quant.stream == "int8":
             _check_stream(graph, found)
             self.stream = StreamQuantiser(len(signed), signed)
-            narrow = [replace(b, fixed_bits=STREAM_OPTION.bits) for b in self.profile.blocks]
-            self.profile = replace(
-                self.profile, blocks=tuple(narrow), fixed_bits=STREAM_OPTION.bits
-            )
         fixed = functools.partial(FixedSteps, backbone, graph, quant=spec.quant, stream=self.stream)
-        self._begin = fixed(self.begins, stage=0, levels_in=False)
+        stem, inside, head = fixed_options(spec.quant)
+        section = Section(graph.between(start, found[0].entry), start, found[0].entry)
+        self.stem = fixed(section, option=stem, stage=0, levels_in=False)
         blocks = []
-        for block, section, (own, onward) in zip(found, self.goes_on, self.stages, strict=True):
-            between = fixed(section, stage=onward if onward != own else None)
-            options = spec.option_set
+        for block, section, (own, onward) in zip(found, between, stages, strict=True):
+            gated = block is not first
+            option = inside if section.nodes else FULL
             blocks.append(
-                TracedBlock(backbone, graph, block, options, spec.quant, between, self.stream, own)
+                FractionalBlock(
+                    backbone,
+                    graph,
+                    block,
+                    spec.option_set if gated else OptionSet((inside,)),
+                    spec.quant,
+                    inside if block.shortcut else FULL,
+                    fixed(section, option=option, stage=onward if onward != own else None),
+                    self.stream,
+                    own,
+                    gated,
+                )
             )
-        self.blocks = tuple(blocks)
-        self._head = fixed(self.ends)
+        self.every = tuple(blocks)
+        self.blocks = self.every if first is None else self.every[1:]
+        section = Section(graph.between(found[-1].output, last), found[-1].output, last)
+        self.head = fixed(section, option=head)
 
     def begin(self, images: Tensor) -> Tensor:
-        """See `Trunk.begin`.
+        """What the first block that is decided for sees of normalised images (B, C, H, W).
 
         Raises:
             ConfigError: for images of another size than the network was traced on.
@@ -250,39 +128,53 @@ class TracedTrunk:
                 "what it computes may depend on that; resize them, or convert it again with an "
                 "example_input of their size"
             )
-        return self._begin(images)
-
-    def head(self, x: Tensor) -> Tensor:
-        """See `Trunk.head`."""
-        return self._head(x)
+        x = self.stem(images)
+        for block in self.every[: len(self.every) - len(self.blocks)]:
+            x = block.execute(x, block.options[0])
+        return x
 
     def plain(self, backbone: nn.Module) -> nn.Module:
-        """See `Trunk.plain`: its own code is not run, since the layers may not be what it knew."""
+        """A plain network of a backbone's layers as they were before.
+
+        Its own code is not run, since the layers may not be what that knew.
+        """
         return TracedNetwork(backbone, self.structure.graph)
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """See `Trunk.calibrate`: the stream's steps, and the ranges of what is always executed."""
+        """Initialises what is always executed, on normalised images: steps and ranges."""
         if self.stream is None:
             return
         seen: list[list[Tensor]] = [[] for _ in self.stream.steps]
-        x = self._begin.observe(batches[0])
+        x = self.stem.observe(batches[0])
         seen[0].append(thinned(x))
-        for block, (own, onward) in zip(self.blocks, self.stages, strict=True):
+        for block in self.every:
             x = block.observe(x)
-            seen[own].append(thinned(x))
-            x = block.onward.observe(x)
-            seen[onward].append(thinned(x))
-        self._head.observe(x)
+            seen[block.stage].append(thinned(x))
+            if block.onward.section.nodes:
+                x = block.onward.observe(x)
+                stage = block.stage if block.onward.stage is None else block.onward.stage
+                seen[stage].append(thinned(x))
+        self.head.observe(x)
         self.stream.observe(seen)
+        x = self.stem(batches[0])
+        for block in self.every[: len(self.every) - len(self.blocks)]:
+            x = block.calibrate(x, block.options[0], observe=True, estimate=False)
 
     def described(self) -> list[dict[str, Any]]:
-        """See `Trunk.described`."""
+        """Every block, decided for or not and why, as a table's rows."""
         return self._rows
 
 
+def fixed_options(quant: QuantConfig) -> tuple[Option, Option, Option]:
+    """The options of the stem, of all else that no gate decides for, and of the head."""
+    if quant.stream == "float":
+        return FULL, FULL, FULL
+    return Option.parse(quant.stem), STREAM_OPTION, Option.parse(quant.head)
+
+
 def _stages(
-    graph: Graph, blocks: Sequence[Block], goes_on: Sequence[Section]
+    graph: Graph, blocks: Sequence[Block], between: Sequence[Section]
 ) -> tuple[list[tuple[int, int]], list[bool]]:
     """The stages of an int8 stream, and whether values of each have both signs.
 
@@ -303,7 +195,7 @@ def _stages(
         return len(signed) - 1
 
     stages = []
-    for block, section in zip(blocks, goes_on, strict=True):
+    for block, section in zip(blocks, between, strict=True):
         identity = block.can_be_skipped and block.shortcut is None
         computes = not all(hands_on(node) for node in section.nodes)
         own = stage_of(block.output, not identity)
@@ -329,20 +221,24 @@ def _check_stream(graph: Graph, blocks: Sequence[Block]) -> None:
             )
 
 
-def _profile(structure: Structure) -> NetworkProfile:
+def _profile(structure: Structure, quant: QuantConfig) -> NetworkProfile:
     """What the parts cost; what lies between two blocks is a part of its own, always executed."""
-    graph, parts = structure.graph, []
+    graph, first, parts = structure.graph, structure.first, []
     end = graph[0]
-    for index, block in enumerate(structure.blocks):
+    stem, inside, head = (option.bits for option in fixed_options(quant))
+    for block in (first, *structure.blocks):
+        if block is None:
+            continue
         between = graph.macs(graph.between(end, block.entry))
-        if index == 0:
-            stem = between
+        if end is graph[0]:
+            stem_macs = between
         elif between:
-            parts.append(BlockProfile(f"before {block.name}", between, gated=False))
-        parts.append(_priced(graph, block))
+            name = f"before {block.name}"
+            parts.append(BlockProfile(name, between, gated=False, fixed_bits=inside))
+        parts.append(replace(_priced(graph, block), gated=block is not first, fixed_bits=inside))
         end = block.output
-    head = graph.macs(graph.between(end, graph[graph.output]))
-    return NetworkProfile(stem, tuple(parts), head)
+    head_macs = graph.macs(graph.between(end, graph[graph.output]))
+    return NetworkProfile(stem_macs, tuple(parts), head_macs, stem, head)
 
 
 def _priced(graph: Graph, block: Block) -> BlockProfile:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 # Operations that call a layer of the network, which options may replace.
 LAYERS = ("conv2d", "linear", "batch_norm")
@@ -180,6 +181,20 @@ class Graph:
     def macs(self, nodes: Iterable[Node]) -> int:
         """Multiply-accumulates of some nodes."""
         return sum(node.macs for node in nodes)
+
+
+class StatesGraph(nn.Module):
+    """A network that knows its graph: exporting it, which takes seconds, would find the same."""
+
+    def stated_graph(self, image: tuple[int, int, int]) -> Graph | None:
+        """The graph, node for node as it is traced; None if a part is not as the class makes it.
+
+        Hooks, patched methods and computed weights need not be looked for: the caller has.
+
+        Args:
+            image: Channels, height and width of the images.
+        """
+        raise NotImplementedError
 
 
 @functools.cache

@@ -75,6 +75,17 @@ def is_plain(module: nn.Module, op: str) -> bool:
     )
 
 
+def as_made(net: nn.Module) -> bool:
+    """Whether a network computes what its classes say: no hooks, patches or computed weights."""
+    return not any(
+        has_hooks(module)
+        or parametrize.is_parametrized(module)
+        or getattr(module, "padding_mode", "zeros") != "zeros"
+        or any(isinstance(value, Tensor) for value in vars(module).values())
+        for module in net.modules()
+    )
+
+
 def make_conv2d(weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> nn.Conv2d:
     """A convolution.
 

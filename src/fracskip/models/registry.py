@@ -50,6 +50,15 @@ def create_model(name: str, in_channels: int = 3, num_classes: int = 10) -> Cifa
     return CifarResNet((depth - 2) // 6, in_channels, num_classes)
 
 
+def name_of(net: nn.Module) -> str | None:
+    """The name by which `create_model` makes a network of this shape; None if it makes none.
+
+    >>> name_of(create_model("resnet20"))
+    'resnet20'
+    """
+    return f"resnet{6 * len(net.layer1) + 2}" if isinstance(net, CifarResNet) else None
+
+
 def create_backbone(name: str, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
     """Makes a backbone with fresh weights: one of ours, torchvision's or timm's.
 

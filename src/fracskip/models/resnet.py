@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fracskip.cost.profile import conv_macs, linear_macs
+from fracskip.models.draft import Draft
+from fracskip.models.graph import Graph, Ref, StatesGraph
+
 WIDTHS = (16, 32, 64)
 
 
@@ -59,7 +63,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.residual(x) + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(StatesGraph):
     """A CIFAR ResNet.
 
     Args:
@@ -107,6 +111,73 @@ class CifarResNet(nn.Module):
         for index, (_, block) in enumerate(self.named_blocks()):
             x = F.relu(block.shortcut(x)) if index in skipped else block(x)
         return self.head(x)
+
+    def stated_graph(self, image: tuple[int, int, int]) -> Graph | None:
+        """See `StatesGraph`."""
+        parts = {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Sequential, BasicBlock, CifarResNet}
+        if not {type(module) for module in self.modules()} <= parts:
+            return None
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        if any(conv.groups != 1 or conv.dilation != (1, 1) for conv in convolutions):
+            return None
+        return _Statement(self, image).graph() if self.conv1.in_channels == image[0] else None
+
+
+class _Statement:
+    """Adds a network's nodes to a draft, in the order of its code."""
+
+    def __init__(self, net: CifarResNet, image: tuple[int, int, int]) -> None:
+        self._net, self._draft = net, Draft(net)
+        self._images = self._draft.add("images", shape=(1, *image))
+
+    def graph(self) -> Graph:
+        net = self._net
+        x = self._relu(self._normed(self._images, "conv1", "bn1"))
+        for name, block in net.named_blocks():
+            (first, second), projection = block.branch, block.projection
+            y = self._relu(self._normed(x, *first, owner=name), name)
+            y = self._normed(y, *second, owner=name)
+            if projection is not None:
+                x = self._normed(x, *projection, owner=name, inside="downsample")
+            x = self._relu(self._operation("add", "aten.add.Tensor", (y, x), name), name)
+        channels = self._shape(x)[1]
+        x = self._operation("mean", "aten.mean.dim", (x, [2, 3]), "", (1, channels))
+        classes = net.fc.out_features
+        macs = linear_macs(channels, classes)
+        shape = (1, classes)
+        x = self._draft.add("linear", args=(x,), shape=shape, macs=macs, path="fc", where="fc")
+        return self._draft.finished(x.node)
+
+    def _shape(self, value: Ref) -> tuple[int, ...]:
+        return self._draft.nodes[value.node].shape
+
+    def _normed(self, x: Ref, conv: str, norm: str, owner: str = "", inside: str = "") -> Ref:
+        """A convolution and its BatchNorm, by their paths below a block."""
+        conv, norm = (f"{owner}.{path}" if owner else path for path in (conv, norm))
+        module = cast(nn.Conv2d, self._net.get_submodule(conv))
+        kernel = cast(tuple[int, int], module.kernel_size)
+        padding = cast(tuple[int, int], module.padding)
+        high, wide = (
+            (edge + 2 * pad - side) // step + 1
+            for edge, side, step, pad in zip(
+                self._shape(x)[2:], kernel, module.stride, padding, strict=True
+            )
+        )
+        macs = conv_macs(module.in_channels, module.out_channels, kernel, (high, wide))
+        shape = (1, module.out_channels, high, wide)
+        owner = f"{owner}.{inside}" if inside else owner
+        common = {"owner": owner, "shape": shape}
+        y = self._draft.add("conv2d", args=(x,), macs=macs, path=conv, where=conv, **common)
+        return self._draft.add("batch_norm", args=(y,), path=norm, where=norm, **common)
+
+    def _relu(self, x: Ref, owner: str = "") -> Ref:
+        return self._operation("relu", "aten.relu.default", (x,), owner)
+
+    def _operation(
+        self, op: str, target: str, args: tuple[object, ...], owner: str, shape: object = None
+    ) -> Ref:
+        shape = shape or self._shape(cast(Ref, args[0]))
+        return self._draft.add(op, args=args, shape=shape, owner=owner, where=owner, target=target)
 
 
 def _stage(in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:

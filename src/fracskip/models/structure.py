@@ -85,11 +85,13 @@ class Structure:
         graph: Of the whole network.
         blocks: Those that a gate can decide for, in order of execution.
         refused: Blocks that stay as they are, by name: why.
+        first: The block in front of these that no gate decides for, if there is one.
     """
 
     graph: Graph
     blocks: tuple[Block, ...]
     refused: dict[str, str] = field(default_factory=dict)
+    first: Block | None = None
 
     @property
     def classes(self) -> int:
@@ -118,6 +120,7 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
     names = None if blocks is None else _chosen(net, blocks)
     graph = trace(net, image)
     refused: dict[str, str] = {}
+    first: Block | None = None
     if names is None:
         found = _by_structure(net, graph)
         if not found:
@@ -125,8 +128,10 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
                 f"{type(net).__name__} has no residual blocks: nothing in it is added to what it "
                 "was computed from; name its blocks in blocks=[...], and they get the bitwidths"
             )
-        refused[found[0].name] = FIRST
-        found = found[1:]
+        first, *found = found
+        refused[first.name] = FIRST
+        if _reason(graph, first) or _shared(graph, [first]):
+            first = None  # no part of its own
     else:
         found = [_named(graph, name, net) for name in names]
     taken = []
@@ -141,8 +146,13 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
     if not taken:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
         raise ConfigError(f"no block of {type(net).__name__} can be gated ({why})")
-    _check_shared(graph, taken)
-    return Structure(graph, tuple(taken), refused)
+    if (shared := _shared(graph, taken)) is not None:
+        path, times = shared
+        raise ConfigError(
+            f"{path} is executed {times} times in one pass: blocks can't share layers with "
+            "weights; give each its own, or leave the block out with blocks="
+        )
+    return Structure(graph, tuple(taken), refused, first)
 
 
 def _by_structure(net: nn.Module, graph: Graph) -> list[Block]:
@@ -325,8 +335,8 @@ def _reason(graph: Graph, block: Block) -> str:
     return ""
 
 
-def _check_shared(graph: Graph, blocks: Sequence[Block]) -> None:
-    """Refuses layers with weights that are executed twice: an option can't be told from where."""
+def _shared(graph: Graph, blocks: Sequence[Block]) -> tuple[str, int] | None:
+    """A layer of blocks that is executed more than once, and how often: its options would mix."""
     inside = {node.index for block in blocks for node in block.nodes}
     calls: dict[str, list[int]] = {}
     for node in graph.data:
@@ -334,7 +344,5 @@ def _check_shared(graph: Graph, blocks: Sequence[Block]) -> None:
             calls.setdefault(node.path, []).append(node.index)
     for path, where in calls.items():
         if len(where) > 1 and inside.intersection(where):
-            raise ConfigError(
-                f"{path} is executed {len(where)} times in one pass: blocks can't share layers "
-                "with weights; give each its own, or leave the block out with blocks="
-            )
+            return path, len(where)
+    return None

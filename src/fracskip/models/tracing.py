@@ -28,7 +28,8 @@ from fracskip.models.export import (
     shape_of,
     size_at,
 )
-from fracskip.models.graph import Batch, Device, Graph, Ref, mapped
+from fracskip.models.graph import Batch, Device, Graph, Ref, StatesGraph, mapped
+from fracskip.models.layers import as_made
 from fracskip.models.plain import PlainLayers
 
 # What gives the value that it takes, whatever it does to memory and to types of floats.
@@ -56,6 +57,10 @@ def trace(net: nn.Module, image: tuple[int, int, int]) -> Graph:
         ConfigError: if what it computes depends on values that it sees, such images do not go
             through it, or it gives no logits.
     """
+    if isinstance(net, StatesGraph) and as_made(net):
+        stated = net.stated_graph(image)
+        if stated is not None:
+            return stated
     kind = type(net).__name__
     try:
         inspect.signature(forward_of(net)).bind(None)

@@ -22,17 +22,21 @@ from pydantic import ValidationError
 from fracskip.config import explain
 from fracskip.errors import BundleError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
-from fracskip.runtime.graph import GraphPlan
-from fracskip.runtime.plan import HIGHEST_LEVEL, MAX_ELEMENTS, MAX_VALUES, SCHEMA, Plan, TensorSpec
-from fracskip.runtime.residual import ResidualPlan
+from fracskip.runtime.elements import (
+    HIGHEST_LEVEL,
+    MAX_ELEMENTS,
+    MAX_VALUES,
+    SCHEMA,
+    TensorSpec,
+)
+from fracskip.runtime.plan import Plan
 
 BUNDLED = {
     "bundled": "dfs_resnet38_cifar10.fsk",
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.fsk",
 }
 SUFFIX = ".fsk"
-PLANS: dict[int, type[Plan]] = {1: ResidualPlan, 2: GraphPlan}
-"""What each version of the format describes."""
+VERSION = 3
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -105,7 +109,7 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     text, digest = meta["fracskip"], meta.pop("digest", None)
     if not isinstance(text, str) or len(meta) != 1:
         raise BundleError(f"{origin} has damaged metadata; copy it again")
-    kind = _kind_of(text, origin)
+    _check_kind(text, origin)
     try:
         entries = {name: _entry(item) for name, item in tree.items()}
         _check_tiling(entries, len(body))
@@ -117,7 +121,7 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
             f"{origin} does not match its digest: at least one byte was changed since it was "
             "written; copy it again"
         )
-    plan = _plan(kind, text, origin)
+    plan = _plan(text, origin)
     tensors = {
         name: np.frombuffer(body[item.begin : item.end], _TYPES[item.dtype]).reshape(item.shape)
         for name, item in entries.items()
@@ -126,8 +130,8 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     return Bundle(plan, tensors, found, data)
 
 
-def _kind_of(text: str, origin: str | Path) -> type[Plan]:
-    """The plan's type; tells a file of another kind from a damaged one."""
+def _check_kind(text: str, origin: str | Path) -> None:
+    """Tells a file of another kind or version from a damaged one."""
     try:
         tree = parse_json(text, most_values=MAX_VALUES)
         found = tree["schema"], tree["version"]
@@ -139,18 +143,17 @@ def _kind_of(text: str, origin: str | Path) -> type[Plan]:
             f"{origin} is a checkpoint, not a bundle: make one of it with "
             f"fracskip export {origin} --to FILE{SUFFIX}"
         )
-    kind = PLANS.get(found[1]) if type(found[1]) is int else None
-    if found[0] != SCHEMA or kind is None:
+    if found != (SCHEMA, VERSION):
         raise BundleError(
             f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {SCHEMA!r} "
-            f"versions {' and '.join(map(str, PLANS))}: export it again"
+            f"version {VERSION}: export its checkpoint again, with "
+            f"fracskip export CHECKPOINT --to FILE{SUFFIX}"
         )
-    return kind
 
 
-def _plan(kind: type[Plan], text: str, origin: str | Path) -> Plan:
+def _plan(text: str, origin: str | Path) -> Plan:
     try:
-        plan = kind.model_validate_json(text)
+        plan = Plan.model_validate_json(text)
     except ValidationError as error:
         raise BundleError(f"{origin} describes no network: {explain(error)}") from None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Operations of a bundle of version 2, and programs of them (docs/bundle.md).
+"""Operations of a bundle, and programs of them (docs/bundle.md).
 
 An operation takes values (height, width, channels) and gives one; value 0 of a program is what it
 takes, value k + 1 what operation k gives.
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fracskip.config import FIRST_FAULT
-from fracskip.runtime.plan import (
+from fracskip.runtime.elements import (
     Activations,
     NotNegative,
     Positive,

@@ -1,170 +1,151 @@
-"""What the plans of all bundles share: as typed, frozen values (docs/bundle.md).
+"""The plan of a bundle, as typed, frozen values (docs/bundle.md).
 
-`residual` and `graph` are the two kinds of network there are. Validation follows one image through
-the shapes, so a plan that is accepted can be executed, and `needed` says exactly which tensors it
-needs.
+A network is a chain of parts between which one value flows; a part executes programs of operations.
+Validation follows one image through the shapes, so a plan that is accepted can be executed, and
+`needed` says exactly which tensors it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_serializer,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from fracskip.config import (
-    Curve,
-    Fraction,
-    ImageConfig,
-    Looks,
-    Texts,
-    check_ascending,
-    check_cascade,
-)
+from fracskip.config import FIRST_FAULT, Fraction, ImageConfig, Texts, check_cascade
 from fracskip.cost.budget import BudgetCurve
 from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
-from fracskip.options import FULL_BITS, OptionSet
-from fracskip.quant.affine import IntegerGrid
+from fracskip.options import FULL_BITS, Option, OptionSet
+from fracskip.runtime.elements import (
+    MAX_BLOCKS,
+    MAX_EXECUTIONS,
+    MAX_MACS,
+    SCHEMA,
+    WIDEST_INTEGERS,
+    Activations,
+    GatePlan,
+    Positive,
+    Strict,
+    TensorSpec,
+    canonical,
+    gate_tensors,
+)
+from fracskip.runtime.operations import ActOp, ConvOp, Program, Shape, feeders, follow
 
-SCHEMA: Literal["fracskip.bundle"] = "fracskip.bundle"
-WIDEST_INTEGERS = 8  # wider options execute in floating point
-HIGHEST_LEVEL = (1 << WIDEST_INTEGERS) - 1
-MAX_BLOCKS = 4096
-MAX_VALUES = 2**18  # of JSON
-MAX_EXECUTIONS = 2**18  # operations times options
-MAX_ELEMENTS = 2**31
-MAX_ACTIVATION_BYTES = 2**30
-MAX_TOTAL_BYTES = 2**32  # of all activations of one image together
-MAX_MACS = 2**53
-
-Size = tuple[int, int]
-Positive = Annotated[int, Field(ge=1, le=MAX_ELEMENTS)]
-NotNegative = Annotated[int, Field(ge=0, le=MAX_ELEMENTS)]
-
-
-class Strict(BaseModel):
-    """Nothing unknown, nothing converted, nothing changed."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, strict=True
-    )
+STREAM_BITS = 8  # of an int8 stream
 
 
-class Window(Strict):
-    """What slides over an image: (height, width) each."""
-
-    kernel: tuple[Positive, Positive]
-    stride: tuple[Positive, Positive]
-    padding: tuple[NotNegative, NotNegative]
-
-    def out_size(self, size: Size) -> Size:
-        """Height and width of what comes out.
-
-        Raises:
-            ValueError: if the padded image is smaller than the kernel.
-        """
-        height, width = (
-            (length + 2 * padding - kernel) // stride + 1
-            for length, kernel, stride, padding in zip(
-                size, self.kernel, self.stride, self.padding, strict=True
-            )
-        )
-        if height < 1 or width < 1:
-            raise ValueError(f"a kernel of {self.kernel} does not fit an image of {size}")
-        return height, width
-
-
-def canonical(labels: tuple[str, ...]) -> OptionSet:
-    """Options from labels that are spelled as they are written.
-
-    Raises:
-        ValueError: if they are spelled otherwise.
-    """
-    options = OptionSet.of(labels)
-    if options.labels != labels:
-        raise ValueError(f"options {list(labels)} are spelled {list(options.labels)}")
-    return options
-
-
-class GatePlan(Strict):
-    """Who decides: see `fracskip.config.GateConfig`.
+class Part(Strict):
+    """A block, or what lies between blocks: y = after(branch(x) + shortcut(x)), or y = branch(x).
 
     Attributes:
-        curve: (cost, lean) pairs, ascending in both. With output 'logit' leans are relative to the
-            one that the last bias holds already.
-        cascade: What meets a budget where images may be looked at twice: see
-            `fracskip.config.ModelSpec`.
-        output: What the last layer says of an option.
-        lean: Where no budget is asked for, with output 'harm'.
+        name: Its name in the network.
+        gated: Whether a gate chooses its option.
+        options: The network's, for a gated part; else the one that it executes.
+        residual: Whether there is a shortcut, so that skipping the branch leaves something.
+        skip_is_identity: Whether a skipped part gives what it takes.
+        branch: What an option scales.
+        shortcut: What is added to it; nothing is the identity.
+        shortcut_option: The option at which the shortcut is executed; None where it is empty.
+        after: What is done to the sum.
     """
 
-    kind: Literal["recurrent", "feedforward"]
-    width: Positive
-    budget_input: bool
-    curve: Curve = ()
-    cascade: Looks = ()
-    output: Literal["logit", "harm"] = "logit"
-    lean: float = 0.0
+    name: str
+    gated: bool
+    options: Texts
+    residual: bool
+    skip_is_identity: bool
+    branch: Annotated[Program, Field(min_length=1)]
+    shortcut: Program
+    shortcut_option: str | None
+    after: Program
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what older readers do not know, where it says nothing."""
-        tree: dict[str, Any] = serialise(self)
-        silent = {key for key in ("curve", "cascade") if not getattr(self, key)}
-        silent |= {"output", "lean"} if self.output == "logit" else set()
-        return {key: tree[key] for key in tree if key not in silent}
+    @property
+    def executed(self) -> tuple[Option, ...]:
+        """Its options without skip."""
+        return tuple(option for option in map(Option.parse, self.options) if not option.is_skip)
 
     @model_validator(mode="after")
-    def _the_curve_ascends(self) -> GatePlan:
-        check_ascending(self.curve)
-        if self.lean and self.output == "logit":
-            raise ValueError("a lean is for output 'harm': logits have theirs in the last bias")
+    def _what_is_skipped_has_a_shortcut(self) -> Part:
+        if not self.residual and (self.skip_is_identity or self.shortcut or self.after):
+            raise ValueError(f"{self.name} has no residual sum, so its branch is all there is")
+        if self.skip_is_identity and self.shortcut:
+            raise ValueError(f"{self.name} has a projection, so skipping it is no identity")
+        if any(not isinstance(op, ActOp) for op in self.after):
+            raise ValueError(f"{self.name}: nothing but activations follows a sum")
+        if self.gated and not self.name:
+            raise ValueError("a gated part has a name")
+        if not self.gated:
+            _one_width(self.options, f"part {self.name!r}, which is not gated,")
+        if (self.shortcut_option is None) != (not self.shortcut):
+            raise ValueError(f"{self.name}: a shortcut has an option if and only if it computes")
+        if self.shortcut_option is not None:
+            _one_width((self.shortcut_option,), f"the shortcut of {self.name}")
         return self
 
 
+def _one_width(options: tuple[str, ...], what: str) -> None:
+    if len(canonical(options)) != 1 or Option.parse(options[0]).is_skip:
+        raise ValueError(f"{what} executes one option, never skip; not {list(options)}")
+
+
+class Network(Strict):
+    """Parts in order, from the image to the logits."""
+
+    classes: Positive
+    parts: Annotated[tuple[Part, ...], FIRST_FAULT, Field(min_length=1, max_length=MAX_BLOCKS)]
+
+
 @dataclass(frozen=True)
-class TensorSpec:
-    """What a tensor must be.
+class NamedProgram:
+    """A program as a bundle has it.
 
     Attributes:
-        shape: Its shape.
+        name: Of its tensors.
+        ops: Its operations.
         bits: Width of its integers; 0 is float32.
-        positive: Whether its values must be above zero.
-        optional: Whether it may be absent.
-        levels: Width of the levels that its values are, as whole numbers; 0: they are none.
+        entry: The part whose levels it takes; None where it takes values in float32.
     """
 
-    shape: tuple[int, ...]
-    bits: int = 0
-    positive: bool = False
-    optional: bool = False
-    levels: int = 0
+    name: str
+    ops: Program
+    bits: int
+    entry: int | None
 
-    @property
-    def dtype(self) -> str:
-        """As safetensors names it."""
-        return "I8" if self.bits else "F32"
+    @cached_property
+    def feeders(self) -> tuple[ConvOp | None, ...]:
+        """Of each operation, what may give it its levels; see `operations.feeders`."""
+        return feeders(self.ops)
 
-    @property
-    def largest(self) -> int:
-        """The largest integer of the width's grid."""
-        return IntegerGrid(self.bits, signed=True).bounds[1]
+    def may_take_levels(self, position: int) -> bool:
+        """Whether an operation may take the stream's levels as they are."""
+        op = self.ops[position]
+        of_the_stream = self.bits == STREAM_BITS and self.entry is not None
+        return of_the_stream and isinstance(op, ConvOp) and op.inputs == (0,)
+
+    def takes_levels(self, position: int, tensors: Container[str]) -> bool:
+        """Whether it does, in a bundle with these tensors."""
+        return self.may_take_levels(position) and f"{self.name}.{position}.input" not in tensors
+
+    def left_to_clamps(self, tensors: Container[str]) -> set[int]:
+        """The operations whose activation is not executed: a clamp to levels does it.
+
+        Args:
+            tensors: Names of the bundle's.
+        """
+        return {
+            op.inputs[0] - 1
+            for position, op in enumerate(self.ops if self.bits else ())
+            if self.feeders[position] is not None and f"{self.name}.{position}.input" not in tensors
+        }
 
 
 class Plan(Strict):
-    """What the plans of all networks say.
+    """The whole plan.
 
     Attributes:
         name: The backbone's name.
@@ -173,15 +154,15 @@ class Plan(Strict):
         class_names: One a class.
         image: Size, channels and normalisation of its input.
         options: Labels of what its gates choose from.
-        stream: What runs between blocks: floats, or levels of one step a stage.
+        stream: What runs between parts: floats, or levels of one step a part.
         target: The computation share it was trained for, if any.
         cost: MACs, so that decisions can be priced.
-        network: Shapes.
+        network: What is executed.
         gate: Who decides; None for a static network (one option).
     """
 
     schema_name: Literal["fracskip.bundle"] = Field(SCHEMA, alias="schema")
-    version: int
+    version: Literal[3] = 3
     name: Annotated[str, Field(min_length=1)]
     source: str
     data_name: str
@@ -191,45 +172,10 @@ class Plan(Strict):
     stream: Literal["float", "int8"]
     target: Fraction | None
     cost: NetworkProfile
-    network: Any
+    network: Network
     gate: GatePlan | None
 
-    @field_serializer("cost", mode="wrap")
-    def _without_full_width(
-        self, cost: NetworkProfile, serialise: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        """Leaves out what older readers do not know, where it says nothing."""
-        tree: dict[str, Any] = serialise(cost)
-        if cost.fixed_bits == FULL_BITS:
-            del tree["fixed_bits"]
-        return tree
-
-    @property
-    def gated_names(self) -> tuple[str, ...]:
-        """The gated blocks in order: the columns of a decision matrix."""
-        raise NotImplementedError
-
-    @property
-    def unskippable(self) -> tuple[bool, ...]:
-        """Of each gated block: whether skip is one of the options, and no choice for it."""
-        return (False,) * len(self.gated_names)
-
-    def needed(self) -> Iterator[tuple[str, TensorSpec]]:
-        """The tensors that the plan needs, with their names, one after the other.
-
-        There may be far more of them than a file holds: whoever checks one stops at the first that
-        it lacks.
-        """
-        raise NotImplementedError
-
-    @property
-    def tensor_table(self) -> dict[str, TensorSpec]:
-        """The same by name."""
-        return dict(self.needed())
-
-    def fault(self, tensors: Mapping[str, NDArray[Any]]) -> str:
-        """What is wrong between tensors that are right by themselves; '' if nothing is."""
-        return ""
+    # -- options and budgets ---------------------------------------------------------------------
 
     @property
     def lean_weights(self) -> tuple[float, ...]:
@@ -238,7 +184,7 @@ class Plan(Strict):
 
     @cached_property
     def option_set(self) -> OptionSet:
-        """The gated blocks' options."""
+        """The gated parts' options."""
         return OptionSet.of(self.options)
 
     @property
@@ -265,8 +211,127 @@ class Plan(Strict):
             return reached.range
         return (0.0, 1.0) if self.takes_budget else None
 
+    # -- parts -----------------------------------------------------------------------------------
+
+    @cached_property
+    def gated(self) -> tuple[Part, ...]:
+        """The gated parts in order: the columns of a decision matrix."""
+        return tuple(part for part in self.network.parts if part.gated)
+
+    @property
+    def gated_names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(part.name for part in self.gated)
+
+    @property
+    def unskippable(self) -> tuple[bool, ...]:
+        """Of each gated part: whether skip is one of the options, and no choice for it."""
+        can_skip = self.option_set.can_skip
+        return tuple(can_skip and not part.residual for part in self.gated)
+
+    @cached_property
+    def entries(self) -> tuple[Shape, ...]:
+        """What each part takes.
+
+        Raises:
+            ValueError: where a shape does not fit the next.
+        """
+        activations = Activations()
+        shape = activations.bounded(self.image.channels, self.image.size, "the image")
+        found = []
+        for index, part in enumerate(self.network.parts):
+            what = f"part {index} ({part.name})"
+            found.append(shape)
+            end = follow(part.branch, shape, what, activations)
+            if part.residual:
+                where = f"the shortcut of {what}"
+                short = follow(part.shortcut, shape, where, activations)
+                if short != end:
+                    raise ValueError(f"{what}: the branch gives {end}, the shortcut {short}")
+                end = follow(part.after, end, what, activations)
+            shape = end
+        if shape != (self.network.classes, (1, 1)):
+            raise ValueError(f"the last part gives {shape}, not {self.network.classes} logits")
+        return tuple(found)
+
+    @cached_property
+    def programs(self) -> tuple[NamedProgram, ...]:
+        """All programs that have tensors, part by part."""
+        found = []
+        for index, part in enumerate(self.network.parts):
+            name = f"parts.{index}"
+            entry = index - 1 if self.stream == "int8" and index else None
+            for option in part.executed:
+                branch = f"{name}.{option.label}"
+                found.append(NamedProgram(branch, part.branch, integer_bits(option), entry))
+            if part.shortcut_option is not None:
+                bits = integer_bits(Option.parse(part.shortcut_option))
+                found.append(NamedProgram(f"{name}.shortcut", part.shortcut, bits, entry))
+        return tuple(found)
+
+    # -- tensors ---------------------------------------------------------------------------------
+
+    def needed(self) -> Iterator[tuple[str, TensorSpec]]:
+        """The tensors that the plan needs, with their names, one after the other.
+
+        There may be far more of them than a file holds: whoever checks one stops at the first that
+        it lacks.
+        """
+        for program in self.programs:
+            for position, op in enumerate(program.ops):
+                fed = program.feeders[position] is not None
+                for kind, spec in op.tensors(program.bits).items():
+                    if kind == "input" and (fed or program.may_take_levels(position)):
+                        spec = replace(spec, optional=True)
+                    yield f"{program.name}.{position}.{kind}", spec
+        if self.stream == "int8":
+            for index in range(len(self.network.parts) - 1):
+                yield f"parts.{index}.step", TensorSpec((1,), positive=True)
+                yield f"parts.{index}.zero", TensorSpec((1,), optional=True, levels=STREAM_BITS)
+        if self.gate is not None:
+            pairs = zip(self.network.parts, self.entries, strict=True)
+            channels = [shape[0] for part, shape in pairs if part.gated]
+            yield from gate_tensors(self.gate, len(self.options), channels).items()
+
+    @property
+    def tensor_table(self) -> dict[str, TensorSpec]:
+        """The same by name."""
+        return dict(self.needed())
+
+    def fault(self, tensors: Mapping[str, NDArray[Any]]) -> str:
+        """What is wrong between tensors that are right by themselves; '' if nothing is.
+
+        That is: what clamps do, and grids that several have in common.
+        """
+
+        def number(name: str) -> float:
+            return float(tensors[name][0]) if name in tensors else 0.0
+
+        for program in self.programs:
+            for position in range(len(program.ops) if program.bits else 0):
+                name = f"{program.name}.{position}"
+                source, zero = program.feeders[position], number(f"{name}.zero")
+                if f"{name}.input" in tensors or f"{name}.weight" not in tensors:
+                    continue
+                if source is not None and source.act != "none" and zero:
+                    return f"{name}.zero is not 0, and a clamp must do what {source.act} would"
+                if source is None and zero != number(f"parts.{program.entry}.zero"):
+                    return f"{name}.zero is not that of the levels that it takes"
+        for index, part in enumerate(self.network.parts if self.stream == "int8" else ()):
+            if not part.residual:
+                continue
+            name, before = f"parts.{index}", f"parts.{index - 1}"
+            if part.after and number(f"{name}.zero"):
+                return f"{name}.zero is not 0, and a clamp must do what a ReLU would"
+            for kind in ("step", "zero"):
+                if not part.shortcut and number(f"{name}.{kind}") != number(f"{before}.{kind}"):
+                    return f"{name}.{kind} is not that of the levels that its shortcut hands on"
+        return ""
+
+    # -- validation ------------------------------------------------------------------------------
+
     @model_validator(mode="after")
-    def _it_is_whole(self) -> Self:
+    def _it_is_whole(self) -> Plan:
         if len(self.class_names) != self.network.classes:
             raise ValueError(
                 f"{self.network.classes} classes need as many names, not {len(self.class_names)}"
@@ -275,66 +340,40 @@ class Plan(Strict):
             raise ValueError("a network has a gate if and only if it has several options")
         if self.gate is not None:
             check_cascade(self.gate.cascade, self.gate.curve, self.target)
-        if not all(0 <= macs <= MAX_MACS for macs in _macs(self.cost)):
-            raise ValueError("MACs are 0 to 2^53")
-        widths = [self.cost.fixed_bits, *(block.fixed_bits for block in self.cost.blocks)]
-        if any(not 0 < bits <= FULL_BITS for bits in widths):
-            raise ValueError(f"what is fixed has 1 to {FULL_BITS} bits")
+        _check_cost(self.cost)
+        self._check_parts()
+        _ = self.entries
         return self
 
+    def _check_parts(self) -> None:
+        parts, names = self.network.parts, self.gated_names
+        for part in parts:
+            if part.gated and part.options != self.options:
+                raise ValueError(f"gated part {part.name} must have the network's options")
+        if len(set(names)) != len(names):
+            raise ValueError("two gated parts have one name")
+        if names != tuple(block.name for block in self.cost.blocks if block.gated):
+            raise ValueError("cost does not list the network's gated parts")
+        if sum(len(p.executed) * len(p.branch) + len(p.shortcut) for p in parts) > MAX_EXECUTIONS:
+            raise ValueError("the network has too many operations")
+        if parts[0].gated or parts[0].residual:
+            raise ValueError("the first part is not gated and has no residual sum")
+        for part in parts if self.stream == "int8" else ():
+            if [op.act for op in part.after] not in ([], ["relu"]):  # type: ignore[union-attr]
+                raise ValueError(f"{part.name}: in an int8 stream, a ReLU may follow a sum")
 
-def _macs(cost: NetworkProfile) -> Iterator[int]:
-    yield from (cost.stem_macs, cost.head_macs)
+
+def _check_cost(cost: NetworkProfile) -> None:
+    macs = [cost.stem_macs, cost.head_macs]
     for block in cost.blocks:
-        yield from (block.branch_macs, block.shortcut_macs, block.gate_macs)
+        macs += [block.branch_macs, block.shortcut_macs, block.gate_macs]
+    if not all(0 <= count <= MAX_MACS for count in macs):
+        raise ValueError("MACs are 0 to 2^53")
+    widths = [cost.stem_bits, cost.head_bits, *(block.fixed_bits for block in cost.blocks)]
+    if any(not 0 < bits <= FULL_BITS for bits in widths):
+        raise ValueError(f"what is fixed has 1 to {FULL_BITS} bits")
 
 
-class Activations:
-    """Adds up what an image's values take, and refuses what is too much."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    def bounded(self, channels: int, size: Size, what: str) -> tuple[int, Size]:
-        """Channels and size of a value.
-
-        Raises:
-            ValueError: if it is too large, or all values so far are together.
-        """
-        taken = 4 * channels * size[0] * size[1]
-        if taken > MAX_ACTIVATION_BYTES:
-            raise ValueError(f"{what} has activations of more than 1 GiB")
-        self._bytes += taken
-        if self._bytes > MAX_TOTAL_BYTES:
-            raise ValueError("all activations together take more than 4 GiB")
-        return channels, size
-
-
-def linear_tensors(name: str, outputs: int, inputs: int) -> dict[str, TensorSpec]:
-    """What a linear layer needs."""
-    return {f"{name}.weight": TensorSpec((outputs, inputs)), f"{name}.bias": TensorSpec((outputs,))}
-
-
-def gate_tensors(gate: GatePlan, options: int, channels: Sequence[int]) -> dict[str, TensorSpec]:
-    """What a gate needs.
-
-    Args:
-        gate: Its plan.
-        options: How many there are.
-        channels: Of what each gated block sees.
-    """
-    width = gate.width
-    table: dict[str, TensorSpec] = {}
-    for index, inputs in enumerate(channels):
-        table |= linear_tensors(f"gate.embed.{index}", width, inputs)
-        if gate.kind == "feedforward":
-            table |= linear_tensors(f"gate.out.{index}", options, width)
-    if gate.budget_input:
-        table["gate.budget.weight"] = table["gate.budget.bias"] = TensorSpec((width,))
-    if gate.kind == "recurrent":
-        for name in ("weight_ih", "weight_hh"):
-            table[f"gate.lstm.{name}"] = TensorSpec((4 * width, width))
-        table["gate.lstm.bias"] = TensorSpec((4 * width,))
-        table["gate.block_bias"] = TensorSpec((len(channels), options), optional=True)
-        table |= linear_tensors("gate.out", options, width)
-    return table
+def integer_bits(option: Option) -> int:
+    """The width of an option's integers; 0 where it executes in float32."""
+    return option.bits if option.bits <= WIDEST_INTEGERS else 0

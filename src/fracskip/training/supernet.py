@@ -46,7 +46,7 @@ def draw_path(
     skip_rate = config.skip_rate * torch.rand((), generator=draw)
     skipped = torch.rand(count, generator=draw) < skip_rate
     if net.options.can_skip:
-        allowed = torch.tensor([block.hands_on for block in net.blocks])
+        allowed = torch.tensor([block.identity_shortcut for block in net.blocks])
         path[skipped & allowed] = 0
     taken: list[int] = path.tolist()
     return taken

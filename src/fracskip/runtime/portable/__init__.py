@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fracskip.runtime.bundle import Bundle
-from fracskip.runtime.graph import GraphPlan
 from fracskip.runtime.portable.gate import Gate
-from fracskip.runtime.portable.graph import GraphTrunk
-from fracskip.runtime.portable.residual import ResidualTrunk
-from fracskip.runtime.portable.tensors import Tensors, Trunk
-from fracskip.runtime.residual import ResidualPlan
+from fracskip.runtime.portable.network import PortableNetwork
+from fracskip.runtime.portable.tensors import Tensors
 
 
 class PortableEngine:
@@ -49,12 +46,7 @@ class PortableEngine:
         plan = bundle.plan
         self._gated = len(plan.gated_names)
         tensors = Tensors(bundle)
-        self._trunk: Trunk
-        if isinstance(plan, GraphPlan):
-            self._trunk = GraphTrunk(plan, tensors)
-        else:
-            assert isinstance(plan, ResidualPlan)
-            self._trunk = ResidualTrunk(plan, tensors)
+        self._network = PortableNetwork(plan, tensors)
         self._gate = None if plan.gate is None else Gate(bundle, tensors)
         # The reciprocals are rounded before they are used.
         self._mean = torch.tensor(plan.image.mean, dtype=torch.float32)
@@ -67,7 +59,7 @@ class PortableEngine:
 
     def kernels(self) -> list[tuple[str, str, list[str]]]:
         """What executes each block's options: (block, option, one name a convolution)."""
-        return self._trunk.kernels()
+        return self._network.kernels()
 
     def run(
         self,
@@ -109,7 +101,9 @@ class PortableEngine:
             gate_us[:] = 0
         begin = time.perf_counter()
         with torch.inference_mode(), _settings(self.threads):
-            x = self._trunk.begin(self._normalised(torch.tensor(images)))  # theirs may be read-only
+            x = self._network.begin(
+                self._normalised(torch.tensor(images))
+            )  # theirs may be read-only
             logits[:], decisions[:] = self._look(x, forced, budgets, leans, gate_us)
             if confidences is not None and self._gated:
                 assert first is not None
@@ -147,7 +141,7 @@ class PortableEngine:
         for gated in range(self._gated):
             if decide is not None:
                 begin = time.perf_counter()
-                choice = decide(gated, self._trunk.pool(gated, x))
+                choice = decide(gated, self._network.pool(gated, x))
                 if gate_us is not None:
                     gate_us[:, gated] += (time.perf_counter() - begin) * 1e6 / len(x)
             elif forced is not None:
@@ -155,9 +149,9 @@ class PortableEngine:
             else:
                 choice = torch.zeros(len(x), dtype=torch.int64)
             choices.append(choice.numpy())
-            x = self._trunk.execute(gated, x, choice)
+            x = self._network.execute(gated, x, choice)
         decisions = np.stack(choices, 1) if choices else np.empty((len(x), 0), np.int64)
-        return self._trunk.head(x).numpy(), decisions
+        return self._network.head(x).numpy(), decisions
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, C) to what a network takes, (B, C, H, W)."""

@@ -1,4 +1,4 @@
-"""Any other network: bundles of version 2.
+"""A network from images to logits, from one gated part to the next.
 
 Levels and values are float32 tensors (B, C, H, W) in channels-last memory.
 """
@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fracskip.runtime.graph import (
-    STREAM_BITS,
-    FixedPart,
-    GatedPart,
-    GraphPlan,
-    NamedProgram,
-    executed,
-    integer_bits,
-)
+from fracskip.options import Option
 from fracskip.runtime.operations import (
     ActOp,
     AffineOp,
@@ -29,6 +21,7 @@ from fracskip.runtime.operations import (
     NormOp,
     PoolOp,
 )
+from fracskip.runtime.plan import STREAM_BITS, NamedProgram, Part, Plan, integer_bits
 from fracskip.runtime.portable.tensors import Tensors, exact_type, route
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -155,19 +148,19 @@ def _integer(
 
 
 class _Part:
-    """A gated part's options, or what a fixed part always does.
+    """One part, at every option.
 
     Args:
         part: The part.
         branches: Its programs: one an option, in order, None being skip.
-        shortcut: What is added to them.
+        shortcut: What is added to them; None where that is the identity, or there is none.
         grid: Of the levels that it takes; None where it takes values.
         rounds: Whether it gives levels.
     """
 
     def __init__(
         self,
-        part: FixedPart | GatedPart,
+        part: Part,
         branches: Sequence[_Program | None],
         shortcut: _Program | None,
         grid: _Grid | None,
@@ -175,24 +168,26 @@ class _Part:
     ) -> None:
         self.grid = grid
         self._branches, self._shortcut, self._rounds = branches, shortcut, rounds
-        self._hands_on = part.gated and part.hands_on
-        after = part.after if part.gated else ()
-        self._acts = [ACTS[op.act] for op in after if isinstance(op, ActOp)]
+        self._residual, self._skip_is_identity = part.residual, part.skip_is_identity
+        self._acts = [ACTS[op.act] for op in part.after if isinstance(op, ActOp)]
 
     def execute(self, x: Tensor, option: int = 0) -> Tensor:
         """One option for all images: (B, C, H, W) -> (B, C', H', W')."""
         branch = self._branches[option]
-        if branch is None and self._hands_on:
-            return x
         if branch is None:
-            assert self._shortcut is not None
-            y = self._shortcut(x)
+            if self._skip_is_identity:
+                return x
+            assert self._residual
+            y = self._shortcut_of(x)
         else:
             y = branch(x)
-            y = y if self._shortcut is None else y + self._shortcut(x)
+            y = y + self._shortcut_of(x) if self._residual else y
         for act in self._acts:
             y = act(y)
         return y.round().clamp_(0, 2**STREAM_BITS - 1) if self._rounds else y
+
+    def _shortcut_of(self, x: Tensor) -> Tensor:
+        return x if self._shortcut is None else self._shortcut(x)
 
     def pool(self, x: Tensor) -> Tensor:
         """The means of what it takes over height and width, (B, C)."""
@@ -200,36 +195,38 @@ class _Part:
         return mean if self.grid is None else self.grid.values(mean)
 
 
-class GraphTrunk:
-    """See `Trunk`.
+class PortableNetwork:
+    """A network's way from images to logits.
 
     Args:
         plan: The network's.
         tensors: The bundle's.
+
+    Attributes:
+        parts: All of them, in order.
     """
 
-    def __init__(self, plan: GraphPlan, tensors: Tensors) -> None:
+    def __init__(self, plan: Plan, tensors: Tensors) -> None:
         self._plan = plan
+        self.parts: list[_Part] = []
         self._gated: list[_Part] = []
         # What is always executed before the first gated part, and after each.
         self._always: list[list[_Part]] = [[]]
-        programs, skips = iter(plan.programs), [None] if plan.option_set.can_skip else []
+        programs = iter(plan.programs)
         last = len(plan.network.parts) - 1
         for index, part in enumerate(plan.network.parts):
             grid = _Grid(tensors, index - 1) if plan.stream == "int8" and index else None
             rounds = plan.stream == "int8" and index < last
-
-            def program(grid: _Grid | None = grid) -> _Program:
-                return _Program(tensors, next(programs), grid)
-
-            if isinstance(part, FixedPart):
-                self._always[-1].append(_Part(part, [program()], None, grid, rounds))
-                continue
-            branches = [*skips, *(program() for _ in executed(plan.options))]
-            shortcut = program()
-            taken = shortcut if part.can_skip else None
-            self._gated.append(_Part(part, branches, taken, grid, rounds))
-            self._always.append([])
+            skips = [None] if len(part.executed) < len(part.options) else []
+            branches = [_Program(tensors, next(programs), grid) for _ in part.executed]
+            shortcut = _Program(tensors, next(programs), grid) if part.shortcut else None
+            made = _Part(part, [*skips, *branches], shortcut, grid, rounds)
+            self.parts.append(made)
+            if part.gated:
+                self._gated.append(made)
+                self._always.append([])
+            else:
+                self._always[-1].append(made)
 
     def _onward(self, after: int, x: Tensor) -> Tensor:
         for part in self._always[after]:
@@ -237,30 +234,26 @@ class GraphTrunk:
         return x
 
     def begin(self, images: Tensor) -> Tensor:
-        """See `Trunk.begin`."""
+        """What the first gated part takes of normalised images (B, C, H, W)."""
         return self._onward(0, images)
 
     def pool(self, gated: int, x: Tensor) -> Tensor:
-        """See `Trunk.pool`."""
+        """What a gate sees of what its part takes: means over height and width, (B, C)."""
         return self._gated[gated].pool(x)
 
     def execute(self, gated: int, x: Tensor, choice: Tensor) -> Tensor:
-        """See `Trunk.execute`."""
+        """A gated part, each image by its own option (B,), and what lies before the next."""
         return self._onward(gated + 1, route(x, choice, self._gated[gated].execute))
 
     def head(self, x: Tensor) -> Tensor:
-        """See `Trunk.head`."""
+        """The logits (B, N) from what the last part gives."""
         return x.flatten(1)
 
     def kernels(self) -> list[tuple[str, str, list[str]]]:
-        """See `Trunk.kernels`."""
+        """(part, option, what executes each convolution of its branch)."""
         found = []
         for part in self._plan.network.parts:
-            if isinstance(part, FixedPart):
-                names = _names(part.ops, self._plan.fixed_bits)
-                found.append((part.name, "always", names))
-                continue
-            for option in self._plan.option_set:
+            for option in map(Option.parse, part.options):
                 names = [] if option.is_skip else _names(part.branch, integer_bits(option))
                 found.append((part.name, option.label, names))
         return found

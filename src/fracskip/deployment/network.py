@@ -1,4 +1,4 @@
-"""A traced network as a bundle of version 2.
+"""A network as a bundle's plan and tensors.
 
 Shapes: O output channels, I input channels, kh, kw the kernel.
 """
@@ -15,55 +15,43 @@ from fracskip.deployment.lowering import lower
 from fracskip.deployment.units import Grid, Units, in_units
 from fracskip.deployment.writer import TensorWriter
 from fracskip.dynamic import DynamicNetwork
-from fracskip.dynamic.block import STREAM_OPTION
+from fracskip.dynamic.block import FractionalBlock
+from fracskip.dynamic.fixed import FixedSteps, Section
 from fracskip.dynamic.folding import FoldedLayer, fold, folded_norm
-from fracskip.dynamic.traced import FULL, Section, TracedBlock
-from fracskip.dynamic.trunk import TracedTrunk
-from fracskip.models.structure import Block
 from fracskip.options import Option
-from fracskip.runtime.graph import (
-    FixedPart,
-    GatedPart,
-    GraphNetwork,
-    GraphPlan,
-    Part,
-    executed,
-    integer_bits,
-)
 from fracskip.runtime.operations import ConvOp, feeds_levels
+from fracskip.runtime.plan import Network, Part, Plan, integer_bits
 
 
-class GraphWriter(TensorWriter):
-    """Gathers tensors while it walks through a network."""
+class NetworkWriter(TensorWriter):
+    """Gathers tensors while it follows what flows through a network."""
 
     def __init__(self, net: DynamicNetwork) -> None:
         super().__init__(net)
         image = net.spec.image
-        self._trunk = cast(TracedTrunk, net.trunk)
-        self._fixed_option = FULL if net.stream is None else STREAM_OPTION
+        self._trunk = net.trunk
         self._parts: list[Part] = []
         # What the next part takes, and its grid in an int8 stream.
         self._at = Value(0, "first", (1, image.channels, *image.size))
         self._grid: Grid | None = None
 
-    def plan(self) -> GraphPlan:
-        """See `TensorWriter.plan`."""
+    def plan(self) -> Plan:
+        """The plan; `tensors` is filled on the way."""
         trunk = self._trunk
-        self._fixed("stem", trunk.begins, self._grid_of(0))
-        for block, found, section, (own, onward) in zip(
-            trunk.blocks, trunk.structure.blocks, trunk.goes_on, trunk.stages, strict=True
-        ):
-            self._gated(block, found, self._grid_of(own))
-            self._fixed(f"after {block.name}", section, self._grid_of(onward))
-        self._fixed("head", trunk.ends, None)
-        network = GraphNetwork(classes=len(self.net.spec.class_names), parts=tuple(self._parts))
+        self._fixed("stem", trunk.stem)
+        for block in trunk.every:
+            self._block(block, block in trunk.blocks)
+            self._fixed(f"after {block.name}", block.onward)
+        self._fixed("head", trunk.head, ends=True)
+        network = Network(classes=len(self.net.spec.class_names), parts=tuple(self._parts))
         stream = self.net.spec.quant.stream
-        return GraphPlan(stream=stream, network=network, **self.common())
+        return Plan(stream=stream, network=network, **self.common())
 
-    def _grid_of(self, stage: int) -> Grid | None:
+    def _grid_of(self, stage: int | None) -> Grid | None:
+        """A stage's grid; of what begins none, that of what is taken."""
         stream = self.net.stream
-        if stream is None:
-            return None
+        if stream is None or stage is None:
+            return self._grid
         return Grid(float(stream.step(stage).detach()), stream.zero(stage))
 
     def _lowered(self, section: Section, taken: Value) -> Lowered:
@@ -77,16 +65,31 @@ class GraphWriter(TensorWriter):
             taken,
         )
 
-    def _fixed(self, name: str, section: Section, grid: Grid | None) -> None:
-        program = self._lowered(section, self._at)
+    def _fixed(self, name: str, steps: FixedSteps, ends: bool = False) -> None:
+        """Adds what lies between blocks, if anything; `ends`: it gives the logits."""
+        program = self._lowered(steps.section, self._at)
+        grid = None if ends else self._grid_of(steps.stage)
         self._at = program.output
         # Another grid for the same values is something to compute.
         if program.ops or (grid is not None and grid != self._grid):
             program, units = in_units(program, grid)
-            self._write(f"parts.{len(self._parts)}", program, self._fixed_option, units)
-            self._add(FixedPart(name=name, gated=False, ops=program.ops), grid)
+            option = steps.option
+            self._write(f"parts.{len(self._parts)}.{option.label}", program, option, units)
+            part = Part(
+                name=name,
+                gated=False,
+                options=(option.label,),
+                residual=False,
+                skip_is_identity=False,
+                branch=program.ops,
+                shortcut=(),
+                shortcut_option=None,
+                after=(),
+            )
+            self._add(part, grid)
 
-    def _gated(self, block: TracedBlock, found: Block, grid: Grid | None) -> None:
+    def _block(self, block: FractionalBlock, gated: bool) -> None:
+        found, grid = block.block, self._grid_of(block.stage)
         branch = self._lowered(Section(found.branch, found.entry, found.branch[-1]), self._at)
         ways = found.shortcut or ()
         shortcut = self._lowered(
@@ -99,18 +102,21 @@ class GraphWriter(TensorWriter):
         # One of the two that are added brings the level of 0 along.
         added = grid if grid is None or not block.can_be_skipped else Grid(grid.step)
         branch, units = in_units(branch, added)
-        for option in executed(self.net.options.labels):
-            self._write(f"{name}.{option.label}", branch, option, units)
+        for option in block.options:
+            if not option.is_skip:
+                self._write(f"{name}.{option.label}", branch, option, units)
         if shortcut.ops:
             shortcut, units = in_units(shortcut, grid)
-            self._write(f"{name}.shortcut", shortcut, self._fixed_option, units)
-        part = GatedPart(
+            self._write(f"{name}.shortcut", shortcut, block.shortcut_option, units)
+        part = Part(
             name=block.name,
-            gated=True,
-            can_skip=block.can_be_skipped,
-            hands_on=block.skips_for_free,
+            gated=gated,
+            options=block.options.labels,
+            residual=block.can_be_skipped,
+            skip_is_identity=block.skip_is_identity,
             branch=branch.ops,
             shortcut=shortcut.ops,
+            shortcut_option=block.shortcut_option.label if shortcut.ops else None,
             after=after.ops,
         )
         self._add(part, grid)
