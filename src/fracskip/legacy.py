@@ -97,7 +97,9 @@ def _with_ends(tree: Any) -> Any:
     Before they could be named, CIFAR ResNets had both in full where the stream was int8; others had
     them at 8 bits, as today where nothing is named.
     """
-    model, quant = (tree.get(key, {}) for key in ("model", "quant")) if isinstance(tree, dict) else (0, 0)
+    model, quant = (
+        (tree.get(key, {}) for key in ("model", "quant")) if isinstance(tree, dict) else (0, 0)
+    )
     if not (isinstance(model, dict) and isinstance(quant, dict)):
         return tree
     name = model.get("name", "resnet")  # a recipe's default is one of them

@@ -26,7 +26,9 @@ from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalLayer
 
 IMAGE = (3, 224, 224)
-GATE = GateConfig(width=16, output="sensitivity", budget_input=True, standardise=True, block_bias=True)
+GATE = GateConfig(
+    width=16, output="sensitivity", budget_input=True, standardise=True, block_bias=True
+)
 
 
 def convert(

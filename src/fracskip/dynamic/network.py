@@ -40,6 +40,8 @@ from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 
+MASKED = 1e9  # added to the score of what a block can't do; finite, so that nothing becomes NaN
+
 
 class DynamicNetwork(nn.Module):
     """A backbone whose blocks are steered by a gate.
@@ -72,18 +74,18 @@ class DynamicNetwork(nn.Module):
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
         self.gate = create_gate(spec.gate, channels, len(self.options)) if adaptive else None
-        weights = torch.tensor(cost_weights(self.options, spec.gate.output))
-        self.register_buffer("cost_weights", weights, persistent=False)
+        weights = cost_weights(self.options, spec.gate.output, len(self.blocks))
+        self.register_buffer("cost_weights", torch.from_numpy(weights), persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
         skippable = [block.can_be_skipped for block in self.blocks]
-        mask = torch.from_numpy(masks(self.options, skippable))
+        mask = MASKED * torch.from_numpy(masks(self.options, skippable)).float()
         self.register_buffer("mask", mask, persistent=False)
         self.profile = self._priced(self.trunk.profile)
         self._points = OperatingPoints()
 
     _costs: Tensor
-    mask: Tensor  # (L, K); see `fracskip.operating.masks`
-    cost_weights: Tensor  # (K,)
+    mask: Tensor  # (L, K): `MASKED` or 0
+    cost_weights: Tensor  # (L, K)
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
 
@@ -255,7 +257,7 @@ class DynamicNetwork(nn.Module):
     ) -> Prediction[Tensor]:
         """One pass from what the first gated block sees, each image by its own allocation."""
         assert self.gate is not None
-        added = offsets(multiplier, self.cost_weights, self.mask)
+        added = offsets(multiplier, self.cost_weights) + self.mask
         state = self.gate.start(len(x), _tensor(setting.budget), x)
         choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):

@@ -3,7 +3,7 @@
 Importing this loads no torch; what is generic over arrays takes NumPy's and torch's.
 """
 
-from fracskip.operating.decision import MASKED, cost_weights, masks, offsets
+from fracskip.operating.decision import cost_weights, masks, offsets
 from fracskip.operating.points import (
     TAKES_NO_BUDGET,
     Cascade,
@@ -16,7 +16,6 @@ from fracskip.operating.points import (
 from fracskip.operating.prediction import Execution, Prediction, joined
 
 __all__ = [
-    "MASKED",
     "TAKES_NO_BUDGET",
     "Cascade",
     "Execution",

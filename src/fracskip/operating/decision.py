@@ -3,8 +3,8 @@
 A gate gives a score for each option, the less the better: how much sensitivity the image's
 prediction has to the option, or, of a gate that is trained as a classifier, the negative logit.
 The Lagrange multiplier of cost weighs computation against it; a mask rules out what a block can't
-do. Here are the offsets that follow from these. Whatever executes a network (torch, the portable
-and the native engine, ONNX) adds them to the scores and takes the first minimum.
+do. Here are the offsets and masks that follow. Whatever executes a network (torch, the portable and
+the native engine, ONNX) adds the ones, rules out the others and takes the first minimum.
 
 Shapes: B images, L gated blocks, K options.
 """
@@ -19,51 +19,49 @@ from numpy.typing import NDArray
 
 from fracskip.options import OptionSet
 
-MASKED = 1e9  # added to the score of what a block can't do; finite, so that nothing becomes NaN
-
 
 def cost_weights(
-    options: OptionSet, output: Literal["logit", "sensitivity"]
-) -> tuple[float, ...]:
-    """What the multiplier weighs of each option (K,), ascending; the last one's is 1.
+    options: OptionSet, output: Literal["logit", "sensitivity"], blocks: int
+) -> NDArray[np.float32]:
+    """What the multiplier weighs of each block's options, float32 (L, K).
 
     Args:
         options: What there is to choose from.
         output: Of the gate. Sensitivity is weighed against cost, in units of the dearest option's.
-            Logits have no such scale: their options count by rank, evenly from 0, and the
+            Logits have no such scale: their options count by rank, evenly from 0 to 1, and the
             multiplier is a bias on logits that orders decisions.
+        blocks: L. Today an option weighs the same in all of them.
 
-    >>> cost_weights(OptionSet.of(["skip", 4, 8]), "sensitivity")
-    (0.0, 0.25, 1.0)
-    >>> cost_weights(OptionSet.of(["skip", 4, 8]), "logit")
-    (0.0, 0.5, 1.0)
+    >>> cost_weights(OptionSet.of(["skip", 4, 8]), "sensitivity", 1).tolist()
+    [[0.0, 0.25, 1.0]]
+    >>> cost_weights(OptionSet.of(["skip", 4, 8]), "logit", 1).tolist()
+    [[0.0, 0.5, 1.0]]
     """
+    weights = [rank / max(options.top, 1) for rank in range(len(options))]
     if output == "sensitivity":
-        return tuple(cost / options.costs[-1] for cost in options.costs)
-    return tuple(rank / max(options.top, 1) for rank in range(len(options)))
+        weights = [cost / options.costs[-1] for cost in options.costs]
+    return np.tile(np.array(weights, np.float32), (blocks, 1))
 
 
-def masks(options: OptionSet, skippable: Sequence[bool]) -> NDArray[np.float32]:
-    """`MASKED` for each option that a block does not have, otherwise 0: float32 (L, K).
+def masks(options: OptionSet, skippable: Sequence[bool]) -> NDArray[np.bool_]:
+    """Which options a block can't execute, bool (L, K).
 
     Args:
         options: What there is to choose from.
         skippable: Of each gated block: whether it can be skipped.
     """
-    mask = np.zeros((len(skippable), len(options)), np.float32)
+    mask = np.zeros((len(skippable), len(options)), bool)
     if options.can_skip:
-        mask[~np.asarray(skippable, dtype=bool), 0] = MASKED
+        mask[:, 0] = ~np.asarray(skippable, dtype=bool)
     return mask
 
 
-def offsets(multiplier: Any, weights: Any, mask: Any) -> Any:
+def offsets(multiplier: Any, weights: Any) -> Any:
     """What is added to scores before the first minimum is taken: (L, K), or (B, L, K).
 
     Args:
-        multiplier: A number for all images, or an array (B,); NumPy's or torch's, float32.
-        weights: Of cost: (K,), or (L, K) where an option's cost differs between blocks.
-        mask: See `masks`.
+        multiplier: A number for all images, or an array (B,), float32: NumPy's or torch's.
+        weights: What it weighs of each block's options, (L, K), of the same kind.
     """
-    if getattr(multiplier, "ndim", 0):
-        multiplier = multiplier[:, None, None]
-    return multiplier * weights + mask
+    each = multiplier[:, None, None] if getattr(multiplier, "ndim", 0) else multiplier
+    return each * weights

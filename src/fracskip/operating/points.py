@@ -185,9 +185,7 @@ class OperatingPoints(Frozen):
         known, *members, threshold = _columns(self.cascade)
         at, known = np.log(budgets), np.log(known)
         asked = (np.exp(np.interp(at, known, np.log(member))) for member in members)
-        return tuple(
-            each.astype(np.float32) for each in (*asked, np.interp(at, known, threshold))
-        )
+        return tuple(each.astype(np.float32) for each in (*asked, np.interp(at, known, threshold)))
 
 
 @lru_cache(maxsize=64)
@@ -219,7 +217,7 @@ def checked_budgets(budget: ArrayLike | None, count: int) -> NDArray[np.float32]
         )
     if not ((values > 0) & (values <= 1)).all():
         raise ConfigError(f"budget {budget!r} is out of range: give a share in (0, 1]")
-    return np.ascontiguousarray(np.broadcast_to(values, (count,)))
+    return np.broadcast_to(values, (count,)).copy()
 
 
 def _check_range(budgets: NDArray[np.float32], low: float, high: float) -> None:
