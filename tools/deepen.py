@@ -1,4 +1,4 @@
-"""Grows a trained backbone deeper without changing what it computes (fracskip.models.deepen).
+"""Grows a trained backbone deeper without changing what it computes (fracskip.models.resnet).
 
 The result is a start for fine-tuning, not a network trained at its depth: say so wherever its
 figures stand. Run from the repository's root:
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fracskip.checkpoint import load_backbone
 from fracskip.errors import FracskipError
 from fracskip.models import create_model
-from fracskip.models.deepen import deepen
+from fracskip.models.resnet import deepen
 
 
 def main() -> int:

@@ -42,8 +42,7 @@ from fracskip.quant.fused import fusing
 from fracskip.training.calibration import meet_target
 from fracskip.training.joint import JointTraining
 from fracskip.training.loaders import Held
-from fracskip.training.paths import PathTraining
-from fracskip.training.stages import BackboneTraining, Place, StageBase
+from fracskip.training.stages import BackboneTraining, PathTraining, Place, StageBase
 from fracskip.training.standard import QUANT, stages
 from fracskip.training.supernet import SupernetTraining
 

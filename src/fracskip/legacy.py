@@ -15,7 +15,9 @@ Table = Mapping[str, str | None]
 # Dotted keys: what some of their values are called today.
 Values = Mapping[str, Mapping[str, str]]
 
-RECIPE: Table = {}
+RECIPE: Table = {
+    "runtime.capture": None,  # steps as CUDA graphs
+}
 GATE: Values = {"gate.output": {"harm": "sensitivity"}}
 # Of checkpoints before version 2: what their `spec` held of today's `operating_points`.
 OPERATING: Table = {
@@ -32,8 +34,10 @@ def recipe(tree: Any) -> tuple[Any, list[str]]:
     Args:
         tree: A recipe's tables; what is no dictionary is given back.
 
-    >>> recipe({"gate": {"output": "harm"}})
-    ({'gate': {'output': 'sensitivity'}}, [])
+    >>> recipe({"gate": {"output": "harm"}, "runtime": {"compile": True, "capture": True}})[0]
+    {'gate': {'output': 'sensitivity'}, 'runtime': {'compile': True}}
+    >>> recipe({"runtime": {"capture": True}})[1]
+    ['runtime.capture does nothing any more: leave it out']
     """
     tree, notes = translated(tree, RECIPE)
     return _with_ends(revalued(tree, GATE)), notes
@@ -97,9 +101,9 @@ def _with_ends(tree: Any) -> Any:
     Before they could be named, CIFAR ResNets had both in full where the stream was int8; others had
     them at 8 bits, as today where nothing is named.
     """
-    model, quant = (
-        (tree.get(key, {}) for key in ("model", "quant")) if isinstance(tree, dict) else (0, 0)
-    )
+    if not isinstance(tree, dict):
+        return tree
+    model, quant = tree.get("model", {}), tree.get("quant", {})
     if not (isinstance(model, dict) and isinstance(quant, dict)):
         return tree
     name = model.get("name", "resnet")  # a recipe's default is one of them

@@ -8,7 +8,7 @@ import torch
 from fracskip.config import ImageConfig
 from fracskip.cost import NetworkProfile
 from fracskip.models import create_model
-from fracskip.models.profile import profile_backbone
+from fracskip.models.resnet import profile_backbone
 
 
 def profile(depth: int, image: ImageConfig, classes: int = 10) -> NetworkProfile:

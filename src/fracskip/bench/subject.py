@@ -23,7 +23,7 @@ from fracskip.data import DATASETS, ImageSet, load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import CheckpointError, ConfigError, DataError
 from fracskip.files import require_regular_file
-from fracskip.models import CifarResNet, create_model
+from fracskip.models import create_model
 
 if TYPE_CHECKING:
     import onnx
@@ -209,7 +209,7 @@ def load_plain(path: str | Path, image: ImageConfig, class_names: tuple[str, ...
 
 def _empty_like(
     path: Path, shapes: dict[str, Any], image: ImageConfig, class_names: tuple[str, ...]
-) -> tuple[CifarResNet, str]:
+) -> tuple[nn.Module, str]:
     """A network of the depth that a file's tensors are of."""
     blocks = {match[1] for name in shapes if (match := re.match(r"layer1\.(\d+)\.", name))}
     classes = shapes.get("fc.bias", (0,))

@@ -13,7 +13,7 @@ from fracskip.bench.contender import Contender, Load, Logits, Precision
 from fracskip.bench.quiet import quietly
 from fracskip.bench.subject import Images, Plain, tensors_of
 from fracskip.devices import computes_in_bf16
-from fracskip.models.resnet import CifarResNet, fused
+from fracskip.models.fusion import fused
 
 BATCH = 64
 Network = Callable[[Tensor], Tensor]
@@ -27,7 +27,7 @@ def precisions() -> list[Precision]:
 def torch_contender(
     plain: Plain, images: Images, *, compiled: bool, precision: Precision, threads: int, cores: int
 ) -> Contender:
-    """The plain network in torch: a CIFAR ResNet's BatchNorm folded, channels-last, inference mode.
+    """The plain network in torch: BatchNorm folded, channels-last, inference mode.
 
     Args:
         plain: The network.
@@ -38,7 +38,8 @@ def torch_contender(
         cores: Threads for throughput.
     """
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    net = fused(plain.net).to(dtype=kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = fused(plain.net, plain.image)
+    net = net.to(dtype=kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = tensors_of(images.floats)
     with torch_threads(threads):  # Inductor compiles the number in
         run_one = _compile(net, inputs[0].to(kind)) if compiled else net
@@ -76,7 +77,7 @@ def torch_contender(
             "threads": threads,
             "memory": "channels-last",
             "input": "normalised floats",
-            **({"inductor": "freezing"} if compiled else _eager(plain)),
+            **({"inductor": "freezing"} if compiled else {"batch_norm": "folded"}),
         },
     )
 
@@ -90,10 +91,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _eager(plain: Plain) -> dict[str, str]:
-    return {"batch_norm": "folded" if isinstance(plain.net, CifarResNet) else "as it is"}
 
 
 def _compile(net: nn.Module, example: Tensor) -> Network:

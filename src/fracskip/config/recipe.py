@@ -122,8 +122,6 @@ class RuntimeConfig(Frozen):
         channels_last: Memory layout of images and weights.
         compile: Compile the backbone stage and the passes of fake quantisation with torch.compile:
             a quarter less time, once a C++ compiler is there.
-        capture: On a GPU, record a step on one path for all images once, as a CUDA graph, and
-            replay it; the same steps, without Python's part in them. Needs `compile`.
         threads: CPU threads (0: torch's own choice).
         checkpoint_steps: Also checkpoint every so many steps within an epoch (0: only per epoch).
     """
@@ -132,21 +130,8 @@ class RuntimeConfig(Frozen):
     amp: Literal["auto", "bf16", "off"] = "auto"
     channels_last: bool = True
     compile: bool = False
-    capture: bool = False
     threads: Count = 0
     checkpoint_steps: Count = 0
-
-    def records_on(self, device: str) -> bool:
-        """Whether steps are recorded on a device: 'cpu' or 'cuda'."""
-        return self.capture and device == "cuda"
-
-    @model_validator(mode="after")
-    def _records_compiled_passes(self) -> RuntimeConfig:
-        if self.capture and not self.compile:
-            raise ValueError(
-                "'capture' records compiled passes: set runtime.compile to true as well"
-            )
-        return self
 
 
 class Recipe(Frozen):

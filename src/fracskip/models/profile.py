@@ -1,4 +1,4 @@
-"""A backbone's cost, read off the shapes that run through it."""
+"""What a network's layers cost, read off the shapes that run through it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from fracskip.config import ImageConfig
-from fracskip.cost.profile import BlockProfile, NetworkProfile, conv_macs, linear_macs
-from fracskip.models.resnet import CifarResNet
+from fracskip.cost.profile import conv_macs, linear_macs
 
 
 def module_macs(net: nn.Module, image: ImageConfig) -> dict[str, int]:
@@ -41,22 +40,3 @@ def module_macs(net: nn.Module, image: ImageConfig) -> dict[str, int]:
     with torch.no_grad():
         twin(torch.empty(1, image.channels, *image.size, device="meta"))
     return macs
-
-
-def profile_backbone(net: CifarResNet, image: ImageConfig) -> NetworkProfile:
-    """Profiles a plain backbone: the first block is never gated, all others are.
-
-    Args:
-        net: The backbone, before it is made dynamic.
-        image: Size and channels of its input.
-    """
-    macs = module_macs(net, image)
-
-    def under(prefix: str) -> int:
-        return sum(count for name, count in macs.items() if name.startswith(prefix))
-
-    blocks = []
-    for index, (name, _) in enumerate(net.named_blocks()):
-        shortcut = under(f"{name}.downsample.")
-        blocks.append(BlockProfile(name, under(f"{name}.") - shortcut, shortcut, gated=index > 0))
-    return NetworkProfile(macs["conv1"], tuple(blocks), macs["fc"])

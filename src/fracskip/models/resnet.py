@@ -9,13 +9,16 @@ Shapes: B batch, C channels, H height, W width, N classes.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fracskip.config import ImageConfig
+from fracskip.cost.profile import BlockProfile, NetworkProfile
+from fracskip.errors import ConfigError
+from fracskip.models.profile import module_macs
 
 from fracskip.cost.profile import conv_macs, linear_macs
 from fracskip.models.draft import Draft
@@ -100,16 +103,11 @@ class CifarResNet(StatesGraph):
         """(B, 64, H, W) -> logits (B, N)."""
         return cast(Tensor, self.fc(x.mean((2, 3))))
 
-    def forward(self, x: Tensor, skipped: Collection[int] = ()) -> Tensor:
-        """(B, 3, H, W) -> logits (B, N).
-
-        Args:
-            x: Normalised images.
-            skipped: Blocks, counted from 0, that hand their shortcut on and execute nothing.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, N)."""
         x = self.stem(x)
-        for index, (_, block) in enumerate(self.named_blocks()):
-            x = F.relu(block.shortcut(x)) if index in skipped else block(x)
+        for _, block in self.named_blocks():
+            x = block(x)
         return self.head(x)
 
     def stated_graph(self, image: tuple[int, int, int]) -> Graph | None:
@@ -185,18 +183,73 @@ def _stage(in_channels: int, channels: int, count: int, stride: int) -> nn.Seque
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(count - 1)))
 
 
-def fused(net: nn.Module) -> nn.Module:
-    """A frozen copy for inference; a CIFAR ResNet's BatchNorms folded into its convolutions."""
-    twin = copy.deepcopy(net).eval().requires_grad_(False)
-    if not isinstance(twin, CifarResNet):
-        return twin
-    pairs: list[tuple[nn.Module, str, str]] = [(twin, "conv1", "bn1")]
-    for _, block in twin.named_blocks():
-        names = (*block.branch, block.projection) if block.projection else block.branch
-        pairs += [(block, conv, norm) for conv, norm in names]
-    for parent, conv_name, norm_name in pairs:
-        conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
-        folded = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
-        parent.set_submodule(conv_name, folded)
-        parent.set_submodule(norm_name, nn.Identity())
-    return twin
+def profile_backbone(net: CifarResNet, image: ImageConfig) -> NetworkProfile:
+    """Profiles a plain backbone: the first block is never gated, all others are.
+
+    Args:
+        net: The backbone, before it is made dynamic.
+        image: Size and channels of its input.
+    """
+    macs = module_macs(net, image)
+
+    def under(prefix: str) -> int:
+        return sum(count for name, count in macs.items() if name.startswith(prefix))
+
+    blocks = []
+    for index, (name, _) in enumerate(net.named_blocks()):
+        shortcut = under(f"{name}.downsample.")
+        blocks.append(BlockProfile(name, under(f"{name}.") - shortcut, shortcut, gated=index > 0))
+    return NetworkProfile(macs["conv1"], tuple(blocks), macs["fc"])
+
+
+@torch.no_grad()
+def deepen(net: CifarResNet, target: CifarResNet) -> CifarResNet:
+    """Fills a deeper network so that it computes what a trained one does (in evaluation mode).
+
+    Chen, Goodfellow and Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016,
+    grow a network by layers that start as the identity. Here trained blocks are followed by new
+    ones of the same shape whose last BatchNorm has gain and offset zero. Their branch gives zero
+    then, and relu(x + 0) is x, because x is a ReLU's output. The gain has a gradient from the first
+    step on; the new convolutions, which start at random, follow once it has left zero.
+
+    Trained blocks keep their order; block i of a stage becomes block i · n' // n, n and n' blocks a
+    stage. The blocks in between are new.
+
+    Args:
+        net: The trained network.
+        target: A fresh network of at least as many blocks a stage; changed in place. What is new
+            keeps its random start, except for the last BatchNorm of each new block.
+
+    Returns:
+        The target.
+
+    Raises:
+        ConfigError: if the target is shallower or has other shapes.
+    """
+    for (name, stage), (_, wider) in zip(
+        net.named_children(), target.named_children(), strict=True
+    ):
+        if not isinstance(stage, nn.Sequential) or not isinstance(wider, nn.Sequential):
+            _copy(stage, wider, name)
+            continue
+        count, wanted = len(stage), len(wider)
+        if wanted < count:
+            raise ConfigError(f"{name}: {wanted} blocks cannot hold {count} trained ones")
+        places = {index * wanted // count: index for index in range(count)}
+        for place, block in enumerate(wider):
+            if place in places:
+                _copy(stage[places[place]], block, f"{name}.{place}")
+            else:
+                assert isinstance(block, BasicBlock)
+                last = block.get_submodule(block.branch[-1][1])
+                assert isinstance(last, nn.BatchNorm2d)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+    return target
+
+
+def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError:
+        raise ConfigError(f"{name} has another shape in the deeper network") from None

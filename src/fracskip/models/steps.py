@@ -219,10 +219,14 @@ class TracedNetwork(nn.Module):
     Args:
         net: The network; layers and tensors are shared with it, not copied.
         graph: Its graph.
+
+    Attributes:
+        graph: Likewise.
     """
 
     def __init__(self, net: nn.Module, graph: Graph) -> None:
         super().__init__()
+        self.graph = graph
         self._modules.update(net._modules)
         self._parameters.update(net._parameters)
         self._buffers.update(net._buffers)

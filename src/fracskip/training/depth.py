@@ -10,29 +10,40 @@ networks of all depths then lie nested in one, as widths do in slimmable network
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fracskip.models import CifarResNet
+from fracskip.config import Recipe
+from fracskip.errors import ConfigError
+from fracskip.models.layers import copy_of
+from fracskip.models.skippable import SkippableNetwork
 
 JITTER = 0.05  # deviation of a block's place in the order of harm, as a share of all blocks
 
 
-def skippable(net: CifarResNet) -> list[int]:
-    """Blocks that a dynamic network may skip whole: neither the first nor a projection."""
-    blocks = [block for _, block in net.named_blocks()]
-    return [index for index in range(1, len(blocks)) if blocks[index].projection is None]
+def skippable_network(net: nn.Module, recipe: Recipe) -> SkippableNetwork:
+    """A run's backbone with the blocks that its dynamic network will have.
+
+    Raises:
+        ConfigError: if it has none that can be left out.
+    """
+    image = recipe.data.image
+    try:
+        return SkippableNetwork(net, (image.channels, *image.size), recipe.model.blocks or None)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; or leave backbone.stochastic_depth out for {recipe.model.name}"
+        ) from None
 
 
-def draw_by_depth(net: CifarResNet, rate: float, draw: torch.Generator) -> frozenset[int]:
+def draw_by_depth(net: SkippableNetwork, rate: float, draw: torch.Generator) -> frozenset[int]:
     """Each block on its own, with a probability that rises from 0 at the first to `rate`."""
-    last = max(1, len(net.named_blocks()) - 1)
-    drawn = torch.rand(last + 1, generator=draw).tolist()
-    return frozenset(i for i in skippable(net) if drawn[i] < rate * i / last)
+    drawn = torch.rand(net.count, generator=draw).tolist()
+    return frozenset(i for i in net.skippable if drawn[i] < rate * i / (net.count - 1))
 
 
 def draw_by_harm(order: Sequence[int], rate: float, draw: torch.Generator) -> frozenset[int]:
@@ -51,7 +62,10 @@ def draw_by_harm(order: Sequence[int], rate: float, draw: torch.Generator) -> fr
 
 @torch.no_grad()
 def elimination_order(
-    net: CifarResNet, batches: Sequence[tuple[Tensor, Tensor]], bf16: bool = False
+    net: nn.Module,
+    recipe: Recipe,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    bf16: bool = False,
 ) -> list[int]:
     """The skippable blocks, the most dispensable first.
 
@@ -61,12 +75,14 @@ def elimination_order(
 
     Args:
         net: A trained backbone; it is left as it is.
+        recipe: The run.
         batches: Images (B, C, H, W) and labels (B,), some hundreds in all.
         bf16: Compute in bfloat16.
     """
-    twin = copy.deepcopy(net).train()
-    for module in twin.modules():
-        if isinstance(module, nn.BatchNorm2d):
+    twin = copy_of(net)
+    blocks = skippable_network(twin, recipe)
+    for module in twin.train().modules():
+        if isinstance(module, _BatchNorm):
             module.track_running_stats = False
             module.running_mean = module.running_var = None
 
@@ -74,12 +90,12 @@ def elimination_order(
         total = 0.0
         for images, labels in batches:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-                logits = twin(images, skipped)
+                logits = blocks(images, skipped)
             total += float(F.cross_entropy(logits.float(), labels))
         return total
 
     order: list[int] = []
-    remaining = skippable(net)
+    remaining = list(blocks.skippable)
     while remaining:
         losses = [loss({*order, block}) for block in remaining]
         order.append(remaining.pop(losses.index(min(losses))))

@@ -18,10 +18,9 @@ from fracskip.training.objective import (
     spread,
     target_at,
 )
-from fracskip.training.paths import PathTraining
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor
-from fracskip.training.stages import Place, StepResult, count_correct
+from fracskip.training.stages import PathTraining, Place, StepResult, count_correct
 from fracskip.training.trust import Trust
 
 

@@ -390,9 +390,7 @@ def train(
         if recipe.runtime.threads:
             torch.set_num_threads(recipe.runtime.threads)
         run = _Run(recipe, folder, watcher)
-        # Recorded steps have compiled passes of their own.
-        fuses = recipe.runtime.compile and not recipe.runtime.records_on(run.device.type)
-        with stops_on_interrupt(run.ask_to_stop), fusing(fuses):
+        with stops_on_interrupt(run.ask_to_stop), fusing(recipe.runtime.compile):
             position, stage = run.resume() if resume else run.start()
             last = run.execute(position, stage)
         return run.finish(position, last)

@@ -14,7 +14,7 @@ from fracskip.config import ModelSpec, Recipe
 from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet, create_backbone
+from fracskip.models import create_backbone
 from fracskip.training.batches import Labelled, TrainingBatches
 from fracskip.training.calibration import (
     freeze_decisions,
@@ -370,11 +370,12 @@ class StageSequence:
     def _depth_order(self, net: torch.nn.Module) -> list[int]:
         stage = self._recipe.backbone
         by_harm = stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"
-        if not (by_harm and isinstance(net, CifarResNet)):
+        if not by_harm:
             return []
         batches = self._batches
         steps = range(min(batches.steps, ORDER_BATCHES))
-        return elimination_order(net, [batches.get("order", 0, i) for i in steps], self._bf16)
+        found = [batches.get("order", 0, i) for i in steps]
+        return elimination_order(net, self._recipe, found, self._bf16)
 
     def _images(self, purpose: str, count: int) -> list[torch.Tensor]:
         """So many batches of training images, or all there are."""

@@ -1,4 +1,4 @@
-"""What a stage of training is, and the first: a plain backbone.
+"""What a stage of training is, what stages share, and the first: a plain backbone.
 
 The others are in `supernet`, `gates` and `joint`. A stage knows its network, its optimisers and one
 step. The loop knows the rest.
@@ -14,52 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fracskip.config import BackboneStage, JointStage, Recipe, SupernetStage
-from fracskip.dynamic.selection import Piece
-from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet, fused
-from fracskip.training.captured import CapturedStep
-from fracskip.training.depth import draw_by_depth, draw_by_harm
+from fracskip.config import BackboneStage, ImageConfig, JointStage, Recipe, SupernetStage
+from fracskip.dynamic import DynamicNetwork
+from fracskip.models.fusion import fused
+from fracskip.models.skippable import SkippableNetwork
+from fracskip.training.depth import draw_by_depth, draw_by_harm, skippable_network
 from fracskip.training.objective import distillation
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
-
-
-def capture_backbone(
-    net: nn.Module, stage: StageBase, optimiser: torch.optim.Optimizer
-) -> CapturedStep:
-    """A plain network's steps, with BatchNorm in training mode.
-
-    Args:
-        net: The network.
-        stage: Whose loss and precision.
-        optimiser: Of all its parameters.
-    """
-    named = dict(net.named_parameters())
-
-    def forward(values: Sequence[Tensor], images: Tensor, path: Tensor) -> Tensor:
-        shaped = {
-            name: value.view(p.shape)
-            for (name, p), value in zip(named.items(), values, strict=True)
-        }
-        with stage.autocast():
-            logits: Tensor = torch.func.functional_call(net, shaped, (images,))
-        return logits
-
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return stage.learning_loss(logits, images, labels, stage.recipe.backbone)
-
-    return CapturedStep(
-        [Piece((value,)) for value in named.values()],
-        forward,
-        loss,
-        optimiser,
-        options=1,
-        blocks=0,
-        can_skip=False,
-        clip_norm=stage.recipe.backbone.optim.clip_norm,
-        buffers=list(net.buffers()),
-    )
 
 
 @dataclass(frozen=True)
@@ -131,10 +93,10 @@ class StageBase:
         recipe: The run.
         device: Where it trains.
         bf16: Whether in bfloat16.
-        teacher: A trained network to distil from, if there is one.
+        teacher: A trained network to distil from, if the stage does.
+        image: The teacher's images.
 
     Attributes:
-        captures: Whether steps are recorded.
         class_weights: What classes weigh in the cross-entropy (N,); None: all the same.
     """
 
@@ -146,22 +108,16 @@ class StageBase:
         device: torch.device,
         bf16: bool,
         teacher: nn.Module | None = None,
+        image: ImageConfig | None = None,
     ) -> None:
         self.recipe = recipe
         self.class_weights: Tensor | None = None
-        self._teacher = fused(teacher) if teacher is not None else None
-        self.captures = recipe.runtime.records_on(device.type)
-        self._autocast = {
-            "device_type": device.type,
-            "dtype": torch.bfloat16,
-            "enabled": bf16,
-            # A recorded step must not find a weight cast by the one before it.
-            "cache_enabled": not self.captures,
-        }
+        self._teacher = None if teacher is None else fused(teacher, image or recipe.data.image)
+        self._device, self._bf16 = device, bf16
 
     def autocast(self) -> torch.autocast:
         """Where to compute in bfloat16, if the run does."""
-        return torch.autocast(**self._autocast)  # type: ignore[arg-type]
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     def learning_loss(
         self,
@@ -181,7 +137,7 @@ class StageBase:
         loss = F.cross_entropy(
             logits, labels, self.class_weights, label_smoothing=config.optim.label_smoothing
         )
-        if self._teacher is None or not config.distillation:
+        if self._teacher is None:
             return loss
         with torch.no_grad(), self.autocast():
             taught = self._teacher(images).float()
@@ -250,12 +206,16 @@ class BackboneTraining(StageBase):
     """Stage 1: plain supervised training of the plain network, or of parts of it.
 
     Args:
-        net: The network.
+        net: The network. With stochastic depth, layers that are not plain are replaced by plain
+            ones (`models.tracing.trace`).
         recipe: The run.
         device: Where it trains.
         bf16: Whether in bfloat16.
         order: For stochastic depth by harm: its blocks, the most dispensable first.
         teacher: The network to distil from, if the recipe says so.
+
+    Raises:
+        ConfigError: if there is stochastic depth and no block that can be left out.
     """
 
     name = "backbone"
@@ -269,20 +229,17 @@ class BackboneTraining(StageBase):
         order: Sequence[int] = (),
         teacher: nn.Module | None = None,
     ) -> None:
-        super().__init__(recipe, device, bf16, teacher)
+        config = recipe.backbone
+        super().__init__(recipe, device, bf16, teacher if config.distillation else None)
         self.net = net
-        self.epochs = recipe.backbone.epochs
-        if recipe.backbone.stochastic_depth and not isinstance(net, CifarResNet):
-            raise ConfigError(
-                f"backbone.stochastic_depth is for CIFAR ResNets: leave it out for "
-                f"{recipe.model.name}"
-            )
-        self._config = recipe.backbone.optim
+        self.epochs = config.epochs
+        self._config = config.optim
         self._order = list(order)
+        self._blocks: SkippableNetwork | None = None
+        if config.stochastic_depth:
+            self._blocks = skippable_network(net, recipe)
+        self._run = torch.compile(net) if recipe.runtime.compile else net
         self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]
-        compiles = recipe.runtime.compile and not self._capturable
-        self._run = torch.compile(net) if compiles else net
-        self._captured: CapturedStep | None = None
 
     def lr(self, progress: float) -> float:
         """See `Stage`."""
@@ -296,30 +253,72 @@ class BackboneTraining(StageBase):
         """See `Stage`."""
         self._order = list(state.get("skip_order", ()))
 
-    @property
-    def _capturable(self) -> bool:
-        backbone = self.recipe.backbone
-        return self.captures and not backbone.stochastic_depth
-
-    def _skipped(self, place: Place) -> frozenset[int]:
+    def _skipped(self, blocks: SkippableNetwork, place: Place) -> frozenset[int]:
         """The blocks that this step leaves out."""
         rate = self.recipe.backbone.stochastic_depth
-        if not rate or not isinstance(self.net, CifarResNet):
-            return frozenset()
         draw = generator_at(self.recipe.seed, "depth", place.epoch, place.step)
         if self._order:
             return draw_by_harm(self._order, rate, draw)
-        return draw_by_depth(self.net, rate, draw)
+        return draw_by_depth(blocks, rate, draw)
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
         """See `Stage`."""
-        if self._capturable and self._captured is None:
-            self._captured = capture_backbone(self.net, self, self.optimisers[0])
-        if self._captured is not None:
-            loss, right = self._captured(images, labels, [], self.lr(place.progress))
-            return StepResult(loss * len(labels), right, len(labels), None)
+        blocks = self._blocks
         with self.autocast():
-            ours = isinstance(self.net, CifarResNet)
-            logits = self._run(images, self._skipped(place)) if ours else self._run(images)
+            if blocks is None:
+                logits = self._run(images)
+            else:
+                logits = blocks(images, self._skipped(blocks, place))
         rates = [self.lr(place.progress)]
         return self.learn(logits, images, labels, self.recipe.backbone, rates)
+
+
+class PathTraining(StageBase):
+    """What stages share that train a dynamic network's weights, a step on one path for all images.
+
+    Nothing is grouped: a step costs what its blocks do.
+
+    Args:
+        net: The network.
+        recipe: The run.
+        config: Of the stage.
+        device: Where it trains.
+        bf16: Whether in bfloat16.
+        teacher: The network to distil from, if the recipe says so.
+    """
+
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        recipe: Recipe,
+        config: SupernetStage | JointStage,
+        device: torch.device,
+        bf16: bool,
+        teacher: nn.Module | None,
+    ) -> None:
+        taught = teacher if config.distillation else None
+        super().__init__(recipe, device, bf16, taught, net.spec.image)
+        self.net = net
+        self.epochs = config.epochs
+        self._weights = config
+        self.optimisers = [weight_optimiser(net.named_weights(), config.optim)]
+
+    def lr(self, progress: float) -> float:
+        """See `Stage`."""
+        return self._weights.optim.lr * lr_factor(self._weights.optim, progress)
+
+    def train_path(
+        self, images: Tensor, labels: Tensor, path: Sequence[int], place: Place
+    ) -> StepResult:
+        """One step of the weights; other optimisers stand still.
+
+        Args:
+            images: (B, C, H, W).
+            labels: (B,).
+            path: Index of each gated block's option (L).
+            place: Where the step stands.
+        """
+        with self.autocast():
+            out = self.net(images, decisions=torch.tensor([*path]).expand(len(images), -1))
+        rates = [self.lr(place.progress), *[0.0] * (len(self.optimisers) - 1)]
+        return self.learn(out.logits, images, labels, self._weights, rates, out.cost)

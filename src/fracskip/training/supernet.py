@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
-from fracskip.training.paths import PathTraining
 from fracskip.training.randomness import generator_at
-from fracskip.training.stages import Place, StepResult
+from fracskip.training.stages import PathTraining, Place, StepResult
 
 SPREAD = 0.7  # deviation of a block's option around the path's level, in ranks
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
 from fracskip.dynamic import DynamicNetwork, Mixing
-from fracskip.models import CifarResNet, create_model
+from fracskip.models import create_model
+from fracskip.models.resnet import CifarResNet
 
 DEFAULT_OPTIONS = ("skip", "4", "8", "full")
 SCHEMES = ["modern", "paper"]

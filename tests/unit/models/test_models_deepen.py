@@ -12,8 +12,8 @@ from torch import nn
 
 from fracskip.checkpoint import load_backbone
 from fracskip.errors import CheckpointError, ConfigError
-from fracskip.models import CifarResNet, create_model, fused
-from fracskip.models.deepen import deepen
+from fracskip.models import create_model
+from fracskip.models.resnet import CifarResNet, deepen
 
 
 def trained(name: str = "resnet14", classes: int = 4) -> CifarResNet:
@@ -71,17 +71,6 @@ def test_new_blocks_have_a_gradient_from_the_first_step() -> None:
 def test_a_target_that_does_not_fit_is_refused(target: str, classes: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         deepen(trained(), create_model(target, 3, classes))
-
-
-def test_folding_norms_keeps_the_function() -> None:
-    net = trained()
-    twin = fused(net)
-    images = torch.randn(5, 3, 16, 16)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
-    assert not any(value.requires_grad for value in twin.parameters())
-    with torch.inference_mode():
-        torch.testing.assert_close(twin(images), net(images), rtol=1e-4, atol=1e-4)
-    assert isinstance(net.bn1, nn.BatchNorm2d)  # the network itself is left alone
 
 
 # -- a static network as a backbone ---------------------------------------------------------------

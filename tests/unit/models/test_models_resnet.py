@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from fracskip.config import ImageConfig
 from fracskip.errors import ConfigError
-from fracskip.models import BasicBlock, CifarResNet, create_model, list_models
+from fracskip.models import create_model, list_models
 from fracskip.models.profile import module_macs
+from fracskip.models.resnet import BasicBlock, CifarResNet
 
 BACKBONE = Path(__file__).parents[3] / "models" / "resnet38_cifar10.safetensors"
 

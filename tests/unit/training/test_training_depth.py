@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
+from tests.support.residual_networks import (
+    Bottleneck,
+    Inverted,
+    Loose,
+    Network,
+    Patchwise,
+    PreActivation,
+    Twice,
+)
+from torch import nn
 
-from fracskip.config import recipe_from_dict
+from fracskip.config import Recipe, recipe_from_dict
 from fracskip.errors import ConfigError
-from fracskip.models import CifarResNet
-from fracskip.training.depth import draw_by_harm, elimination_order, skippable
+from fracskip.models import create_model
+from fracskip.models.skippable import SkippableNetwork
+from fracskip.training.depth import draw_by_harm, elimination_order
 from fracskip.training.stages import BackboneTraining, Place
 
+IMAGE = (3, 8, 8)
 
-def training(rate: float, blocks_per_stage: int = 4) -> BackboneTraining:
-    recipe = recipe_from_dict(
-        {"name": "x", "options": ["full"], "backbone": {"epochs": 1, "stochastic_depth": rate}}
+
+def recipe_of(**backbone: Any) -> Recipe:
+    return recipe_from_dict(
+        {
+            "name": "x",
+            "options": ["full"],
+            "data": {"image": {"size": IMAGE[1:]}},
+            "backbone": {"epochs": 1, **backbone},
+        }
     )
-    return BackboneTraining(CifarResNet(blocks_per_stage), recipe, torch.device("cpu"), False)
+
+
+def training(
+    rate: float, net: nn.Module | None = None, order: Sequence[int] = (), **backbone: Any
+) -> BackboneTraining:
+    recipe = recipe_of(stochastic_depth=rate, **backbone)
+    net = create_model("resnet26") if net is None else net
+    return BackboneTraining(net, recipe, torch.device("cpu"), False, order)
 
 
 def drawn(stage: BackboneTraining, steps: int) -> list[frozenset[int]]:
-    return [stage._skipped(Place(0, step, 0.0)) for step in range(steps)]
+    return [skipped(stage, Place(0, step, 0.0)) for step in range(steps)]
 
 
-def test_without_a_rate_nothing_is_skipped() -> None:
-    assert set(drawn(training(0.0), 50)) == {frozenset()}
+def skipped(stage: BackboneTraining, place: Place) -> frozenset[int]:
+    assert stage._blocks is not None
+    return stage._skipped(stage._blocks, place)
 
 
 def test_the_rate_rises_from_the_first_block_to_the_last() -> None:
@@ -38,14 +68,15 @@ def test_the_rate_rises_from_the_first_block_to_the_last() -> None:
 
 
 def test_a_step_draws_the_same_blocks_again() -> None:
-    assert drawn(training(0.5), 20) == drawn(training(0.5), 20)
-    assert len(set(drawn(training(0.5), 20))) > 5
+    first = drawn(training(0.5), 20)
+    assert drawn(training(0.5), 20) == first
+    assert len(set(first)) > 5
 
 
 def test_skipped_blocks_hand_on_their_input_and_get_no_gradient() -> None:
-    net = CifarResNet(2)
-    images = torch.randn(3, 3, 8, 8)
-    net(images, {1, 5}).sum().backward()
+    net = create_model("resnet14")
+    images = torch.randn(3, *IMAGE)
+    SkippableNetwork(net, IMAGE)(images, {1, 5}).sum().backward()
     blocks = [block for _, block in net.named_blocks()]
     assert [block.conv1.weight.grad is None for block in blocks] == [
         index in (1, 5) for index in range(6)
@@ -54,26 +85,66 @@ def test_skipped_blocks_hand_on_their_input_and_get_no_gradient() -> None:
     x = net.stem(images)
     for index in (0, 2, 3, 4):
         x = blocks[index](x)
-    torch.testing.assert_close(net(images, {1, 5}), net.head(x))
+    torch.testing.assert_close(SkippableNetwork(net, IMAGE)(images, {1, 5}), net.head(x))
 
 
-def test_a_step_trains_what_is_left() -> None:
-    stage = training(0.9)
-    place = next(p for step in range(50) if stage._skipped(p := Place(0, step, 0.0)))
-    before = {name: value.clone() for name, value in stage.net.named_parameters()}
-    result = stage.step(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), place)
-    assert result.images == 4
-    skipped = stage._skipped(place)
-    for index, (name, block) in enumerate(stage.net.named_blocks()):
-        moved = not torch.equal(block.conv2.weight, before[f"{name}.conv2.weight"])
-        assert moved == (index not in skipped)
+STAGED = {1: "blocks.1", 3: "blocks.4", 4: "blocks.5"}
+# What can be left out, by number: all but the first block and those without an identity.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[int, str]]] = {
+    "resnet20": (
+        lambda: create_model("resnet20"),
+        {3 * stage + place: f"layer{stage + 1}.{place}" for stage in range(3) for place in (1, 2)},
+    ),
+    "bottleneck": (lambda: Network(Bottleneck, last=2), STAGED),
+    "pre-activation": (lambda: Network(PreActivation, last=2), STAGED),
+    "one without a shortcut": (lambda: Network(Inverted, last=2), STAGED),
+    "patchwise": (lambda: Network(Patchwise, last=2), {2: "blocks.2", **STAGED}),
+    "two sums in a module": (
+        lambda: Network(Twice),
+        {
+            2 * index + second: f"blocks.{place}.{('first', 'second')[second]}"
+            for index, place in enumerate((0, 1, 2, 4))
+            for second in (0, 1)
+            if index or second
+        },
+    ),
+    "sums in its own code": (Loose, {1: "two"}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_s_step_trains_what_is_left(name: str) -> None:
+    make, names = NETWORKS[name]
+    torch.manual_seed(0)
+    net = make().train()
+    twin = copy.deepcopy(net)
+    stage = training(0.9, net)
+    assert stage._blocks is not None
+    assert stage._blocks.skippable == sorted(names)
+    assert net.training
+    images = torch.randn(4, *IMAGE)
+    # With nothing left out it is the network, batch statistics and dropout included.
+    torch.manual_seed(1)
+    wanted = twin(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(stage._blocks(images), wanted)
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[key], value)
+    place = next(p for step in range(50) if skipped(stage, p := Place(0, step, 0.0)))
+    before = {key: value.clone() for key, value in net.named_parameters()}
+    assert stage.step(images, torch.tensor([0, 1, 2, 3]), place).images == 4
+    left_out = tuple(f"{names[index]}." for index in skipped(stage, place))
+    for key, value in net.named_parameters():
+        if key.endswith("weight"):
+            assert torch.equal(value, before[key]) == key.startswith(left_out), key
+
+
+def test_a_network_that_can_do_without_no_block_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no block of CifarResNet can be left out.*leave backbo"):
+        training(0.5, create_model("resnet8"))
 
 
 # -- by harm --------------------------------------------------------------------------------------
-
-
-def test_neither_the_first_block_nor_a_projection_is_skippable() -> None:
-    assert skippable(CifarResNet(3)) == [1, 2, 4, 5, 7, 8]
 
 
 def test_blocks_go_in_order_up_to_a_share_that_is_drawn() -> None:
@@ -92,49 +163,37 @@ def test_blocks_go_in_order_up_to_a_share_that_is_drawn() -> None:
 
 def test_ordering_leaves_the_network_as_it_is() -> None:
     torch.manual_seed(0)
-    net = CifarResNet(3)
+    net = create_model("resnet20")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     batches = [(torch.randn(16, 3, 8, 8), torch.randint(0, 10, (16,))) for _ in range(2)]
-    assert sorted(elimination_order(net, batches)) == skippable(net)
+    assert sorted(elimination_order(net, recipe_of(), batches)) == sorted(NETWORKS["resnet20"][1])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_the_order_is_greedy() -> None:
     torch.manual_seed(1)
-    net = CifarResNet(2)
+    net = create_model("resnet14")
     batches = [(torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,)))]
 
+    blocks = SkippableNetwork(copy.deepcopy(net), IMAGE)  # in training: statistics of the batch
+
     def loss(skipped: set[int]) -> float:
-        twin = CifarResNet(2).train()
-        twin.load_state_dict(net.state_dict())
         (images, labels), *_ = batches
         with torch.no_grad():
-            return float(torch.nn.functional.cross_entropy(twin(images, skipped), labels))
+            return float(torch.nn.functional.cross_entropy(blocks(images, skipped), labels))
 
     remaining, wanted = [1, 3, 5], []
     while remaining:
         losses = {block: loss({*wanted, block}) for block in remaining}
         wanted.append(min(losses, key=losses.__getitem__))
         remaining.remove(wanted[-1])
-    assert elimination_order(net, batches) == wanted
+    assert elimination_order(net, recipe_of(), batches) == wanted
 
 
 def test_an_order_survives_a_resumption() -> None:
-    recipe = recipe_from_dict(
-        {
-            "name": "x",
-            "options": ["full"],
-            "backbone": {
-                "load": "x.safetensors",
-                "epochs": 1,
-                "stochastic_depth": 0.6,
-                "depth_order": "harm",
-            },
-        }
-    )
-    device, order = torch.device("cpu"), [7, 1, 5, 2, 4, 8]
-    first = BackboneTraining(CifarResNet(3), recipe, device, False, order)
-    again = BackboneTraining(CifarResNet(3), recipe, device, False)
+    by_harm = {"load": "x.safetensors", "depth_order": "harm"}
+    first = training(0.6, create_model("resnet20"), [7, 1, 5, 2, 4, 8], **by_harm)
+    again = training(0.6, create_model("resnet20"), **by_harm)
     again.load_state(first.state())
     assert drawn(first, 50) == drawn(again, 50)
     assert len({len(skipped) for skipped in drawn(first, 50)}) > 2
