@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file whose header says, in JSON, what network it holds.
 
 The header's metadata has one entry, `fracskip`: schema, version, spec, operating points, notes and
-a SHA-256 digest over the tensors and the rest of the metadata. Files are written beside the old one and renamed
-over it, so a crash or a full disk leaves the old one whole.
+a SHA-256 digest over the tensors and the rest of the metadata. Files are written beside the old one
+and renamed over it, so a crash or a full disk leaves the old one whole.
 
 Loading unpickles nothing, connects to nothing, reads no other file, and makes no network before the
 file's tensors are known to fit it.

@@ -83,10 +83,7 @@ def training_state(meta: dict[str, Any]) -> dict[str, Any]:
     if "price" in state and "multiplier" in points:
         state["multiplier"] = points["multiplier"]
     if "trust" in state:
-        state["shrinkage"] = {
-            "images_kept": state.pop("trust"),
-            "blocks_kept": state.pop("block_trust", 1.0),
-        }
+        state["kept"] = {"images": state.pop("trust"), "blocks": state.pop("block_trust", 1.0)}
     return {**meta, "position": {**position, "stage_state": state, "operating_points": points}}
 
 

@@ -41,7 +41,7 @@ class GateWriter:
             graph.tensor("gate.most", 0)
             graph.tensor("gate.scale", SENSITIVITY_SCALE)
         # ONNX models have the same weights in all blocks.
-        self._offsets = self._make_offsets(plan.cost_weights[:1], budget)
+        self._offsets = self._make_offsets(plan.cost_weights[0], budget)
         self._budget = self._embed_budget(budget) if self._gate.budget_input else None
         if self._gate.kind == "recurrent":
             for name in ("weight_ih", "weight_hh"):
@@ -105,10 +105,10 @@ class GateWriter:
         return np.concatenate([i, o, f, g])[None]
 
     def _make_offsets(self, weights: NDArray[np.float32], budget: str) -> str | None:
-        """What is added to all scores, (1, K); None if nothing is."""
+        """What is added to all scores, (1, K); None if nothing is. Weights: (K,)."""
         graph, points = self._graph, self._points
         if not points.multiplier_curve:
-            fixed = offsets(np.float32(points.multiplier), weights)
+            fixed = offsets(np.float32(points.multiplier), weights)[None]
             return graph.tensor("gate.offsets", fixed) if points.multiplier else None
         # Linear in log cost between the curve's points: a sum of what each piece has risen by.
         costs, multipliers = np.array(points.multiplier_curve).T
@@ -128,7 +128,7 @@ class GateWriter:
         first = graph.tensor("gate.curve.first", multipliers[:1, None])
         multiplier = graph.node("Add", [rise, first], "gate.multiplier")
         return graph.node(
-            "Mul", [multiplier, graph.tensor("gate.weights", weights)], "gate.offsets"
+            "Mul", [multiplier, graph.tensor("gate.weights", weights[None])], "gate.offsets"
         )
 
     def _embed_budget(self, budget: str) -> str:

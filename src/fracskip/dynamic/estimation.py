@@ -202,11 +202,11 @@ def _asked(net: DynamicNetwork, streams: Sequence[Tensor]) -> Chooser:
     gate = net.gate
     assert gate is not None
     states = [gate.start(len(x), net.gate_budget(None), x) for x in streams]
-    added = offsets(net.operating_points.multiplier, net.cost_weights) + net.mask
 
     def ask(index: int, seen: Sequence[Tensor]) -> list[Tensor]:
         scores = [net.scores(index, x, state) for x, state in zip(seen, states, strict=True)]
-        return [first_minimum(each + added[index]) for each in scores]
+        added = offsets(net.operating_points.multiplier, net.cost_weights[index]) + net.mask[index]
+        return [first_minimum(each + added) for each in scores]
 
     return ask
 

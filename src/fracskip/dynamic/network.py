@@ -257,12 +257,12 @@ class DynamicNetwork(nn.Module):
     ) -> Prediction[Tensor]:
         """One pass from what the first gated block sees, each image by its own allocation."""
         assert self.gate is not None
-        added = offsets(multiplier, self.cost_weights) + self.mask
         state = self.gate.start(len(x), _tensor(setting.budget), x)
         choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
-            score = self.scores(index, x.detach(), state) + added[..., index, :]
+            score = self.scores(index, x.detach(), state) + self.mask[index]
+            score = score + offsets(multiplier, self.cost_weights[index])
             scores.append(score)
             if mixing is None:
                 choice = first_minimum(score)

@@ -1,8 +1,9 @@
 """Gates: what decides, block by block, how each image is treated.
 
 A gate sees the global average of its block's input (and, where it is made so, a target budget)
-and gives one score per option, the less the better (`fracskip.operating.decision`). The protocol is one `start` per batch, then one `forward` per
-gated block, in order; the state that runs between them is the gate's own.
+and gives one score per option, the less the better (`fracskip.operating.decision`). The protocol
+is one `start` per batch, then one `forward` per gated block, in order; the state that runs between
+them is the gate's own.
 
 Shapes: B batch, C channels of a block's input, K options.
 """

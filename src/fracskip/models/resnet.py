@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import ImageConfig
-from fracskip.cost.profile import BlockProfile, NetworkProfile
+from fracskip.cost.profile import BlockProfile, NetworkProfile, conv_macs, linear_macs
 from fracskip.errors import ConfigError
-from fracskip.models.profile import module_macs
-
-from fracskip.cost.profile import conv_macs, linear_macs
 from fracskip.models.draft import Draft
 from fracskip.models.graph import Graph, Ref, StatesGraph
+from fracskip.models.profile import module_macs
 
 WIDTHS = (16, 32, 64)
 

@@ -57,11 +57,11 @@ def masks(options: OptionSet, skippable: Sequence[bool]) -> NDArray[np.bool_]:
 
 
 def offsets(multiplier: Any, weights: Any) -> Any:
-    """What is added to scores before the first minimum is taken: (L, K), or (B, L, K).
+    """What is added to a block's scores before the first minimum is taken: (K,), or (B, K).
 
     Args:
         multiplier: A number for all images, or an array (B,), float32: NumPy's or torch's.
-        weights: What it weighs of each block's options, (L, K), of the same kind.
+        weights: What it weighs of the block's options, (K,), of the same kind.
     """
-    each = multiplier[:, None, None] if getattr(multiplier, "ndim", 0) else multiplier
+    each = multiplier[:, None] if getattr(multiplier, "ndim", 0) else multiplier
     return each * weights

@@ -226,12 +226,14 @@ class InferenceSession:
             said["gate_us"] = np.empty(chosen.shape, np.float32)
         self._engine.run(images, logits, chosen, latency_us, forced, **said)
         self._check_logits(logits)
-        executions = [Execution(np.arange(count), chosen)]
+        executions: list[Execution[NDArray[Any]]] = [Execution(np.arange(count), chosen)]
         cost = self._costs[chosen].mean(1) if chosen.shape[1] else np.ones(count, np.float32)
         if "thresholds" in said:
             rows = np.flatnonzero(said["escalated"])
-            executions.append(Execution(rows, said["second_decisions"][rows]))
-            cost[rows] += self._costs[executions[1].decisions].mean(1)
+            second = said["second_decisions"][rows]
+            executions.append(Execution(rows, second))
+            if second.size:
+                cost[rows] += self._costs[second].mean(1)
         gate_us = said.get("gate_us")
         return Prediction(logits, cost, tuple(executions), latency_us=latency_us, gate_us=gate_us)
 

@@ -49,7 +49,6 @@ class Gate:
             weight, bias = (self._tensors[f"gate.budget.{name}"] for name in ("weight", "bias"))
             embedded = scaled * weight + bias
         multiplier = self._multiplier if multipliers is None else multipliers
-        added = offsets(multiplier, self._cost_weights)
         state: tuple[Tensor, Tensor] | None = None
 
         def decide(block: int, pooled: Tensor) -> Tensor:
@@ -68,7 +67,8 @@ class Gate:
                 scores = SENSITIVITY_SCALE * outputs.clamp_max(0).exp()
             else:
                 scores = -outputs
-            scores = (scores + added[..., block, :]).masked_fill(self._masks[block], torch.inf)
+            scores = scores + offsets(multiplier, self._cost_weights[block])
+            scores = scores.masked_fill(self._masks[block], torch.inf)
             # NumPy's argmin is the first minimum; torch leaves open which one it gives.
             return torch.from_numpy(scores.numpy().argmin(1))
 
