@@ -114,7 +114,7 @@ def option_times(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> 
     options, blocks = session.options, len(session.plan.gated_names)
     shapes = block_shapes(session.plan)
     base = np.zeros(blocks, dtype=np.uint8)
-    base[list(session.plan.masks[:, 0])] = 1
+    base[session.plan.masks[:, 0]] = 1
     paths: list[Path | None] = [base]
     for shape in shapes:
         for option in range(1, len(options)):
