@@ -12,7 +12,7 @@ TORCH_CPU ?= torch==2.13.0+cpu
 TORCH ?= torch>=2.8
 
 # The native engine's sources: the package is built anew when they change.
-NATIVE := CMakeLists.txt $(wildcard native/src/* native/src/kernels/*)
+NATIVE := CMakeLists.txt $(shell find native/src -type f)
 
 .PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
   fuzz attack native-sanitize onednn-check bench-kernels engine-parity clean

@@ -1,7 +1,7 @@
 """Runs the native drivers at length.
 
-Threads under ThreadSanitizer, kernels under AddressSanitizer, and a thousand engines whose memory
-is watched:
+Threads under ThreadSanitizer, kernels and failed allocations under AddressSanitizer, and a thousand
+engines whose memory is watched:
 
     PYTHONPATH=tests python tools/sanitize_native.py
 """
@@ -22,6 +22,8 @@ def main() -> None:
         print(run([str(threads), seeds, "200"]), end="", flush=True)
         kernels = build("address", "native_kernels") / "tests" / "kernels"
         print(run([str(kernels), "2000"]), end="", flush=True)
+        faults = build("address", "native_faults") / "tests" / "faults"
+        print(run([str(faults), seeds]), end="", flush=True)
         churn = build("plain", "native_churn") / "tests" / "churn"
         print(run([str(churn), seeds, "1000"]), end="")
 

@@ -12,11 +12,10 @@
 #include <fstream>
 #include <iterator>
 #include <string>
-#include <variant>
 #include <vector>
 
-#include "bundle.hpp"
-#include "engine.hpp"
+#include "io/bundle.hpp"
+#include "exec/engine.hpp"
 #include "generate.hpp"
 #include "mutate.hpp"
 
@@ -35,36 +34,6 @@ struct Work {
 };
 
 Work work_of(const Network& network) {
-  Work work;
-  int h = network.height, w = network.width;
-  const auto slide = [&](const Conv& conv, int& height, int& width, double channels) {
-    work.bytes += 4.0 * channels * (height + 2.0 * conv.window.pad_h) *
-                  (width + 2.0 * conv.window.pad_w);
-    height = conv.window.out_h(height);
-    width = conv.window.out_w(width);
-    work.macs += static_cast<double>(height) * width * std::max(conv.out, 1) *
-                 std::max(conv.in, 1) * conv.window.kernel_h * conv.window.kernel_w;
-    work.bytes += 4.0 * height * width * std::max(conv.out, 16);
-  };
-  for (const StemOp& op : network.stem) slide(op.conv, h, w, 16.0);
-  for (const Block& block : network.blocks) {
-    int out_h = h, out_w = w;
-    for (const Execution& execution : block.options) {
-      out_h = h;
-      out_w = w;
-      for (const Conv& conv : execution.branch) slide(conv, out_h, out_w, std::max(conv.in, 16));
-    }
-    if (block.shortcut) {
-      int side_h = h, side_w = w;
-      slide(*block.shortcut, side_h, side_w, std::max(block.shortcut->in, 16));
-    }
-    h = out_h;
-    w = out_w;
-  }
-  return work;
-}
-
-Work work_of(const GraphNetwork& network) {
   Work work;
   struct Extent {
     double c, h, w;
@@ -106,9 +75,8 @@ Work work_of(const GraphNetwork& network) {
   std::abort();
 }
 
-void run_once(const AnyNetwork& any, Isa isa, Random& random) {
-  const Frame& network = frame_of(any);
-  const Engine engine(any, isa, 1);
+void run_once(const Network& network, Isa isa, Random& random) {
+  const Engine engine(network, isa, 1);
   const auto blocks = static_cast<std::size_t>(engine.gated_blocks());
   const auto options = static_cast<std::size_t>(engine.options());
   const auto values =
@@ -161,14 +129,14 @@ void run_once(const AnyNetwork& any, Isa isa, Random& random) {
 Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random) {
   // A copy of its own: one byte beyond is a report.
   const std::vector<std::uint8_t> exact(data, data + size);
-  AnyNetwork network;
+  Network network;
   try {
     network = read_bundle(exact.data(), exact.size());
   } catch (const BundleError& error) {
     if (error.what()[0] == '\0') fault("an error says nothing");
     return Outcome::refused;
   }
-  const Work work = std::visit([](const auto& own) { return work_of(own); }, network);
+  const Work work = work_of(network);
   if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
   static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
   const Isa isa = kIsas[random() % std::size(kIsas)];
@@ -195,7 +163,7 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
   if (random() % 4 == 0) return LLVMFuzzerMutate(data, size, most);
   const auto kind = static_cast<fracskip::Mutation>(random() % fracskip::kMutations);
   const bool fresh = random() % 16 == 0;
-  const fracskip::Bytes out = fresh ? fracskip::random_graph(random) : fracskip::mutate({data, data + size}, kind, random);
+  const fracskip::Bytes out = fresh ? fracskip::random_network(random) : fracskip::mutate({data, data + size}, kind, random);
   const std::size_t kept = std::min(out.size(), most);
   std::copy_n(out.begin(), kept, data);
   return kept;
@@ -269,7 +237,7 @@ int main(int argc, char** argv) {
     if (option == "--count") count = std::atol(argv[i + 1]);
     if (option == "--seed") seed = std::strtoul(argv[i + 1], nullptr, 10);
     if (option == "--json") json = argv[i + 1];
-    if (option == "--sound") sound = argv[i + 1];  // a folder for the graphs before they are damaged
+    if (option == "--sound") sound = argv[i + 1];  // a folder for the networks before they are damaged
     if (option == "--dump") dump = argv[i + 1];  // keeps the mutant in hand, for when it crashes
   }
   const std::vector<Bytes> seeds = folder.empty() ? std::vector<Bytes>() : read_seeds(folder);
@@ -289,14 +257,14 @@ int main(int argc, char** argv) {
   for (long i = 0; i < count; ++i) {
     // Each mutant follows from its number alone, so a failing one can be made again.
     Random own(seed * 1000003u + static_cast<unsigned long>(i));
-    // Half of them are of graphs made for the purpose, which must be sound before they are damaged.
-    const bool graph = own() % 2;
-    Bytes mutant = graph ? random_graph(own) : seeds[own() % seeds.size()];
-    if (graph && !sound.empty()) {
+    // Half of them are of networks made for the purpose, which must be sound before they are damaged.
+    const bool fresh = own() % 2;
+    Bytes mutant = fresh ? random_network(own) : seeds[own() % seeds.size()];
+    if (fresh && !sound.empty()) {
       std::ofstream(sound + "/" + std::to_string(i) + ".fsk", std::ios::binary)
           .write(reinterpret_cast<const char*>(mutant.data()), static_cast<std::streamsize>(mutant.size()));
     }
-    if (graph && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound graph is refused");
+    if (fresh && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound network is refused");
     auto kind = Mutation::truncate;
     for (std::size_t times = own() % 8 == 0 ? 2 : 1; times > 0; --times) {
       kind = static_cast<Mutation>(own() % kMutations);

@@ -40,6 +40,12 @@ struct Draft {
 
 std::string pair_of(int a, int b) { return "[" + std::to_string(a) + ", " + std::to_string(b) + "]"; }
 
+std::string list_of(const std::vector<std::string>& labels) {
+  std::string list;
+  for (const std::string& label : labels) list += (list.empty() ? "\"" : ", \"") + label + "\"";
+  return "[" + list + "]";
+}
+
 class Generator {
  public:
   explicit Generator(Random& random) : random_(random) {}
@@ -58,13 +64,10 @@ class Generator {
     std::string per_channel, names;
     for (int c = 0; c < channels; ++c) per_channel += (c ? ", 0.5" : "0.5");
     for (int c = 0; c < classes; ++c) names += (c ? ", \"c\"" : "\"c\"");
-    std::string options;
-    for (std::size_t k = 0; k < options_.size(); ++k) options += (k ? ", \"" : "\"") + options_[k] + "\"";
-    return pack(R"({"schema": "fracskip.bundle", "version": 2, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
+    return pack(R"({"schema": "fracskip.bundle", "version": 3, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
                 R"(], "image": {"size": )" + pair_of(image.h, image.w) + R"(, "channels": )" + std::to_string(channels) + R"(, "mean": [)" +
-                per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": [)" + options + R"(], "stream": ")" +
-                (stream_ ? "int8" : "float") + R"(", "target": null, "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [])" +
-                (below(2) ? R"(, "fixed_bits": 8)" : "") + R"(}, "network": {"classes": )" + std::to_string(classes) +
+                per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": )" + list_of(options_) + R"(, "stream": ")" +
+                (stream_ ? "int8" : "float") + R"(", "target": null, "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [], "stem_bits": 32, "head_bits": 8}, "network": {"classes": )" + std::to_string(classes) +
                 R"(, "parts": [)" + parts + R"(]}, "gate": )" + gate_json_ + "}");
   }
 
@@ -76,6 +79,12 @@ class Generator {
       if (below(2)) options_.push_back(label);
     }
     if (options_.empty() || (options_.size() == 1 && options_[0] == "skip")) options_ = {"skip", "8"};
+  }
+
+  // Of what no gate decides for.
+  std::string width() {
+    const char* const kWidths[] = {"2", "5", "8", "8", "12", "full"};
+    return kWidths[below(6)];
   }
 
   std::string act() { return kActs[below(2) ? below(3) : below(8)]; }
@@ -193,19 +202,13 @@ class Generator {
   }
 
   std::string part(int index, Extent& at) {
-    const std::string name = "parts." + std::to_string(index), label = R"({"name": "part)" + std::to_string(index) + R"(", "gated": )";
-    const int kind = below(4);
-    if (kind == 0 || (stream_ && index == 0)) {
-      Draft p = program(at, 3, false);
-      if (stream_ && p.ops.empty()) conv(p, 0, 1 + below(20), false, act(), false, false);
-      tensors_of(name, p, stream_ ? 8 : 0);
-      grid(name, false, false);
-      at = p.out;
-      return label + R"(false, "ops": [)" + p.json + "]}";
-    }
-    seen_.push_back(at.c);
-    Draft branch = program(at, 2, kind > 1), shortcut;
-    if (kind > 1) {
+    const std::string name = "parts." + std::to_string(index);
+    const bool gated = index > 0 && below(3);
+    bool residual = index > 0 && below(2);
+    const std::vector<std::string> options = gated ? options_ : std::vector<std::string>{width()};
+    if (gated) seen_.push_back(at.c);
+    Draft branch = program(at, 2, residual), shortcut;
+    if (residual) {
       if (branch.out.h == at.h && branch.out.w == at.w && (branch.out.c != at.c || below(4) == 0) && below(2)) {
         shortcut.out = at;
         project(shortcut, 0, branch.out.c);
@@ -221,32 +224,29 @@ class Generator {
       }
     }
     if (branch.ops.empty()) conv(branch, 0, at.c, true, "none", false, false);
-    if (kind > 1 && shortcut.ops.empty() && !(branch.out == at)) return repaired(label, name, branch, at);
-    write(name, branch, shortcut);
-    const bool can_skip = kind > 1, hands_on = can_skip && shortcut.ops.empty() && below(2);
-    at = branch.out;
-    const bool clamps = can_skip && below(2) && !(stream_ && shortcut.ops.empty() && grid_.zero != 0);
-    const std::string after = clamps ? std::string(R"({"op": "act", "in": [0], "act": ")") + kActs[1 + (stream_ ? 0 : below(7))] + "\"}" : "";
-    grid(name, can_skip && shortcut.ops.empty(), clamps);
-    return label + R"(true, "can_skip": )" + (can_skip ? "true" : "false") + R"(, "hands_on": )" + (hands_on ? "true" : "false") + R"(, "branch": [)" +
-           branch.json + R"(], "shortcut": [)" + shortcut.json + R"(], "after": [)" + after + "]}";
-  }
-
-  // A branch that came out with another shape after all: it has no shortcut.
-  std::string repaired(const std::string& label, const std::string& name, const Draft& branch, Extent& at) {
-    write(name, branch, {});
-    grid(name, false, false);
-    at = branch.out;
-    return label + R"(true, "can_skip": false, "hands_on": false, "branch": [)" + branch.json + R"(], "shortcut": [], "after": []})";
-  }
-
-  void write(const std::string& name, const Draft& branch, const Draft& shortcut) {
-    for (const std::string& option : options_) {
-      if (option == "skip") continue;
-      const int bits = option == "full" ? 32 : std::stoi(option);
-      tensors_of(name + "." + option, branch, bits <= 8 ? bits : 0);
+    // A branch that came out with another shape after all has no shortcut.
+    residual = residual && (!shortcut.ops.empty() || branch.out == at);
+    if (!residual) shortcut = {};
+    for (const std::string& option : options) {
+      if (option != "skip") tensors_of(name + "." + option, branch, bits_of(option));
     }
-    tensors_of(name + ".shortcut", shortcut, stream_ ? 8 : 0);
+    const std::string shortcut_option = width();
+    if (!shortcut.ops.empty()) tensors_of(name + ".shortcut", shortcut, bits_of(shortcut_option));
+    const bool identity = residual && shortcut.ops.empty(), clamps = residual && below(2) && !(stream_ && identity && grid_.zero != 0);
+    at = branch.out;
+    grid(name, identity, clamps);
+    return R"({"name": "part)" + std::to_string(index) + R"(", "gated": )" + flag(gated) + R"(, "options": )" + list_of(options) + R"(, "residual": )" +
+           flag(residual) + R"(, "skip_is_identity": )" + flag(identity && below(2)) + R"(, "branch": [)" + branch.json + R"(], "shortcut": [)" +
+           shortcut.json + R"(], "shortcut_option": )" + (shortcut.ops.empty() ? "null" : "\"" + shortcut_option + "\"") + R"(, "after": [)" +
+           (clamps ? std::string(R"({"op": "act", "in": [0], "act": ")") + kActs[1 + (stream_ ? 0 : below(7))] + "\"}" : "") + "]}";
+  }
+
+  static std::string flag(bool value) { return value ? "true" : "false"; }
+
+  // 0: floats.
+  static int bits_of(const std::string& option) {
+    const int bits = option == "full" ? 32 : std::stoi(option);
+    return bits <= 8 ? bits : 0;
   }
 
   std::string head(int index, const Extent& at, int classes) {
@@ -254,8 +254,10 @@ class Generator {
     add(p, R"({"op": "mean", "in": [0]})", {});
     p.out = {at.c, 1, 1};
     project(p, 1, classes);
-    tensors_of("parts." + std::to_string(index), p, stream_ ? 8 : 0);
-    return R"({"name": "", "gated": false, "ops": [)" + p.json + "]}";
+    const std::string option = width();
+    tensors_of("parts." + std::to_string(index) + "." + option, p, bits_of(option));
+    return R"({"name": "", "gated": false, "options": )" + list_of({option}) +
+           R"(, "residual": false, "skip_is_identity": false, "branch": [)" + p.json + R"(], "shortcut": [], "shortcut_option": null, "after": []})";
   }
 
   void gate() {
@@ -394,6 +396,6 @@ class Generator {
 
 }  // namespace
 
-Bytes random_graph(Random& random) { return Generator(random).run(); }
+Bytes random_network(Random& random) { return Generator(random).run(); }
 
 }  // namespace fracskip

@@ -1,4 +1,4 @@
-// Makes bundles of version 2 with programs of every kind.
+// Makes bundles with programs of every kind.
 #pragma once
 
 #include "mutate.hpp"
@@ -6,6 +6,6 @@
 namespace fracskip {
 
 // A valid bundle, small enough to be run thousands of times.
-Bytes random_graph(Random& random);
+Bytes random_network(Random& random);
 
 }  // namespace fracskip

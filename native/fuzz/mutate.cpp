@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-#include "json.hpp"
+#include "io/json.hpp"
 
 namespace fracskip {
 namespace {
@@ -198,7 +198,7 @@ void change_node(Json& tree, Random& random) {
   }
 }
 
-// An operation's windows, inputs and groups, or what a part may do, in a graph that often is one still.
+// An operation's windows, inputs and groups, or what a part may do, in a network that often is one still.
 void change_part(Json& parts, Random& random) {
   auto* items = std::get_if<Json::Array>(&parts.value);
   if (!items || items->empty()) return;
@@ -206,9 +206,10 @@ void change_part(Json& parts, Random& random) {
   const auto flip = [&](const char* key) {
     if (Json* flag = chance(random, 15) ? member(part, key) : nullptr) *flag = raw(chance(random, 50) ? "true" : "false");
   };
-  flip("can_skip");
-  flip("hands_on");
-  static const char* const kPrograms[] = {"ops", "branch", "shortcut", "after"};
+  flip("residual");
+  flip("skip_is_identity");
+  if (Json* option = chance(random, 15) ? member(part, "shortcut_option") : nullptr) *option = raw(chance(random, 50) ? "\"16\"" : "null");
+  static const char* const kPrograms[] = {"branch", "branch", "shortcut", "after"};
   Json* program = member(part, kPrograms[below(random, 4)]);
   auto* ops = program ? std::get_if<Json::Array>(&program->value) : nullptr;
   if (!ops || ops->empty()) return;
@@ -272,17 +273,7 @@ void change_shape(Json& plan, Random& random) {
   Json* image = member(plan, "image");
   if (image && chance(random, 60)) both(member(*image, "size"), 1, 20);
   Json* network = member(plan, "network");
-  if (Json* parts = network ? member(*network, "parts") : nullptr) return change_part(*parts, random);
-  Json* stem = network ? member(*network, "stem") : nullptr;
-  auto* ops = stem ? std::get_if<Json::Array>(&stem->value) : nullptr;
-  if (!ops || ops->empty()) return;
-  Json& op = (*ops)[below(random, ops->size())];
-  if (chance(random, 60)) both(member(op, "stride"), 1, 4);
-  if (chance(random, 60)) both(member(op, "padding"), 0, 5);
-  if (ops->size() < 4 && chance(random, 30)) {
-    ops->push_back(parse_json(
-        R"({"op": "maxpool", "kernel": [2, 3], "stride": [2, 1], "padding": [1, 1]})"));
-  }
+  if (Json* parts = network ? member(*network, "parts") : nullptr) change_part(*parts, random);
 }
 
 void change_text(std::string& text, Random& random) {

@@ -16,8 +16,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "bundle.hpp"
-#include "engine.hpp"
+#include "io/bundle.hpp"
+#include "exec/engine.hpp"
 #include "interrupt.hpp"
 
 namespace nb = nanobind;
@@ -134,11 +134,10 @@ class PyEngine {
     const std::size_t size = data.size();
     nb::gil_scoped_release unlocked;
     const SignalCheck signals;
-    const AnyNetwork network = read_bundle(bytes, size);
-    const Frame& frame = frame_of(network);
-    image_ = {static_cast<std::size_t>(frame.height), static_cast<std::size_t>(frame.width),
-              static_cast<std::size_t>(frame.channels)};
-    takes_budget_ = !frame.gate.budget_weight.empty();
+    const Network network = read_bundle(bytes, size);
+    image_ = {static_cast<std::size_t>(network.height), static_cast<std::size_t>(network.width),
+              static_cast<std::size_t>(network.channels)};
+    takes_budget_ = !network.gate.budget_weight.empty();
     engine_.emplace(network, wanted, threads);
   }
 
@@ -213,7 +212,7 @@ class PyEngine {
   std::vector<std::tuple<std::string, std::string, std::vector<std::string>>> kernels() const {
     std::vector<std::tuple<std::string, std::string, std::vector<std::string>>> out;
     for (const KernelInfo& info : engine_->kernels()) {
-      out.emplace_back(info.block, info.option, info.kernels);
+      out.emplace_back(info.part, info.option, info.kernels);
     }
     return out;
   }
@@ -252,7 +251,7 @@ class PyEngine {
     for (std::size_t i = 0; request.forced && i < request.count * blocks; ++i) {
       const int block = static_cast<int>(i % blocks);
       if (request.forced[i] < engine_->first_option(block)) {
-        throw std::invalid_argument("forced skips " + engine_->unskippable(block) + ", which has no shortcut and can't be skipped");
+        throw std::invalid_argument("forced skips " + engine_->block_name(block) + ", which has no shortcut and can't be skipped");
       }
     }
   }

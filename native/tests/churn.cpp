@@ -25,14 +25,14 @@ double resident_bytes() {
 int main(int argc, char** argv) {
   if (argc < 2) fault("churn FOLDER [engines]");
   const int engines = argc > 2 ? std::atoi(argv[2]) : 1000;
-  const std::vector<AnyNetwork> networks = read_networks(argv[1]);
+  const std::vector<Network> networks = read_networks(argv[1]);
   double before = 0.0;
   for (int i = 0; i < engines; ++i) {
     // The first ones fill the allocator's own stores.
     if (i == engines / 10) before = resident_bytes();
-    const AnyNetwork& network = networks[static_cast<std::size_t>(i) % networks.size()];
+    const Network& network = networks[static_cast<std::size_t>(i) % networks.size()];
     const Engine engine(network, Isa::automatic, 1 + i % 2);
-    run(engine, frame_of(network), make_images(frame_of(network), kImages), kImages);
+    run(engine, network, make_images(network, kImages), kImages);
   }
   const double growth = resident_bytes() - before;
   std::printf("{\"engines\": %d, \"growth_bytes\": %.0f}\n", engines, growth);

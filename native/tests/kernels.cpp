@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "convolution.hpp"
-#include "engine.hpp"
+#include "plan/convolution.hpp"
+#include "exec/engine.hpp"
 #include "values.hpp"
 
 using namespace fracskip;
@@ -153,7 +153,7 @@ int failures = 0;
 
 void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernel_set(isa), winograd, which.half());
+  const Convolution kernel(problem.conv, kernel_set(isa), Forms{winograd, which.half(), true});
   Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));
@@ -249,7 +249,7 @@ int run_checks(int rounds) {
 void bench(const Case& which, Isa isa, bool winograd) {
   std::mt19937 random(1);
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernel_set(isa), winograd, which.half());
+  const Convolution kernel(problem.conv, kernel_set(isa), Forms{winograd, which.half(), true});
   Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));

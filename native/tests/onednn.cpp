@@ -12,8 +12,8 @@
 
 #include <oneapi/dnnl/dnnl.hpp>
 
-#include "convolution.hpp"
-#include "engine.hpp"
+#include "plan/convolution.hpp"
+#include "exec/engine.hpp"
 
 using namespace fracskip;
 
@@ -108,7 +108,7 @@ double compare(const Shape& shape, bool integer) {
 #else
   const KernelSet& set = kScalarKernels;
 #endif
-  const Convolution ours(conv, set);
+  const Convolution ours(conv, set, {});
   ConvArgs args = ours.arguments();
   args.in = integer ? static_cast<const void*>(padded.as<std::uint8_t>()) : padded.as<float>();
   args.in_row = in.row;

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "bundle.hpp"
-#include "engine.hpp"
+#include "io/bundle.hpp"
+#include "exec/engine.hpp"
 
 namespace fracskip {
 
@@ -22,13 +22,13 @@ namespace fracskip {
 }
 
 // The networks of the folder's .fsk files, in order of name.
-inline std::vector<AnyNetwork> read_networks(const std::string& folder) {
+inline std::vector<Network> read_networks(const std::string& folder) {
   std::vector<std::filesystem::path> paths;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (entry.path().extension() == ".fsk") paths.push_back(entry.path());
   }
   std::sort(paths.begin(), paths.end());
-  std::vector<AnyNetwork> networks;
+  std::vector<Network> networks;
   for (const auto& path : paths) {
     std::ifstream file(path, std::ios::binary);
     const std::string bytes(std::istreambuf_iterator<char>(file), {});
@@ -40,7 +40,7 @@ inline std::vector<AnyNetwork> read_networks(const std::string& folder) {
 }
 
 // Pixels of growing brightness, so that decisions differ between images.
-inline std::vector<std::uint8_t> make_images(const Frame& network, std::size_t count) {
+inline std::vector<std::uint8_t> make_images(const Network& network, std::size_t count) {
   const auto values =
       static_cast<std::size_t>(network.height) * network.width * network.channels;
   std::vector<std::uint8_t> images(count * values);
@@ -61,7 +61,7 @@ struct Answers {
   }
 };
 
-inline Answers run(const Engine& engine, const Frame& network,
+inline Answers run(const Engine& engine, const Network& network,
                    const std::vector<std::uint8_t>& images, std::size_t count) {
   Answers answers;
   answers.logits.resize(count * static_cast<std::size_t>(engine.classes()));

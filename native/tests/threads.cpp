@@ -13,11 +13,10 @@ namespace {
 
 constexpr std::size_t kCallers = 4, kImages = 5;
 
-void check(const AnyNetwork& any, int rounds) {
-  const Frame& network = frame_of(any);
+void check(const Network& network, int rounds) {
   const std::vector<std::uint8_t> images = make_images(network, kImages);
-  const Answers expected = run(Engine(any, Isa::automatic, 1), network, images, kImages);
-  const Engine engine(any, Isa::automatic, 2);
+  const Answers expected = run(Engine(network, Isa::automatic, 1), network, images, kImages);
+  const Engine engine(network, Isa::automatic, 2);
   std::atomic<int> different{0};
   std::vector<std::thread> callers;
   for (std::size_t caller = 0; caller < kCallers; ++caller) {
@@ -42,8 +41,8 @@ void check(const AnyNetwork& any, int rounds) {
 int main(int argc, char** argv) {
   if (argc < 2) fault("threads FOLDER [rounds]");
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 20;
-  const std::vector<AnyNetwork> networks = read_networks(argv[1]);
-  for (const AnyNetwork& network : networks) check(network, rounds);
+  const std::vector<Network> networks = read_networks(argv[1]);
+  for (const Network& network : networks) check(network, rounds);
   std::printf("%zu networks, %zu threads, %d rounds each: the same answers\n", networks.size(),
               kCallers, rounds);
 }

@@ -5,10 +5,11 @@
 #include <cstdio>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "isa.hpp"
-#include "memory.hpp"
+#include "kernels/common/isa.hpp"
+#include "plan/memory.hpp"
 
 namespace fracskip {
 namespace {
@@ -252,7 +253,18 @@ class Checks {
       expect("round", out[i], std::nearbyint(std::min(std::max(y, 0.f), 255.f)), 0);
     }
     const int zero = pick(0, 255);
-    values_.level_mean({levels.data(), other.data.data(), in.pixels, in.channels, in.used, 0.5f, zero});
+    LevelMeanArgs mean{};
+    mean.in = levels.data();
+    mean.in_row = in.channels;  // columns alone: rows may have gaps between them
+    mean.out = other.data.data();
+    mean.h = in.pixels;
+    mean.w = 1;
+    if (pick(0, 1)) std::swap(mean.h, mean.w);
+    mean.channels = in.channels;
+    mean.used = in.used;
+    mean.step = 0.5f;
+    mean.zero = zero;
+    values_.level_mean(mean);
     for (int c = 0; c < in.channels; ++c) {
       double sum = 0;
       for (int p = 0; p < in.pixels; ++p) sum += levels[static_cast<std::size_t>(p * in.channels + c)];

@@ -36,3 +36,8 @@ def test_sanitizers_kernels_stay_within_their_memory() -> None:
 def test_sanitizers_threads_share_an_engine_without_races(seeds: Path) -> None:
     driver = build("thread", "native_threads") / "tests" / "threads"
     assert "the same answers" in run([str(driver), str(seeds), "4"])
+
+
+def test_sanitizers_runs_stand_lack_of_memory_and_other_float_environments(seeds: Path) -> None:
+    driver = build("address", "native_faults") / "tests" / "faults"
+    assert "the same answers" in run([str(driver), str(seeds)])

@@ -63,7 +63,16 @@ def build(kind: Kind, *targets: str, definitions: tuple[str, ...] = (), name: st
         definitions: More of CMake's -D options.
         name: Of the folder, if not the kind's.
     """
-    folder = ROOT / "build" / f"native-{name or kind}"
+    folder = configure(kind, ROOT / "build" / f"native-{name or kind}", definitions)
+    jobs = str(len(os.sched_getaffinity(0)))
+    cmake = _tool("cmake")
+    assert cmake is not None
+    _check([cmake, "--build", str(folder), "--parallel", jobs, "--target", *targets])
+    return folder / "native"
+
+
+def configure(kind: Kind, folder: Path, definitions: tuple[str, ...] = ()) -> Path:
+    """Has CMake prepare a build in a folder, and returns it."""
     cmake, ninja = _tool("cmake"), _tool("ninja")
     assert cmake is not None
     options = [
@@ -77,9 +86,7 @@ def build(kind: Kind, *targets: str, definitions: tuple[str, ...] = (), name: st
     if ninja:
         options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     _check([cmake, "-S", str(ROOT), "-B", str(folder), *options])
-    jobs = str(len(os.sched_getaffinity(0)))
-    _check([cmake, "--build", str(folder), "--parallel", jobs, "--target", *targets])
-    return folder / "native"
+    return folder
 
 
 def _check(command: list[str]) -> None:

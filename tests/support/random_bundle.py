@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fracskip.cost import BlockProfile, NetworkProfile, conv_macs, linear_macs
+from fracskip.cost import BlockProfile, NetworkProfile, conv_macs
 from fracskip.options import Option
 from fracskip.runtime.bundle import encode_bundle
 from fracskip.runtime.elements import TensorSpec

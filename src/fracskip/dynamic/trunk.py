@@ -74,9 +74,14 @@ class Trunk:
                 module.inplace = False  # type: ignore[assignment]
         self.structure, self.backbone = structure, backbone
         self._rows = _rows(structure, backbone)
-        self.profile = _profile(structure, spec.quant)
         graph, first = structure.graph, structure.first
+        if spec.quant.stream == "int8":
+            if first is not None and _stream_fault(graph, first):
+                first = None  # it belongs to the stem, within which values are floats
+            for fault in filter(None, (_stream_fault(graph, block) for block in structure.blocks)):
+                raise ConfigError(f"{fault}: use quant.stream 'float'")
         found = structure.blocks if first is None else (first, *structure.blocks)
+        self.profile = _profile(graph, found, first, spec.quant)
         start, last = graph[0], graph[graph.output]
         ends = [*(block.entry for block in found[1:]), found[-1].output]
         between = [
@@ -86,7 +91,6 @@ class Trunk:
         stages, signed = _stages(graph, found, between)
         self.stream: StreamQuantiser | None = None
         if spec.quant.stream == "int8":
-            _check_stream(graph, found)
             self.stream = StreamQuantiser(len(signed), signed)
         fixed = functools.partial(FixedSteps, backbone, graph, quant=spec.quant, stream=self.stream)
         stem, inside, head = fixed_options(spec.quant)
@@ -203,32 +207,30 @@ def _stages(
     return stages, signed
 
 
-def _check_stream(graph: Graph, blocks: Sequence[Block]) -> None:
-    """Refuses what rounding to levels cannot end."""
-    advice = "use quant.stream 'float'"
-    for block in blocks:
-        if not all(is_relu(node) for node in block.after):
-            raise ConfigError(
-                f"stream 'int8' takes sums that a ReLU follows, or nothing; that of {block.name} "
-                f"is followed by something else: {advice}"
-            )
-        identity = block.can_be_skipped and block.shortcut is None
-        if identity and block.after and not never_negative(graph, block.entry):
-            raise ConfigError(
-                f"stream 'int8' has one grid for what a block takes and gives where its shortcut "
-                f"is the identity; {block.name} takes values of both signs and gives what a ReLU "
-                f"does: {advice}"
-            )
+def _stream_fault(graph: Graph, block: Block) -> str:
+    """What of a block rounding to levels cannot do; '' if it can do everything."""
+    if not all(is_relu(node) for node in block.after):
+        return (
+            f"stream 'int8' takes sums that a ReLU follows, or nothing; that of {block.name} is "
+            "followed by something else"
+        )
+    identity = block.can_be_skipped and block.shortcut is None
+    if identity and block.after and not never_negative(graph, block.entry):
+        return (
+            "stream 'int8' has one grid for what a block takes and gives where its shortcut is the "
+            f"identity; {block.name} takes values of both signs and gives what a ReLU does"
+        )
+    return ""
 
 
-def _profile(structure: Structure, quant: QuantConfig) -> NetworkProfile:
+def _profile(
+    graph: Graph, blocks: Sequence[Block], first: Block | None, quant: QuantConfig
+) -> NetworkProfile:
     """What the parts cost; what lies between two blocks is a part of its own, always executed."""
-    graph, first, parts = structure.graph, structure.first, []
+    parts: list[BlockProfile] = []
     end = graph[0]
     stem, inside, head = (option.bits for option in fixed_options(quant))
-    for block in (first, *structure.blocks):
-        if block is None:
-            continue
+    for block in blocks:
         between = graph.macs(graph.between(end, block.entry))
         if end is graph[0]:
             stem_macs = between

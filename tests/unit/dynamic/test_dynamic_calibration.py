@@ -13,8 +13,7 @@ import torch
 from tiny_networks import SCHEMES, close, make_backbone, make_images, make_spec
 from torch import Tensor
 
-from fracskip.dynamic import DynamicNetwork, estimation, network, preprocess
-from fracskip.dynamic.trunk import CifarTrunk, TracedTrunk
+from fracskip.dynamic import DynamicNetwork, estimation, preprocess
 from fracskip.errors import ConfigError, DataError
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalConv2d
@@ -63,18 +62,16 @@ def test_calibration_gives_finite_steps_and_eight_bits_close_to_full(
 
 # -- which statistics an option gets --------------------------------------------------------------
 
-KINDS = [("float", CifarTrunk), ("float", TracedTrunk), ("int8", CifarTrunk), ("int8", TracedTrunk)]
+KINDS = [("float", "full"), ("int8", "full"), ("int8", "8")]
 WIDTHS = ("skip", "2", "8", "full")
 
 
 def converted(
-    stream: str, trunk: type, options: tuple[str, ...] = WIDTHS, scheme: str = "modern"
+    stream: str, ends: str, options: tuple[str, ...] = WIDTHS, scheme: str = "modern"
 ) -> DynamicNetwork:
     """A network whose options have the backbone's statistics still, of `make_images`."""
-    spec = make_spec(options, model="resnet8", stream=stream, scheme=scheme)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "create_trunk", lambda *given: trunk(*given[:2]))
-        return DynamicNetwork(make_backbone(spec), spec).eval()
+    spec = make_spec(options, model="resnet8", stream=stream, ends=ends, scheme=scheme)
+    return DynamicNetwork(make_backbone(spec), spec).eval()
 
 
 def norms_of(net: DynamicNetwork) -> list[FractionalBatchNorm2d]:
@@ -118,13 +115,13 @@ def few_classes(net: DynamicNetwork) -> list[Tensor]:
     return [make_images(net.spec, 16) * 0.1 + kinds]
 
 
-@pytest.mark.parametrize(("stream", "trunk"), KINDS)
+@pytest.mark.parametrize(("stream", "ends"), KINDS)
 @pytest.mark.parametrize("other", [False, True], ids=["alike", "two classes"])
 def test_no_option_is_further_from_the_plain_network_than_with_its_own_statistics(
-    stream: str, trunk: type, other: bool
+    stream: str, ends: str, other: bool
 ) -> None:
-    net = converted(stream, trunk)
-    batches = few_classes(net) if other else [make_images(net.spec, 16)]
+    net = converted(stream, ends)
+    batches = few_classes(net) if other else [make_images(net.spec, 24)]
     plain = {name: value.clone() for name, value in net.plain().state_dict().items()}
     kept = with_own(net, batches)
     before = {option.bits: statistics(net, option) for option in net.options}
@@ -151,13 +148,13 @@ def test_no_option_is_further_from_the_plain_network_than_with_its_own_statistic
     assert not any(norm._plain or norm._seen for norm in norms_of(net))
 
 
-@pytest.mark.parametrize(("stream", "trunk"), KINDS)
+@pytest.mark.parametrize(("stream", "ends"), KINDS)
 @pytest.mark.parametrize("options", [("skip", "3", "full"), ("3",)], ids=["set", "static"])
 @pytest.mark.parametrize("error", [0.0, math.nan], ids=["tie", "nan"])
 def test_statistics_and_ranges_stay_unless_others_are_closer(
-    stream: str, trunk: type, options: tuple[str, ...], error: float
+    stream: str, ends: str, options: tuple[str, ...], error: float
 ) -> None:
-    net = converted(stream, trunk, options)
+    net = converted(stream, ends, options)
     images = make_images(net.spec, 16)
     kept = with_own(net, [images])
     errors = iter([0.0, error])  # with its own, then with the others
@@ -169,12 +166,12 @@ def test_statistics_and_ranges_stay_unless_others_are_closer(
         assert torch.equal(net.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize(("stream", "trunk"), KINDS)
+@pytest.mark.parametrize(("stream", "ends"), KINDS)
 @pytest.mark.parametrize("sizes", [[16], [6, 10]])
 def test_closer_statistics_give_the_mean_and_variance_that_the_plain_network_has(
-    stream: str, trunk: type, sizes: list[int]
+    stream: str, ends: str, sizes: list[int]
 ) -> None:
-    net = converted(stream, trunk, ("2",))
+    net = converted(stream, ends, ("2",))
     norm = net.backbone.get_submodule(net.blocks[0].name).bn1
     assert isinstance(norm, FractionalBatchNorm2d)
     images = make_images(net.spec, 16) * 0.5 + 1  # not those of the statistics
@@ -198,7 +195,7 @@ def test_closer_statistics_give_the_mean_and_variance_that_the_plain_network_has
 
 @pytest.mark.parametrize("options", [("2",), ("skip", "2", "4"), ("skip", "2", "full")])
 def test_calibrated_again_an_option_is_as_close_as_before(options: tuple[str, ...]) -> None:
-    net = converted("float", CifarTrunk, options)
+    net = converted("float", "full", options)
     images = make_images(net.spec, 16)
     wanted = net.plain()(images)[::4]
     net.calibrate([images])
@@ -212,9 +209,8 @@ def test_calibrated_again_an_option_is_as_close_as_before(options: tuple[str, ..
             assert all(map(torch.equal, statistics(net, after), before))
 
 
-@pytest.mark.parametrize("trunk", [CifarTrunk, TracedTrunk])
-def test_shared_statistics_are_the_plain_networks(trunk: type) -> None:
-    net = converted("float", trunk, scheme="paper")
+def test_shared_statistics_are_the_plain_networks() -> None:
+    net = converted("float", "full", scheme="paper")
     before = {name: value.clone() for name, value in net.plain().state_dict().items()}
     batches = few_classes(net)
     net.calibrate(batches)
@@ -224,7 +220,7 @@ def test_shared_statistics_are_the_plain_networks(trunk: type) -> None:
 
 
 def test_images_that_do_not_fit_are_refused_before_anything_changes() -> None:
-    net = converted("int8", CifarTrunk)
+    net = converted("int8", "full")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     good = make_images(net.spec, 2)
     with pytest.raises(ConfigError, match=r"images of shape \(2, 1, 8, 8\) do not fit"):

@@ -20,13 +20,12 @@ from tests.support.residual_networks import (
     make_images,
     make_plain,
 )
-from tests.unit.dynamic.tiny_networks import every_option, make_backbone, make_spec
+from tests.unit.dynamic.tiny_networks import every_option
 from torch import Tensor, nn
 
 import fracskip
 from fracskip.config import GateConfig, ImageConfig, ModelSpec, QuantConfig
-from fracskip.dynamic import DynamicNetwork, Mixing, convert, network
-from fracskip.dynamic.trunk import TracedTrunk
+from fracskip.dynamic import DynamicNetwork, Mixing, convert
 from fracskip.errors import CheckpointError, ConfigError, FracskipError
 from fracskip.models import create_model, export
 from fracskip.quant.convolution import FractionalLayer
@@ -154,85 +153,10 @@ def test_options_that_are_not_there_are_named() -> None:
         net.forced("full", 1)
 
 
-# -- against the network that is not traced ------------------------------------------------------
-
-
-def both_ways(scheme: str = "modern", **others: Any) -> tuple[DynamicNetwork, DynamicNetwork]:
-    """A CIFAR ResNet, and the same one traced as if it were anybody's."""
-    spec = make_spec(scheme=scheme, **others)
-    one = DynamicNetwork(make_backbone(spec), spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "create_trunk", lambda *given: TracedTrunk(*given[:2]))
-        other = DynamicNetwork(make_backbone(spec), spec)
-    assert isinstance(other.trunk, TracedTrunk)
-    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    for net in (one, other):
-        net.calibrate([images[:8], images[8:]])
-    assert one.gate is not None
-    assert other.gate is not None
-    other.gate.load_state_dict(one.gate.state_dict())
-    return one.eval(), other.eval()
-
-
-def same_state(one: DynamicNetwork, other: DynamicNetwork) -> None:
-    theirs = other.state_dict()
-    assert one.state_dict().keys() == theirs.keys()
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize("scheme", ["modern", "paper"])
-def test_traced_it_is_calibrated_and_executed_alike(scheme: str) -> None:
-    one, other = both_ways(scheme)
-    same_state(one, other)
-    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    decisions = every_option(one, len(images))
-    with torch.no_grad():
-        a, b = one(images, decisions=decisions), other(images, decisions=decisions)
-    torch.testing.assert_close(b.logits, a.logits, rtol=1e-3, atol=1e-4)
-    assert torch.equal(one(images).decisions, other(images).decisions)
-    assert one.profile.backbone_macs == other.profile.backbone_macs
-    assert [block.branch_macs for block in one.profile.gated] == [
-        block.branch_macs for block in other.profile.gated
-    ]
-    assert one.profile.gate_macs == other.profile.gate_macs
-
-
-def test_traced_its_statistics_are_estimated_alike() -> None:
-    # At fewer bits sums in another order round to other levels.
-    one, other = both_ways(options=("skip", "16", "full"))
-    batches = [torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (3, 4)]
-    decisions = [every_option(one, 32)] * 2
-    before = {name: value.clone() for name, value in one.state_dict().items()}
-    for net in (one, other):
-        net.reestimate(batches, fewest=1, decisions=decisions)
-    same_state(one, other)
-    moved = [name for name, value in one.state_dict().items() if not value.equal(before[name])]
-    assert any("option_mean" in name for name in moved)
-    assert any("downsample.1.running_var" in name for name in moved)
-
-
-def test_traced_it_is_trained_alike() -> None:
-    one, other = both_ways()
-    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    grads = []
-    for net in (one, other):
-        draw = torch.Generator().manual_seed(0)
-        out = net(images, mixing=Mixing(draw, noise=1.0))
-        (out.logits.square().mean() + out.cost.mean()).backward()
-        grads.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    for name, value in grads[0].items():
-        torch.testing.assert_close(grads[1][name], value, rtol=2e-2, atol=1e-4, msg=name)
-
-
 def test_a_cifar_resnet_is_converted_as_what_it_is() -> None:
     plain = create_model("resnet14").eval()
     net = convert(plain, [8], example_input=torch.zeros(1, 3, 32, 32))
     assert net.spec.model.name == "resnet14"
-    assert net.cifar_trunk().blocks == net.blocks
-    with pytest.raises(ConfigError, match="module/Network is no CIFAR ResNet"):
-        _ = make_dynamic(Bottleneck).cifar_trunk()
 
 
 # -- what torch does with modules -----------------------------------------------------------------

@@ -23,9 +23,8 @@ def statistics(net: DynamicNetwork) -> dict[str, torch.Tensor]:
 
 def check_projection(net: DynamicNetwork, index: int, x: torch.Tensor) -> None:
     block = net.blocks[index]
-    module = net.backbone.get_submodule(block.name)
-    conv, norm = (module.get_submodule(name) for name in block._block.projection)
-    z = conv(x) if block._projection is None else conv.execute(x, Option(8))
+    conv, norm = net.backbone.get_submodule(f"{block.name}.downsample")
+    z = conv(x) if net.stream is None else conv.execute(x, Option(8))
     torch.testing.assert_close(norm.running_mean, z.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(norm.running_var, z.var((0, 2, 3)), rtol=1e-3, atol=1e-3)
 
@@ -40,14 +39,15 @@ def test_statistics_become_those_of_the_images_that_execute_the_option(stream: s
         x = net.begin(images)
         seen = 0
         for index, block in enumerate(net.blocks):
-            if block._block.projection is not None:
+            if not block.identity_shortcut:
                 check_projection(net, index, x)
             for rank, option in enumerate(net.options):
                 group = x[decisions[:, index] == rank]
                 if option.is_skip or not len(group):
                     continue
                 seen += 1
-                conv, norm = block._units[0]
+                module = net.backbone.get_submodule(block.name)
+                conv, norm = module.conv1, module.bn1
                 z = conv.execute(group, option)
                 _, _, mean, var = norm._terms(option)
                 torch.testing.assert_close(mean, z.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)

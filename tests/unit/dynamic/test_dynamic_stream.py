@@ -17,10 +17,25 @@ from torch import Tensor
 from fracskip import checkpoint
 from fracskip.config import ModelSpec
 from fracskip.dynamic import DynamicNetwork
-from fracskip.dynamic.folding import folded_branch, folded_shortcut, output_stages, stream_steps
+from fracskip.dynamic.folding import FoldedLayer, fold
+from fracskip.legacy import current_spec
 from fracskip.options import Option
 
 SPEC = make_spec(stream="int8")
+
+
+def stages(net: DynamicNetwork) -> tuple[int, ...]:
+    return tuple(block.stage for block in net.trunk.every)
+
+
+def folded(net: DynamicNetwork, block: str, option: str) -> tuple[FoldedLayer, FoldedLayer]:
+    """A block's two convolutions at an option."""
+    module = net.backbone.get_submodule(block)
+    one, two = (
+        fold(getattr(module, f"conv{i}"), getattr(module, f"bn{i}"), Option.parse(option))
+        for i in (1, 2)
+    )
+    return one, two
 
 
 def levels(net: DynamicNetwork, x: Tensor, stage: int) -> Tensor:
@@ -38,9 +53,9 @@ def assert_on_grid(net: DynamicNetwork, x: Tensor, stage: int) -> None:
 
 def test_stages_are_runs_of_blocks_between_projections() -> None:
     net = make_network(SPEC)
-    assert output_stages(net) == (0, 0, 1, 1, 2, 2)
-    steps = stream_steps(net)
-    assert steps is not None
+    assert stages(net) == (0, 0, 1, 1, 2, 2)
+    assert net.stream is not None
+    steps = net.stream.steps
     assert steps.shape == (3,)
     assert len(set(steps.tolist())) == 3  # each was initialised by what flows there
     assert (steps > 0).all()
@@ -52,7 +67,7 @@ def test_whatever_is_chosen_the_stream_is_on_the_grid(option: str) -> None:
     net = make_network(SPEC)
     x = net.begin(make_images(SPEC, COUNT))
     assert_on_grid(net, x, 0)
-    for block, stage in zip(net.blocks, output_stages(net)[1:], strict=True):
+    for block, stage in zip(net.blocks, stages(net)[1:], strict=True):
         x = block.execute(x, Option.parse(option))
         assert_on_grid(net, x, stage)
         assert x.unique().numel() > 20
@@ -104,7 +119,7 @@ def test_8_bits_and_more_have_no_step_of_their_own_at_the_streams_edge() -> None
     assert state["backbone.layer1.1.conv2.quantiser.activation_step"].shape == (3, 1)
     assert state["backbone.layer1.0.conv1.quantiser.activation_step"].shape == (0, 1)
     given = {
-        option: [part.input_step is None for part in folded_branch(net, 2, Option.parse(option))]
+        option: [part.input_step is None for part in folded(net, "layer2.0", option)]
         for option in ("4", "8", "16", "full")
     }
     assert given == {
@@ -119,11 +134,9 @@ def test_folded_parts_multiply_out_to_what_is_executed() -> None:
     net = make_network(SPEC)
     x = net.begin(make_images(SPEC, COUNT))
     block, eight = net.blocks[1], Option(8)
-    shortcut = folded_shortcut(net, 2)
-    assert shortcut is not None
-    assert shortcut.weight.dtype == torch.int8
-    assert folded_shortcut(net, 1) is None
-    first, second = folded_branch(net, 2, eight)
+    projection = net.backbone.get_submodule("layer2.0.downsample")
+    assert fold(projection[0], projection[1], eight).weight.dtype == torch.int8
+    first, second = folded(net, "layer2.0", "8")
     y = x.double()
     for part in (first, second):
         assert part.weight_step is not None
@@ -134,7 +147,7 @@ def test_folded_parts_multiply_out_to_what_is_executed() -> None:
             y, weight, part.offset, part.layer.stride, part.layer.padding
         )
     with torch.no_grad():
-        found = block._residual(x, eight)
+        found = block._branch(x, eight)
     assert ((found - y).abs() > 1e-3).double().mean() < 0.01
     torch.testing.assert_close(found.double(), y, atol=0.1, rtol=0)
 
@@ -161,16 +174,16 @@ def test_what_old_checkpoints_do_not_say_means_what_it_did() -> None:
     tree = make_spec().model_dump()
     for key in ("lean", "curve", "cascade"):
         del tree[key]
-    for part, keys in {"quant": ("stream", "weights"), "gate": ("block_bias", "output")}.items():
+    old = {"quant": ("stream", "weights", "stem", "head"), "gate": ("block_bias", "output")}
+    for part, keys in old.items():
         for key in keys:
             del tree[part][key]
-    net = make_network(ModelSpec.model_validate(tree))
-    assert net.spec == make_spec()
+    net = make_network(ModelSpec.model_validate(current_spec(tree)))
+    assert net.spec == make_spec(ends="8")
     assert net.spec.quant.stream == "float"
     assert net.stream is None
     assert not net.spec.gate.block_bias
     assert not net.spec.cascade
-    assert stream_steps(net) is None
     # 3 stages of 2 blocks: 5 gated ones of 2 convolutions.
     assert sum("quantiser.weight_step" in name for name in net.state_dict()) == 10
 

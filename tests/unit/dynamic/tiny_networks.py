@@ -42,12 +42,13 @@ def make_spec(
     classes: int = 3,
     target: float | None = None,
     stream: str = "float",
+    ends: str = "full",
     block_bias: bool = False,
 ) -> ModelSpec:
     return ModelSpec(
         model=ModelConfig(name=model),
         options=options,
-        quant=QuantConfig(scheme=scheme, stream=stream),
+        quant=QuantConfig(scheme=scheme, stream=stream, stem=ends, head=ends),
         gate=GateConfig(kind=gate, width=5, budget_input=budget_input, block_bias=block_bias),
         image=ImageConfig(
             size=size, channels=channels, mean=(0.5,) * channels, std=(1,) * channels

@@ -1,0 +1,104 @@
+#include "exec/executor.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fracskip {
+namespace {
+
+std::size_t count_gated(const Network& network) {
+  return static_cast<std::size_t>(std::count_if(network.parts.begin(), network.parts.end(), [](const Part& part) { return part.gated; }));
+}
+
+}  // namespace
+
+Executor::Executor(const Network& network, const KernelSet& kernels)
+    : set(kernels), plan(network, kernels), gates(network, kernels, count_gated(network)), reader(network), classes(network.classes) {
+  for (std::size_t p = 0; p < network.parts.size(); ++p) {
+    names.push_back(network.parts[p].name);
+    if (network.parts[p].gated) gated.push_back(p);
+  }
+  gated.push_back(network.parts.size());
+}
+
+std::vector<KernelInfo> Executor::kernel_infos() const {
+  std::vector<KernelInfo> infos;
+  for (std::size_t p = 0; p < plan.parts.size(); ++p) {
+    for (const Course& course : plan.parts[p].options) infos.push_back({names[p], course.option, course.kernels});
+  }
+  return infos;
+}
+
+Worker::Worker(const Executor& executor) : executor_(executor) {
+  const Plan& plan = executor.plan;
+  for (std::size_t bytes : plan.buffer_bytes) memory_.buffers.emplace_back(bytes);
+  memory_.scratch = Buffer(plan.scratch_bytes);
+  memory_.sums = Buffer(sizeof(float) * static_cast<std::size_t>(plan.most_channels));
+  pooled_ = Buffer(memory_.sums.size());
+  if (executor.gated[0] == plan.parts.size()) return;
+  kept_ = Buffer(plan.parts[executor.gated[0]].in.layout.bytes());
+  kept_sums_ = Buffer(memory_.sums.size());
+}
+
+void Worker::begin(const void* image, PixelType pixels) {
+  const Plan& plan = executor_.plan;
+  executor_.reader.take(image, pixels, plan.image.layout, reinterpret_cast<float*>(memory_.at(plan.image)));
+  plan.spread.run(memory_);
+  memory_.summed = false;
+  execute_fixed(0, executor_.gated[0]);
+}
+
+const float* Worker::pooled(std::size_t block) {
+  const PlannedPart& part = executor_.plan.parts[executor_.gated[block]];
+  const Layout& l = part.in.layout;
+  float* pooled = pooled_.as<float>();
+  if (part.in.is_levels()) {
+    mean_of_levels(memory_, executor_.set.values->level_mean, part.mean, part.in, pooled);
+  } else if (memory_.summed) {
+    const float share = 1.f / (static_cast<float>(l.h) * static_cast<float>(l.w));
+    for (int c = 0; c < l.pixel; ++c) pooled[c] = memory_.sums.as<float>()[c] * share;
+  } else {
+    ValueArgs a{};
+    a.in = reinterpret_cast<const float*>(memory_.at(part.in));
+    a.out = pooled;
+    a.pixels = l.h * l.w;
+    a.channels = l.pixel;
+    executor_.set.values->mean(a);
+  }
+  return pooled;
+}
+
+void Worker::execute(std::size_t block, std::size_t option) {
+  execute(executor_.plan.parts[executor_.gated[block]], option);
+  execute_fixed(executor_.gated[block] + 1, executor_.gated[block + 1]);
+}
+
+void Worker::execute(const PlannedPart& part, std::size_t option) {
+  const Course& course = part.options[option];
+  course.run(memory_);
+  // What is handed on untouched keeps its sums.
+  if (!course.steps.empty()) memory_.summed = course.sums;
+}
+
+void Worker::execute_fixed(std::size_t begin, std::size_t end) {
+  for (std::size_t p = begin; p < end; ++p) execute(executor_.plan.parts[p], 0);
+}
+
+void Worker::classify(float* logits) {
+  const Place& out = executor_.plan.parts.back().out;
+  std::memcpy(logits, memory_.at(out), static_cast<std::size_t>(out.layout.c) * sizeof(float));
+}
+
+void Worker::keep() {
+  std::memcpy(kept_.as<void>(), begun().as<void>(), kept_.size());
+  std::memcpy(kept_sums_.as<void>(), memory_.sums.as<void>(), kept_sums_.size());
+  kept_summed_ = memory_.summed;
+}
+
+void Worker::bring_back() {
+  std::memcpy(begun().as<void>(), kept_.as<void>(), kept_.size());
+  std::memcpy(memory_.sums.as<void>(), kept_sums_.as<void>(), kept_sums_.size());
+  memory_.summed = kept_summed_;
+}
+
+}  // namespace fracskip

@@ -1,0 +1,62 @@
+// A network made ready for execution: what an engine runs image by image.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "exec/gates.hpp"
+#include "exec/image.hpp"
+#include "kernels/common/kernels.hpp"
+#include "plan/plan.hpp"
+
+namespace fracskip {
+
+// What executes one option of one part, for `doctor` and for tests that int8 really ran.
+struct KernelInfo {
+  std::string part, option;
+  std::vector<std::string> kernels;  // one a convolution of the branch
+};
+
+// Immutable once made, so that threads share it.
+struct Executor {
+  Executor(const Network& network, const KernelSet& set);
+
+  std::vector<KernelInfo> kernel_infos() const;
+
+  const KernelSet& set;
+  Plan plan;
+  Gates gates;
+  ImageReader reader;
+  int classes;
+  std::vector<std::string> names;  // of parts
+  std::vector<std::size_t> gated;  // the gated parts, and where parts end
+};
+
+// One thread's way through a network, with its activations and scratch. Blocks are the gated parts, counted.
+class Worker {
+ public:
+  explicit Worker(const Executor& executor);
+
+  void begin(const void* image, PixelType pixels);       // up to the first block
+  const float* pooled(std::size_t block);                // channel means of what a block takes
+  void execute(std::size_t block, std::size_t option);   // and what follows, up to the next one
+  void classify(float* logits);
+
+  // Puts aside what the first block takes, and brings it back for a second look.
+  void keep();
+  void bring_back();
+
+ private:
+  Buffer& begun() { return memory_.buffers[static_cast<std::size_t>(executor_.plan.parts[executor_.gated[0]].in.buffer)]; }
+  void execute(const PlannedPart& part, std::size_t option);
+  void execute_fixed(std::size_t begin, std::size_t end);
+
+  const Executor& executor_;
+  Memory memory_;
+  Buffer pooled_;
+  Buffer kept_, kept_sums_;
+  bool kept_summed_ = false;
+};
+
+}  // namespace fracskip

@@ -1,0 +1,161 @@
+#include "io/bundle_field.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+namespace fracskip {
+namespace {
+
+constexpr int kMinBits = 2, kMaxBits = 16;
+
+int read_option(const Field& field) {
+  const std::string& label = field.text();
+  if (label == "skip") return kSkipBits;
+  if (label == "full") return kFullBits;
+  for (int bits = kMinBits; bits <= kMaxBits; ++bits) {
+    if (label == std::to_string(bits)) return bits;
+  }
+  field.fail("is the unknown option " + quoted(label));
+}
+
+std::vector<float> read_floats(const Field& field, std::size_t count, bool positive) {
+  std::vector<float> out;
+  for (const Field& item : field.items()) {
+    const auto value = static_cast<float>(item.number());
+    if (!std::isfinite(value)) item.fail("is too large");
+    // Pixels are multiplied with the reciprocal.
+    if (positive && !(value > 0.f && std::isfinite(1.f / value))) item.fail("must be above zero");
+    out.push_back(value);
+  }
+  if (out.size() != count) field.fail("must have one value for each channel");
+  return out;
+}
+
+}  // namespace
+
+std::vector<int> read_options(const Field& field) {
+  std::vector<int> bits;
+  for (const Field& item : field.items()) {
+    bits.push_back(read_option(item));
+    if (bits.size() > 1 && bits[bits.size() - 2] >= bits.back()) field.fail("must ascend");
+  }
+  if (bits.empty()) field.fail("must not be empty");
+  if (bits == std::vector<int>{kSkipBits}) field.fail("must not be 'skip' alone");
+  return bits;
+}
+
+int read_executed(const Field& field) {
+  const int bits = read_option(field);
+  if (bits == kSkipBits) field.fail("must not be 'skip'");
+  return bits;
+}
+
+Window read_window(const Field& field) {
+  Window window;
+  std::tie(window.kernel_h, window.kernel_w) = field["kernel"].pair(1, kMaxExtent);
+  std::tie(window.stride_h, window.stride_w) = field["stride"].pair(1, kMaxExtent);
+  std::tie(window.pad_h, window.pad_w) = field["padding"].pair(0, kMaxExtent);
+  return window;
+}
+
+void read_image(const Field& field, Network& network) {
+  field.members({"size", "channels", "mean", "std"}, {"resize"});
+  std::tie(network.height, network.width) = field["size"].pair(1, kMaxExtent);
+  // What images are brought to before they come here; the engine takes them as they come.
+  if (field.has("resize")) field["resize"].integer(std::min(network.height, network.width), kMaxExtent);
+  network.channels = field["channels"].integer(1, kMaxExtent);
+  const auto channels = static_cast<std::size_t>(network.channels);
+  network.mean = read_floats(field["mean"], channels, false);
+  network.std = read_floats(field["std"], channels, true);
+}
+
+GatePlan read_gate(const Field& field, Network& network) {
+  GatePlan plan;
+  Gate& gate = network.gate;
+  const bool is_static = network.option_bits.size() == 1;
+  if (is_static != field.is_null()) {
+    field.fail("must be null if and only if the network has one option");
+  }
+  if (is_static) return plan;  // gated blocks have the one option, with nobody to choose it
+  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve", "cascade", "output", "lean"});
+  const std::string& kind = field["kind"].text();
+  if (kind != "recurrent" && kind != "feedforward") field["kind"].fail("is unknown");
+  gate.kind = kind == "recurrent" ? GateKind::recurrent : GateKind::feedforward;
+  gate.width = field["width"].integer(1, kMaxExtent);
+  plan.budget_input = field["budget_input"].flag();
+  // What leans cost is for those who turn budgets into leans; here it only has to be sound.
+  double cheapest = 1.0, dearest = 0.0;  // of the curve
+  if (field.has("curve")) {
+    double cost = 0.0, lean = -std::numeric_limits<double>::infinity();
+    const std::vector<Field> points = field["curve"].items();
+    if (points.size() == 1) field["curve"].fail("must have two points at least, or none");
+    for (const Field& point : points) {
+      const std::vector<Field> both = point.items();
+      if (both.size() != 2) point.fail("must be a cost and a lean");
+      if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() > lean)) point.fail("must ascend");
+      cost = both[0].number();
+      lean = both[1].number();
+      cheapest = std::min(cheapest, cost);
+      dearest = cost;
+    }
+  }
+  // Likewise which looks meet which budget.
+  if (field.has("cascade")) {
+    double budget = 0.0;
+    const std::vector<Field> points = field["cascade"].items();
+    if (points.size() == 1 || (!points.empty() && dearest == 0.0)) {
+      field["cascade"].fail("must have two points at least and a curve, or none");
+    }
+    for (const Field& point : points) {
+      const std::vector<Field> row = point.items();
+      if (row.size() != 4) point.fail("must be a budget, those of two looks and a probability");
+      if (!(row[0].number() > budget && row[0].number() <= 1.0)) point.fail("must ascend");
+      if (!(row[1].number() >= cheapest && row[1].number() <= row[2].number() && row[2].number() <= dearest)) {
+        point.fail("must look at costs on the curve, the dearer one second");
+      }
+      if (!(row[3].number() >= 0.0 && row[3].number() <= 1.0)) point.fail("must have a probability in [0, 1]");
+      if (budget == 0.0) plan.smallest_budget = row[0].number();
+      plan.largest_budget = budget = row[0].number();
+    }
+  }
+  if (field.has("output")) {
+    const std::string& output = field["output"].text();
+    if (output != "logit" && output != "harm") field["output"].fail("is unknown");
+    gate.harm = output == "harm";
+  }
+  if (field.has("lean")) gate.lean = static_cast<float>(field["lean"].number());
+  if (gate.lean != 0.f && !gate.harm) field["lean"].fail("is for output 'harm': logits have theirs in the last bias");
+  // How it was trained; whether the bundle has such biases, its tensors say.
+  if (field.has("block_bias") && field["block_bias"].flag() &&
+      gate.kind == GateKind::feedforward) {
+    field.fail("has block_bias, which is for 'recurrent'");
+  }
+  return plan;
+}
+
+void read_texts(const Field& root, const Network& network, const GatePlan& plan) {
+  if (root["name"].text().empty()) root["name"].fail("must not be empty");
+  root["source"].text();
+  root["data_name"].text();
+  const std::vector<Field> names = root["class_names"].items();
+  for (const Field& name : names) name.text();
+  if (names.size() != static_cast<std::size_t>(network.classes)) {
+    root["class_names"].fail("must have one name for each class");
+  }
+  if (!root["target"].is_null()) {
+    const double target = root["target"].number();
+    if (!(target > 0.0 && target <= 1.0)) root["target"].fail("must be in (0, 1]");
+  }
+  if (plan.largest_budget > 0.0) {
+    const double target = root["target"].is_null() ? 0.0 : root["target"].number();
+    if (target < plan.smallest_budget || target > plan.largest_budget) root["target"].fail("must be among the cascade's budgets");
+  }
+  // What decisions cost is for those who price them; here it only has to be there.
+  const Field cost = root["cost"];
+  cost.members({"stem_macs", "blocks", "head_macs", "stem_bits", "head_bits"});
+  for (const char* bits : {"stem_bits", "head_bits"}) cost[bits].integer(1, kFullBits);
+}
+
+}  // namespace fracskip

@@ -1,0 +1,36 @@
+// Which instruction sets this processor offers, and their kernels.
+#pragma once
+
+#include "kernels/common/kernels.hpp"
+
+namespace fracskip {
+
+// Instruction sets, each able to run what stands before it. `automatic` takes the best of this CPU.
+enum class Isa { automatic, scalar, avx2, avx512_vnni, amx };
+
+// AMX is supported where the system grants it to this process, which is asked for here.
+bool isa_supported(Isa isa);
+Isa best_isa();
+const char* isa_name(Isa isa);
+const KernelSet& kernel_set(Isa isa);  // of a supported one
+
+// The set itself, or the best one for `automatic`. Throws std::invalid_argument if the CPU lacks it.
+Isa resolve(Isa isa);
+
+// What a thread's kernels need while it runs them.
+class KernelState {
+ public:
+  explicit KernelState(const KernelSet& kernels) : leave_(kernels.leave) {
+    if (kernels.enter) kernels.enter();
+  }
+  ~KernelState() {
+    if (leave_) leave_();
+  }
+  KernelState(const KernelState&) = delete;
+  KernelState& operator=(const KernelState&) = delete;
+
+ private:
+  void (*leave_)();
+};
+
+}  // namespace fracskip

@@ -1,0 +1,73 @@
+// A network prepared for execution: what every option of every part does, step by step, and in which memory.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "plan/convolution.hpp"
+#include "kernels/common/kernels.hpp"
+#include "plan/convolution.hpp"
+#include "plan/network.hpp"
+#include "plan/plan_memory.hpp"
+
+namespace fracskip {
+
+// One worker's memory.
+struct Memory {
+  std::vector<Buffer> buffers;
+  Buffer scratch;
+  Buffer sums;  // of the channels of what a part gives, where its last step adds them up: floats, or of levels integers
+  bool summed = false;  // whether they are those of what the next part takes
+
+  char* at(const Place& place) {
+    const auto first = place.layout.origin() * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
+    return buffers[static_cast<std::size_t>(place.buffer)].as<char>() + first;
+  }
+  char* row(const Place& place, int h) {
+    return at(place) + h * place.layout.row * static_cast<std::ptrdiff_t>(place.layout.bytes_each());
+  }
+};
+
+// The channels' means of the levels that a part takes: of their sums, if those are there. `args` lack pointers.
+void mean_of_levels(Memory& memory, LevelMeanFunction function, LevelMeanArgs args, const Place& in, float* out);
+
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void run(Memory& memory) const = 0;
+};
+
+// What one option of a part does.
+struct Course {
+  std::vector<std::unique_ptr<Step>> steps;
+  std::string option;                // its label
+  std::vector<std::string> kernels;  // of its convolutions
+  bool sums = false;                 // whether the last step leaves channel sums
+
+  void run(Memory& memory) const {
+    for (const auto& step : steps) step->run(memory);
+  }
+};
+
+struct PlannedPart {
+  Place in, out;
+  LevelMeanArgs mean{};  // of the levels that it takes, where it takes some
+  std::vector<Course> options;
+};
+
+struct Plan {
+  Plan(const Network& network, const KernelSet& kernels);
+
+  Place image;    // its pixels have no padded channels
+  Course spread;  // brings it into the form of a value, where one is needed
+  std::vector<PlannedPart> parts;
+  std::vector<std::size_t> buffer_bytes;
+  std::size_t scratch_bytes = 0;
+  int most_channels = 0;  // of what a gated part takes
+  std::vector<std::unique_ptr<Convolution>> convolutions;
+  Buffer weights;  // of all of them, in order
+};
+
+}  // namespace fracskip

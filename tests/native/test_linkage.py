@@ -1,0 +1,49 @@
+"""What the object files of other instruction sets leave to the linker."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.native_build import configure, missing_tools
+
+NM = shutil.which("nm")
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_tools()) or NM is None, reason="no compiler, cmake or nm"
+)
+
+
+def test_instruction_sets_define_nothing_that_files_could_share(tmp_path: Path) -> None:
+    """Of a weak symbol the linker keeps one file's copy for all: perhaps one in AVX-512.
+
+    Compiled without optimisation, so that every function that may have a copy has one.
+    """
+    commands = json.loads((configure("plain", tmp_path) / "compile_commands.json").read_text())
+    entries = [entry for entry in commands if "/kernels/x86/" in entry["file"]]
+    shared = {}
+    for entry in entries:
+        source = Path(entry["file"])
+        command = [word for word in shlex.split(entry["command"]) if not word.startswith("-O")]
+        command[command.index("-o") + 1] = str(tmp_path / f"{source.stem}.o")
+        subprocess.run([*command, "-O0"], cwd=entry["directory"], check=True)
+        symbols = subprocess.run(
+            [str(NM), "--defined-only", "--demangle", command[command.index("-o") + 1]],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        weak = [line.split(maxsplit=2) for line in symbols.splitlines()]
+        weak = [row[2] for row in weak if row[1] in "WVu" and not row[2].startswith("DW.ref.")]
+        if weak:
+            shared[source.name] = weak
+    assert shared == {}
+    on_x86 = any("-DFRACSKIP_X86" in entry["command"] for entry in commands)
+    assert {Path(entry["file"]).stem.rpartition("_")[2] for entry in entries} >= (
+        {"avx2", "avx512"} if on_x86 else set()
+    )
