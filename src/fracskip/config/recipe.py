@@ -120,8 +120,8 @@ class RuntimeConfig(Frozen):
         device: 'auto' takes a GPU when there is one.
         amp: 'auto' uses bfloat16 where the device computes in it, 'bf16' always, 'off' never.
         channels_last: Memory layout of images and weights.
-        compile: Compile the backbone stage and the passes of fake quantisation with torch.compile:
-            a quarter less time, once a C++ compiler is there.
+        compile: Compile the backbone stage (but for stochastic depth) and the passes of fake
+            quantisation with torch.compile: a quarter less time, once a C++ compiler is there.
         threads: CPU threads (0: torch's own choice).
         checkpoint_steps: Also checkpoint every so many steps within an epoch (0: only per epoch).
     """

@@ -90,11 +90,6 @@ class FractionalLayer(nn.Module):
         """The plain layer that it was made of, with its weights."""
         raise NotImplementedError
 
-    @property
-    def owns_weights(self) -> bool:
-        """Whether each executed option has weights of its own."""
-        return len(self._own) > 0
-
     def weight_of(self, option: Option) -> Tensor:
         """The weights that an option's integers are made of, of the layer's own shape."""
         own = self._own.get(option)

@@ -124,8 +124,11 @@ class InferenceSession:
             self._engine = _build_portable(bundle, isa, threads)
 
     def __repr__(self) -> str:
-        said = f"{type(self).__name__}({self._opened['path']!r}, threads={self.threads}"
-        return f"{said}, engine={self.engine!r}, isa={self.isa!r})"
+        shape = (*self.image.size, self.image.channels)
+        return (
+            f"{type(self).__name__}({self._opened['path']!r}, options={self.options.labels}, "
+            f"image={shape}, threads={self.threads}, engine={self.engine!r}, isa={self.isa!r})"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (type(self), self._opened, self.digest)

@@ -236,7 +236,7 @@ class BackboneTraining(StageBase):
         self._config = config.optim
         self._order = list(order)
         self._blocks: SkippableNetwork | None = None
-        if config.stochastic_depth:
+        if config.epochs and config.stochastic_depth:
             self._blocks = skippable_network(net, recipe)
         self._run = torch.compile(net) if recipe.runtime.compile else net
         self.optimisers = [weight_optimiser(net.named_parameters(), self._config)]

@@ -187,13 +187,10 @@ def test_a_copy_opens_the_bundle_again(
     found = InferenceSession("x.fsk", threads=2, engine=engine)
     monkeypatch.chdir("/")
     other = again(found)
-    assert (
-        repr(other)
-        == repr(found)
-        == (
-            f"InferenceSession('{tmp_path}/x.fsk', threads=2, engine={engine!r}, isa={found.isa!r})"
-        )
-    )
+    network = "options=('skip', '4', '8', 'full'), image=(16, 16, 3)"
+    executed = f"threads=2, engine={engine!r}, isa={found.isa!r}"
+    said = f"InferenceSession('{tmp_path}/x.fsk', {network}, {executed})"
+    assert repr(other) == repr(found) == said
     images = random_images(found.plan, 4)
     np.testing.assert_array_equal(other.run(images).logits, found.run(images).logits)
     make(seed=2)
