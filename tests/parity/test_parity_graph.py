@@ -199,26 +199,24 @@ def test_gates_decide_alike(kind: object, stream: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_second_looks_are_the_same(stream: str, folder: Path) -> None:
+def test_cascades_are_the_same(stream: str, folder: Path) -> None:
     net = network(Wide, stream)
     images = images_for(Wide, 24)
     with torch.no_grad():
         sure = net(images, budget=0.05).logits.softmax(1).amax(1).sort().values
     middle = float(sure[11:13].mean())  # between two images
-    before = net.spec
+    before = net.operating_points
     try:
         rows = ((0.04, 0.02, 0.3, middle), (0.2, 0.05, 0.5, middle))
-        net.spec = before.model_copy(update={"cascade": rows})
+        net.operating_points = before.changed(cascade=rows)
         fracskip.export(net, folder / "cascade.fsk")
     finally:
-        net.spec = before
+        net.operating_points = before
     portable = InferenceSession(folder / "cascade.fsk", engine="portable")
     native = InferenceSession(folder / "cascade.fsk", engine="native")
     wanted, found = (each.run(pixels(Wide, 24), budget=0.1) for each in (portable, native))
-    assert wanted.before is not None
-    assert found.before is not None
-    assert 0 < wanted.before.again.sum() < 24
-    np.testing.assert_array_equal(found.before.again, wanted.before.again)
+    assert 0 < wanted.escalated.sum() < 24
+    np.testing.assert_array_equal(found.escalated, wanted.escalated)
     np.testing.assert_array_equal(found.decisions, wanted.decisions)
     assert_near(stream, found.logits, wanted.logits)
 

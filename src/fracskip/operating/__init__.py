@@ -7,6 +7,7 @@ from fracskip.operating.decision import cost_weights, masks, offsets
 from fracskip.operating.points import (
     TAKES_NO_BUDGET,
     Cascade,
+    Multiplier,
     MultiplierCurve,
     OperatingPoints,
     Operation,
@@ -19,6 +20,7 @@ __all__ = [
     "TAKES_NO_BUDGET",
     "Cascade",
     "Execution",
+    "Multiplier",
     "MultiplierCurve",
     "OperatingPoints",
     "Operation",

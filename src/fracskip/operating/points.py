@@ -17,14 +17,15 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fracskip.config.network import FIRST_FAULT, Fraction, Frozen, Probability
 from fracskip.errors import ConfigError
 
 TAKES_NO_BUDGET = "this network was trained for one budget and takes none: leave budget out"
+Multiplier = Annotated[float, Field(ge=-1e38, le=1e38)]  # what float32 holds
 # (cost, multiplier)
-MultiplierCurve = Annotated[tuple[tuple[Fraction, float], ...], FIRST_FAULT]
+MultiplierCurve = Annotated[tuple[tuple[Fraction, Multiplier], ...], FIRST_FAULT]
 # (budget, budget of the first member, of the second, threshold)
 Cascade = Annotated[tuple[tuple[Fraction, Fraction, Fraction, Probability], ...], FIRST_FAULT]
 
@@ -74,7 +75,7 @@ class OperatingPoints(Frozen):
     """
 
     target: Fraction | None = None
-    multiplier: float = 0.0
+    multiplier: Multiplier = 0.0
     multiplier_curve: MultiplierCurve = ()
     cascade: Cascade = ()
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fracskip.config import Fraction
-from fracskip.operating import Cascade, MultiplierCurve, OperatingPoints
+from fracskip.operating import Cascade, Multiplier, MultiplierCurve, OperatingPoints
 from fracskip.options import OptionSet
 from fracskip.quant.affine import IntegerGrid
 
@@ -88,7 +88,7 @@ class PlannedPoints(OperatingPoints):
     model_config = ConfigDict(strict=True)
 
     target: Fraction | None
-    multiplier: float
+    multiplier: Multiplier
     multiplier_curve: MultiplierCurve
     cascade: Cascade
 
