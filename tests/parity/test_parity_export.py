@@ -225,8 +225,9 @@ def test_static_networks(option: Any, stream: str, tmp_path: Path) -> None:
 
 def test_levels_of_an_int8_stream(tmp_path: Path) -> None:
     """Block by block from the same levels: what the network fake-quantises is what is stored."""
-    from fracskip.runtime.portable import PortableEngine
     from fracskip.runtime.portable.residual import ResidualTrunk
+
+    from fracskip.runtime.portable import PortableEngine
 
     net = make(quant={"stream": "int8"})
     export_bundle(net, tmp_path / "x.fsk")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fracskip.runtime.portable.graph import GraphTrunk, _Grid
 from tests.zoo.test_zoo_contract import MODELS, dynamic_network, make_images, plain_network
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from fracskip.deployment.bundle import bundle_of
 from fracskip.errors import ConfigError
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from fracskip.runtime.portable import PortableEngine
-from fracskip.runtime.portable.graph import GraphTrunk, _Grid
 
 # What a bundle has no word for, or not at this size of image.
 REFUSED = {

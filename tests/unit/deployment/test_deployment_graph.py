@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from tests.support.deployed import Kind, pixels, plain_of, session_of
 from tests.support.residual_networks import (
     KINDS,
@@ -34,7 +35,6 @@ from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
-from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from fracskip.runtime.operations import ConvOp
 
 OPTIONS = ("skip", 2, 4, 8, "full")

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from tests.support.deployed import Kind, pixels, plain_of, session_of
 from tests.support.residual_networks import (
     KINDS,
@@ -32,7 +33,6 @@ from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
 from fracskip.runtime.bundle import encode_bundle
-from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from fracskip.runtime.operations import AffineOp, ConvOp
 
 OPTIONS = ("skip", 2, 4, 8, "full")

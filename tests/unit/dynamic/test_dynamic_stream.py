@@ -18,7 +18,7 @@ from fracskip import checkpoint
 from fracskip.config import ModelSpec
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.folding import FoldedLayer, fold
-from fracskip.legacy import current_spec
+from fracskip.legacy import spec as todays_spec
 from fracskip.options import Option
 
 SPEC = make_spec(stream="int8")
@@ -178,7 +178,7 @@ def test_what_old_checkpoints_do_not_say_means_what_it_did() -> None:
     for part, keys in old.items():
         for key in keys:
             del tree[part][key]
-    net = make_network(ModelSpec.model_validate(current_spec(tree)))
+    net = make_network(ModelSpec.model_validate(todays_spec(tree)))
     assert net.spec == make_spec(ends="8")
     assert net.spec.quant.stream == "float"
     assert net.stream is None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fracskip.runtime.residual import ResidualPlan
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_tensors
@@ -25,7 +26,6 @@ from fracskip.runtime.bundle import (
     write_bundle,
 )
 from fracskip.runtime.plan import TensorSpec
-from fracskip.runtime.residual import ResidualPlan
 from support.random_bundle import random_bundle, random_plan, random_tensors
 
 SMALL: dict[str, Any] = {"widths": (3, 4), "depth": 1, "gate_width": 2, "image": (8, 9)}

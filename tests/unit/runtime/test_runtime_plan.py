@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fracskip.runtime.residual import ResidualPlan
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fracskip.errors import BundleError
 from fracskip.runtime.bundle import parse_bundle
-from fracskip.runtime.residual import ResidualPlan
 from support.random_bundle import random_bundle, random_plan
 
 DATA = random_bundle(1, widths=(3, 4), depth=2, image=(8, 9))
