@@ -181,7 +181,9 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         "escalated must be uint8",
     ),
     "second multipliers": (
-        lambda e: e.run(IMAGES, *outputs(), **second_member(second_multipliers=np.full(B, np.inf, "f4"))),
+        lambda e: e.run(
+            IMAGES, *outputs(), **second_member(second_multipliers=np.full(B, np.inf, "f4"))
+        ),
         ValueError,
         "multipliers hold values that are not finite",
     ),

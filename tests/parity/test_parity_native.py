@@ -25,7 +25,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "wide": {"options": (8, 9, 16, "full"), "first": 4},
     "feedforward": {"gate": "feedforward", "depth": 1, "widths": (4, 20)},
     "wide gate": {"gate_width": 200, "depth": 1, "widths": (4, 20)},
-    "sensitivity": {"output": "sensitivity", "multiplier": 4.0, "options": ("skip", 2, 3, 4, 6, 8), "first": 8},
+    "sensitivity": {
+        "output": "sensitivity",
+        "multiplier": 4.0,
+        "options": ("skip", 2, 3, 4, 6, 8),
+        "first": 8,
+    },
     "feedforward sensitivity": {"output": "sensitivity", "gate": "feedforward", "depth": 3},
     "many channels": {"widths": (120, 136), "depth": 1, "image": (8, 8), "first": 8},
 }

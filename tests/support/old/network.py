@@ -40,4 +40,7 @@ class Small(nn.Module):
 def images(count: int = 12) -> Tensor:
     """Normalised images (count, 3, 8, 8)."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, 8, 8, generator=draw) * torch.linspace(0.3, 3, count)[:, None, None, None]
+    return (
+        torch.randn(count, 3, 8, 8, generator=draw)
+        * torch.linspace(0.3, 3, count)[:, None, None, None]
+    )

@@ -14,7 +14,7 @@ from fracskip.dynamic import DynamicNetwork, FractionalBlock, Mixing
 from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import inner_per_image, reorder
 from fracskip.dynamic.routing import Trial
-from fracskip.gating import choose, straight_through
+from fracskip.gating import first_minimum, straight_through
 
 COUNT, TRIES = 4, 2
 SETS = [("skip", "4", "8", "full"), ("4", "8", "full"), ("skip", "full"), ("skip", "8")]
@@ -40,7 +40,7 @@ def run_block(
     x, logits = x.clone().requires_grad_(), logits.clone().requires_grad_()
     for parameter in net.parameters():
         parameter.grad = None
-    choice = choose(logits)
+    choice = first_minimum(-logits)
     weights = straight_through(logits.softmax(-1), choice)
     if trial is None:
         y = block.mix(x, weights)
@@ -81,7 +81,7 @@ def test_the_sampled_gradient_is_unbiased(
     x = torch.rand(COUNT, block.in_channels, 6, 6)
     logits = torch.randn(COUNT, len(options))
     y, by_logits, by_x, by_weights = run_block(net, block, x, logits, None)
-    shares = group_shares(net, choose(logits))
+    shares = group_shares(net, first_minimum(-logits))
     total, passes, estimates = torch.zeros_like(by_logits), 0, []
     for trial in every_trial(len(options), net.options.can_skip):
         found = run_block(net, block, x, logits, trial)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 
 from fracskip.config import Recipe, recipe_from_dict
 from fracskip.data import ImageSet
@@ -13,7 +14,6 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
 from fracskip.training import calibration
-from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
 
 
 def images(net: DynamicNetwork, count: int = 64) -> ImageSet:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from fracskip.training.harms import tweedie
 
 from fracskip import checkpoint
 from fracskip.config import Recipe, recipe_from_dict
 from fracskip.errors import ConfigError
-from fracskip.training.harms import tweedie
 from fracskip.training.objective import lean_to, leaned_path
 
 Make = Callable[..., Recipe]

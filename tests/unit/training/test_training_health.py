@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fracskip.training.calibration import shortfall
 from torch import nn
 
 from fracskip.checkpoint import load, read_package, save
@@ -19,7 +20,6 @@ from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, convert
 from fracskip.errors import DataError, DivergedError
 from fracskip.training import fit, loop, sequence, train
-from fracskip.training.calibration import shortfall
 from fracskip.training.health import accuracy_warning, loss_warning, require_finite_weights
 from fracskip.training.loop import STATE_SCHEMA
 from fracskip.training.stages import BackboneTraining, StepResult

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from fracskip.training.judging import Judge
 from torch import nn
 
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
 from fracskip.training import norms
-from fracskip.training.judging import Judge
 from fracskip.training.norms import choose_norms
 
 Net = Callable[..., DynamicNetwork]
