@@ -72,6 +72,15 @@ def operating_points(tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def run_record(tree: dict[str, Any]) -> dict[str, Any]:
+    """A run's record (`run.json`), with the operating points that it ended with."""
+    if "operating_points" in tree:
+        return tree
+    held = {key: tree[key] for key in OPERATING if key in tree}
+    rest = {key: tree[key] for key in tree if key not in OPERATING}
+    return {**rest, "operating_points": operating_points(held)}
+
+
 def training_state(meta: dict[str, Any]) -> dict[str, Any]:
     """A training state's metadata: where a run stands that an older version began."""
     position = meta.get("position")

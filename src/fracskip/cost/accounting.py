@@ -52,20 +52,24 @@ def _checked(decisions: Decisions, options: OptionSet, blocks: int | None = None
 
 
 def account(
-    executions: Sequence[Execution[NDArray[np.integer]]],
+    executions: Sequence[Execution[NDArray[np.integer]]] | Decisions,
     options: OptionSet,
     profile: NetworkProfile,
 ) -> CostReport:
     """Costs what the members of a cascade executed: one network, at several budgets.
 
     Args:
-        executions: Of a prediction: the first of all N images, at least 1.
+        executions: Of a prediction: the first of all N images, at least 1; or the decisions of one
+            member alone, (N, gated blocks).
         options: What decisions mean.
         profile: The network's MACs.
 
     Raises:
         ConfigError: if the shape or the indices do not fit.
     """
+    if isinstance(executions, np.ndarray):
+        count = executions.shape[0] if executions.ndim else 0
+        executions = [Execution(np.arange(count), executions)]
     gated = profile.gated
     bits = np.array([option.bits for option in options], dtype=np.float64)
     costs = (bits / FULL_BITS) ** 2

@@ -65,13 +65,14 @@ class Mixing:
         elif not self.sample_rate:
             x = block.route(x, choice)
         else:
-            trial = self._trial(len(x), options, x.device)
+            trial = self.trial(len(x), options, x.device)
             x = block.route_with_gradient(x, weights, choice, trial)
         costs = torch.tensor(options.costs, device=x.device)
         # A product and a sum, not `@`: autocast would round the costs to bfloat16.
         return x, choice, (weights * costs).sum(1)
 
-    def _trial(self, count: int, options: OptionSet, device: torch.device) -> Trial:
+    def trial(self, count: int, options: OptionSet, device: torch.device) -> Trial:
+        """Draws which images of so many try which executed option."""
         lowest = 1 if options.can_skip else 0
         executed = len(options) - lowest
         tries = max(1, round(self.sample_rate * count))

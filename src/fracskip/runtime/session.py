@@ -169,9 +169,15 @@ class InferenceSession:
         """What executes each block's options: (block, option, one name a convolution)."""
         return self._engine.kernels()
 
-    def cost(self, prediction: Prediction[NDArray[Any]]) -> CostReport:
-        """Prices what was executed for a prediction: see `fracskip.cost.account`."""
-        return account(prediction.executions, self.options, self.profile)
+    def cost(self, executed: Prediction[NDArray[Any]] | NDArray[np.integer]) -> CostReport:
+        """Prices what was executed: see `fracskip.cost.account`.
+
+        Args:
+            executed: A prediction, or the decisions (B, L) of one member alone.
+        """
+        if isinstance(executed, Prediction):
+            return account(executed.executions, self.options, self.profile)
+        return account(executed, self.options, self.profile)
 
     def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
         """Decisions (B, L) that give every block the same option.

@@ -14,11 +14,10 @@ from tiny_networks import (
 )
 from torch import Tensor
 
-from fracskip import checkpoint
+from fracskip import checkpoint, legacy
 from fracskip.config import ModelSpec
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.folding import FoldedLayer, fold
-from fracskip.legacy import checkpoint
 from fracskip.options import Option
 
 SPEC = make_spec(stream="int8")
@@ -176,7 +175,7 @@ def test_what_old_checkpoints_do_not_say_means_what_it_did() -> None:
     for part, keys in old.items():
         for key in keys:
             del tree[part][key]
-    net = make_network(ModelSpec.model_validate(checkpoint({"spec": tree})["spec"]))
+    net = make_network(ModelSpec.model_validate(legacy.checkpoint({"spec": tree})["spec"]))
     assert net.spec == make_spec(ends="8")
     assert net.spec.quant.stream == "float"
     assert net.stream is None

@@ -148,7 +148,7 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "one row": (ROWS[:1], {}, "two rows"),
     "no curve": (ROWS, {"multiplier_curve": []}, "a multiplier curve for its members"),
     "descends": (ROWS[::-1], {}, "must ascend"),
-    "off the curve": (ROWS, {"multiplier_curve": CURVE[:1] + ((0.05, 1.0),)}, "on the mul"),
+    "off the curve": (ROWS, {"multiplier_curve": (*CURVE[:1], (0.05, 1.0))}, "on the mul"),
     "dearer first": (((0.01, 0.03, 0.02, 0.5), ROWS[1]), {}, "on the multiplier curve"),
     "no probability": ((ROWS[0], (0.04, 0.02, 0.08, 1.5)), {}, "cascade"),
     "no target": (ROWS, {"target": None}, "needs a target"),
