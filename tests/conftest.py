@@ -122,6 +122,7 @@ def make_net(**changes: Any) -> DynamicNetwork:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
         net = build_network(tiny_spec(**changes)).eval()
+        net.operating_points = OperatingPoints.model_validate(points)
         images = torch.randn(64, net.spec.image.channels, *net.spec.image.size)
         settle(net, images)
         net.calibrate([images])
@@ -133,8 +134,7 @@ def make_net(**changes: Any) -> DynamicNetwork:
             for index, out in enumerate(outs):
                 of_out = logits if len(outs) == 1 else logits[:, index]
                 out.bias.copy_(-of_out.flatten(0, -2).mean(0))
-        net.backbone.fc.bias.copy_(-net(images, points=OperatingPoints(target=0.1)).logits.mean(0))
-        net.operating_points = OperatingPoints.model_validate(points)
+        net.backbone.fc.bias.copy_(-net(images).logits.mean(0))
     return net
 
 

@@ -28,7 +28,9 @@ def images() -> torch.Tensor:
 
 def twice(make_net: Callable[..., DynamicNetwork], rows: Any) -> DynamicNetwork:
     """The network of `single` as a cascade."""
-    return make_net(multiplier_curve=CURVE, target=0.1, cascade=rows)
+    net = make_net(multiplier_curve=CURVE, target=0.1)
+    net.operating_points = net.operating_points.changed(cascade=rows)
+    return net
 
 
 @pytest.fixture

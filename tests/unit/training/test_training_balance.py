@@ -145,7 +145,7 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
     with torch.inference_mode():
         path = [1] * len(net.blocks)
         inputs, predicted = net.walk(images, path)
-        logits = net.gate_logits_on(inputs)
+        logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = [
             sensitivity(net.detour(x, at, 0, path), predicted).log().mean()
@@ -186,7 +186,7 @@ def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
     )
     with torch.inference_mode():
         inputs, predicted = net.walk(images, path)
-        logits = net.gate_logits_on(inputs)
+        logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = []
         for at, x in enumerate(inputs):
