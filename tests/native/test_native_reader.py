@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,21 +26,39 @@ from support.random_bundle import random_bundle
 native = pytest.importorskip("fracskip.runtime._native", reason="built without a C++ compiler")
 
 GOOD = random_bundle(2, image=(8, 8), widths=(4, 8), depth=2)
-WEIGHT, BIAS, INPUT = "blocks.1.4.0.weight", "blocks.1.4.0.bias", "blocks.1.4.input"
+NARROW = random_bundle(2, image=(8, 8), widths=(4, 8), depth=2, first=8, ends=8)
+# Its parts: stem, block0, gated block1 to block3, of which block2 projects, head.
+WEIGHT, BIAS, INPUT = (f"parts.2.4.0.{kind}" for kind in ("weight", "bias", "input"))
+LOGITS = "parts.5.full.1.bias"
+POOL = {"op": "pool", "in": [1], "kind": "max", "kernel": [3, 3], "stride": [1, 1]}
 
 
-def conv(parts: Parts, block: int = 1, position: int = 0) -> dict[str, Any]:
-    geometry: dict[str, Any] = parts.network["blocks"][block]["branch"][position]
+def part(parts: Parts, index: int = 2) -> dict[str, Any]:
+    found: dict[str, Any] = parts.network["parts"][index]
+    return found
+
+
+def conv(parts: Parts, index: int = 2, position: int = 0) -> dict[str, Any]:
+    geometry: dict[str, Any] = part(parts, index)["branch"][position]
     return geometry
 
 
 def strided_identity(parts: Parts) -> None:
     for position in range(2):
-        conv(parts, 1, position)["stride"] = [2, 1]
+        conv(parts, 2, position)["stride"] = [2, 1]
 
 
 def one_row_more(parts: Parts) -> None:
-    parts.tensors["head.bias"] = ("F32", [6], bytes(24))
+    parts.tensors[LOGITS] = ("F32", [6], bytes(24))
+
+
+def of_version(version: int) -> Callable[[Parts], object]:
+    return lambda parts: parts.plan.update(version=version)
+
+
+def level(name: str, value: float) -> Callable[[Parts], object]:
+    """Another step or zero."""
+    return lambda parts: parts.tensors.update({name: ("F32", [1], struct.pack("<f", value))})
 
 
 def looks(*rows: list[float], curve: bool = True) -> Callable[[Parts], object]:
@@ -52,11 +71,17 @@ def looks(*rows: list[float], curve: bool = True) -> Callable[[Parts], object]:
 
 LOW, HIGH = [0.05, 0.02, 0.1, 0.5], [0.3, 0.1, 0.5, 0.9]
 
+AGAIN = "export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk"
 FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
-    "schema": (lambda p: p.plan.update(schema="other"), "schema"),
-    "version": (lambda p: p.plan.update(version=3), "version 1 or 2"),
+    "schema": (
+        lambda p: p.plan.update(schema="other"),
+        f"'other' version 3; this fracskip reads 'fracskip.bundle' version 3: {AGAIN}",
+    ),
+    "version 1": (of_version(1), f"version 1; this fracskip reads .* version 3: {AGAIN}"),
+    "version 2": (of_version(2), f"version 2; this fracskip reads .* version 3: {AGAIN}"),
+    "version 4": (of_version(4), f"version 4; this fracskip reads .* version 3: {AGAIN}"),
     "resize": (lambda p: p.plan["image"].update(resize=3), "resize must be an integer from"),
-    "version as float": (lambda p: p.plan.update(version=1.0), "integer"),
+    "version as float": (lambda p: p.plan.update(version=3.0), "integer"),
     "unknown key": (lambda p: p.plan.update(more=1), "unknown member 'more'"),
     "lacking key": (lambda p: p.plan.pop("stream"), "lacks 'stream'"),
     "stream": (lambda p: p.plan.update(stream="int4"), "stream"),
@@ -87,66 +112,92 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "class names": (lambda p: p.plan["class_names"].pop(), "one name for each class"),
     "std": (lambda p: p.plan["image"].update(std=[0.2, 0, 0.2]), "above zero"),
     "too few means": (lambda p: p.plan["image"].update(mean=[0.5]), "each channel"),
-    "no blocks": (lambda p: p.network.update(blocks=[]), "empty"),
-    "too many blocks": (
-        lambda p: p.network.update(blocks=p.network["blocks"] * 1500),
-        "4,096|name of another",
+    "no parts": (lambda p: p.network.update(parts=[]), "empty"),
+    "too many parts": (
+        lambda p: p.network.update(parts=p.network["parts"][:1] * 4097),
+        "4,096",
     ),
-    "equal names": (lambda p: p.network["blocks"][1].update(name="block0"), "another block"),
-    "empty branch": (lambda p: p.network["blocks"][1].update(branch=[]), "empty branch"),
-    "two options ungated": (
-        lambda p: p.network["blocks"][0].update(options=["4", "8"]),
-        "one option",
+    "equal names": (lambda p: part(p).update(name="block2"), "another gated part"),
+    "no name": (lambda p: part(p).update(name=""), "has no name"),
+    "empty branch": (lambda p: part(p).update(branch=[]), "empty branch"),
+    "two options ungated": (lambda p: part(p, 1).update(options=["4", "8"]), "one option"),
+    "skip ungated": (lambda p: part(p, 1).update(options=["skip", "8"]), "one option"),
+    "only skip ungated": (lambda p: part(p, 1).update(options=["skip"]), "'skip' alone"),
+    "gated differently": (lambda p: part(p).update(options=["4", "8"]), "network's options"),
+    "no residual": (lambda p: part(p).update(residual=False), "no residual sum"),
+    "identity projected": (lambda p: part(p, 3).update(skip_is_identity=True), "no identity"),
+    "option of no shortcut": (lambda p: part(p).update(shortcut_option="8"), "if and only if"),
+    "shortcut of no option": (lambda p: part(p, 3).update(shortcut_option=None), "if and only if"),
+    "shortcut skipped": (lambda p: part(p, 3).update(shortcut_option="skip"), "'skip'"),
+    "gated first": (lambda p: p.network["parts"].pop(0), "neither gated nor residual"),
+    "gated last": (lambda p: p.network["parts"].pop(), "neither gated nor residual"),
+    "residual first": (lambda p: part(p, 0).update(residual=True), "neither gated nor residual"),
+    "residual last": (lambda p: part(p, 5).update(residual=True), "neither gated nor residual"),
+    "activation of a sum": (
+        lambda p: part(p)["after"][0].update(act="relu6"),
+        "empty or 'relu' in an 8-bit stream",
     ),
-    "gated differently": (
-        lambda p: p.network["blocks"][1].update(options=["4", "8"]),
-        "network's options",
-    ),
-    "stem begins with a pool": (
-        lambda p: p.network["stem"].insert(
-            0, {"op": "maxpool", "kernel": [2, 2], "stride": [1, 1], "padding": [0, 0]}
+    "pool after a sum": (
+        lambda p: part(p).update(
+            after=[{**POOL, "in": [0], "padding": [1, 1], "count_padding": False}]
         ),
-        "begin with a convolution",
+        "other than activations",
     ),
+    "unknown operation": (lambda p: conv(p).update(op="sum"), "unknown operation 'sum'"),
+    "unknown activation": (lambda p: conv(p).update(act="tanh"), "unknown activation 'tanh'"),
+    "value that is not there": (lambda p: conv(p).update({"in": [1]}), "integer from 0 to 0"),
+    "value that nothing uses": (lambda p: conv(p, 2, 1).update({"in": [0]}), "nothing uses"),
+    "groups": (lambda p: conv(p).update(groups=3), "do not divide"),
     "pool's padding": (
-        lambda p: p.network["stem"].append(
-            {"op": "maxpool", "kernel": [3, 3], "stride": [1, 1], "padding": [2, 2]}
-        ),
+        lambda p: part(p, 0)["branch"].append({**POOL, "padding": [2, 2], "count_padding": False}),
         "half of its kernel",
     ),
-    "channels": (lambda p: conv(p).update({"in": 5}), "takes 5 channels and gets 4"),
+    "counted padding": (
+        lambda p: part(p, 0)["branch"].append({**POOL, "padding": [1, 1], "count_padding": True}),
+        "counts padding",
+    ),
+    "channels": (lambda p: conv(p).update(channels=[5, 4]), "takes 5 channels and gets 4"),
     "kernel": (lambda p: conv(p).update(kernel=[99, 3]), "larger than its input"),
     "stride": (lambda p: conv(p).update(stride=[0, 1]), "integer from 1"),
     "negative padding": (lambda p: conv(p).update(padding=[-1, 1]), "integer from 0"),
-    "strided identity": (strided_identity, "shortcut that ends with"),
+    "strided identity": (strided_identity, "shortcut that gives"),
     "huge image": (lambda p: p.plan["image"].update(size=[60000, 60000]), "1 GiB"),
     "huge padding": (lambda p: conv(p).update(padding=[60000, 60000]), "1 GiB"),
     "one wide border": (
         lambda p: conv(p).update(kernel=[1, 3], padding=[0, 30000]),
         "1 GiB",
     ),
+    "logits": (lambda p: conv(p, 5, 1).update(channels=[8, 6]), "not 5 logits"),
     "accumulators": (
         lambda p: (
-            [conv(p, 0, j).update(kernel=[151, 151], padding=[75, 75]) for j in range(2)]
-            and p.network["blocks"][0].update(options=["8"])
+            [conv(p, 1, j).update(kernel=[151, 151], padding=[75, 75]) for j in range(2)]
+            and part(p, 1).update(options=["8"])
         ),
         "32 bits",
     ),
+    "bits of the stem": (lambda p: p.plan["cost"].update(stem_bits=33), "from 1 to 32"),
+    "bits of the head": (lambda p: p.plan["cost"].update(head_bits=0), "from 1 to 32"),
     "missing tensor": (lambda p: p.tensors.pop(BIAS), f"{BIAS} is missing"),
     "surplus tensor": (
         lambda p: p.tensors.update({"more": ("F32", [1], bytes(4))}),
         "no place for tensor 'more'",
     ),
-    "shape": (one_row_more, r"head.bias is F32 \[6\], the plan needs F32 \[5\]"),
+    "shape": (one_row_more, rf"{LOGITS} is F32 \[6\], the plan needs F32 \[5\]"),
     "type": (
         lambda p: p.tensors.update({WEIGHT: ("F32", [4, 3, 3, 4], bytes(576))}),
         "the plan needs I8",
     ),
     "grid": (lambda p: p.values(WEIGHT, [8], "i1"), "has the weight 8, 4 bits hold up to 7"),
-    "grid below": (lambda p: p.values("blocks.1.8.0.weight", [-128], "i1"), "-128"),
+    "grid below": (lambda p: p.values("parts.2.8.0.weight", [-128], "i1"), "-128"),
     "NaN": (lambda p: p.values(BIAS, [float("nan")]), "NaN or infinite"),
-    "infinite scale": (lambda p: p.values("blocks.1.4.0.scale", [float("inf")]), "infinite"),
-    "zero step": (lambda p: p.values("stream.steps", [0.0]), "not above zero"),
+    "infinite scale": (lambda p: p.values("parts.2.4.0.scale", [float("inf")]), "infinite"),
+    "zero step": (lambda p: p.values("parts.3.step", [0.0]), "not above zero"),
+    "no step": (lambda p: p.tensors.pop("parts.3.step"), "parts.3.step is missing"),
+    "step of the last": (level("parts.5.step", 1.0), "no place for tensor"),
+    "step that is not handed on": (level("parts.2.step", 0.5), "is not that of the part before"),
+    "half a level": (level("parts.2.4.0.zero", 0.5), "is no level of 4 bits"),
+    "level above": (level("parts.3.zero", 256.0), "is no level of 8 bits"),
+    "level that a clamp can't be": (level("parts.3.zero", 3.0), "is not 0, and a clamp"),
     "negative input": (lambda p: p.values(INPUT, [-1.0]), "not above zero"),
 }
 # Limits that keep an engine's memory and its integers bounded; Python has no such trouble. And to
@@ -262,7 +313,7 @@ def test_long_chains_are_planned_soon(data: bytes) -> None:
 def test_both_readers_say_the_same_of_damage_with_a_digest_that_fits() -> None:
     """What Python takes, the engine takes, or says that it is beyond its own limits."""
     draw, said = random.Random(3), []
-    for data in (GOOD, many_convolutions(3)):
+    for data in (GOOD, NARROW, many_convolutions(3)):
         for _ in range(100):
             damaged = damaged_bundle(draw, data)
             try:

@@ -14,7 +14,6 @@ import fracskip
 from fracskip.config import ModelSpec
 from fracskip.deployment.bundle import bundle_of, export_bundle
 from fracskip.dynamic import DynamicNetwork, build_network
-from fracskip.dynamic.folding import stream_steps
 from fracskip.errors import ConfigError
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle
@@ -34,9 +33,11 @@ def make(**changes: Any) -> DynamicNetwork:
         "class_names": CLASSES,
         "data_name": "random",
     }
+    tree |= changes
+    tree["quant"] = {"stem": "full", "head": "full", **tree["quant"]}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
-        net = build_network(ModelSpec.model_validate({**tree, **changes})).eval()
+        net = build_network(ModelSpec.model_validate(tree)).eval()
         for module in net.backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.4, 1.4)
@@ -225,30 +226,28 @@ def test_static_networks(option: Any, stream: str, tmp_path: Path) -> None:
 
 def test_levels_of_an_int8_stream(tmp_path: Path) -> None:
     """Block by block from the same levels: what the network fake-quantises is what is stored."""
-    from fracskip.runtime.portable.residual import ResidualTrunk
-
     from fracskip.runtime.portable import PortableEngine
 
     net = make(quant={"stream": "int8"})
     export_bundle(net, tmp_path / "x.fsk")
     engine = PortableEngine(read_bundle(tmp_path / "x.fsk"), 1)
-    trunk = engine._trunk
-    assert isinstance(trunk, ResidualTrunk)
-    steps = stream_steps(net)
-    assert steps is not None
+    assert net.stream is not None
+    steps = net.stream.steps
     pixels = torch.from_numpy(images_for(net, 16))
     with torch.inference_mode():
-        levels = trunk.stem(engine._normalised(pixels))
-        values = net.cifar_trunk().stem(fracskip.preprocess(pixels, net.spec.image))
+        stem, *parts = engine._network.parts[:-1]
+        levels = stem.execute(engine._normalised(pixels))
+        values = net.trunk.stem(fracskip.preprocess(pixels, net.spec.image))
         assert _share_off(values / steps[0], levels) < 1e-3
-        for index, block in enumerate(net.blocks, start=1):
-            entry, leaving = trunk._entry_stages[index], trunk._plan.stages[index]
-            for choice, option in enumerate(net.options):
-                wanted = block.execute(levels * steps[entry], option) / steps[leaving]
-                found = trunk._blocks[index].execute(levels, choice)
-                assert _share_off(wanted, found) < 1e-3, (index, option)
-            levels = trunk._blocks[index].execute(levels, 2)
+        entry = 0
+        for block, part in zip(net.trunk.every, parts, strict=True):
+            for choice, option in enumerate(block.options):
+                wanted = block.execute(levels * steps[entry], option) / steps[block.stage]
+                found = part.execute(levels, choice)
+                assert _share_off(wanted, found) < 1e-3, (block.name, option)
+            levels = part.execute(levels, min(2, len(block.options) - 1))
             assert 0.02 < float((levels > 0).float().mean()) < 1
+            entry = block.stage
 
 
 def _share_off(wanted: torch.Tensor, found: torch.Tensor) -> float:
@@ -269,16 +268,15 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
     assert (plan.class_names, plan.data_name, plan.image) == (CLASSES, "random", spec.image)
     assert plan.options == spec.options
     assert plan.cost == net.profile
-    assert [block.name for block in plan.network.blocks] == [
-        name for name, _ in net.backbone.named_blocks()
-    ]
-    assert plan.network.blocks[0].options == ("8",)
-    assert plan.stages == (0, 0, 1, 1, 2, 2)
+    names = [name for name, _ in net.backbone.named_blocks()]
+    assert [part.name for part in plan.network.parts] == ["stem", *names, "head"]
+    assert [part.options for part in plan.network.parts[:2]] == [("full",), ("8",)]
+    assert plan.network.parts[-1].options == ("full",)
     # Levels of the stream are width 8's own input.
-    assert "blocks.1.8.input" not in bundle.tensors
-    assert "blocks.1.4.input" in bundle.tensors
+    assert "parts.2.8.0.input" not in bundle.tensors
+    assert "parts.2.4.0.input" in bundle.tensors
     plain, _ = bundle_of(make())
-    assert plain.network.blocks[0].options == ("full",)
+    assert plain.network.parts[1].options == ("full",)
     assert plain.stream == "float"
 
 
@@ -286,8 +284,8 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
 def test_multipliers_are_rounded_once() -> None:
     net = make()
     _, tensors = bundle_of(net)
-    conv, norm = net.blocks[0]._units[0]
-    following = net.blocks[0]._units[1][0]
+    module = net.backbone.get_submodule(net.blocks[0].name)
+    conv, norm, following = module.conv1, module.bn1, module.conv2
     option = net.options[1]
     slot = conv.slot(option)
     weight, bias, mean, var = (term.double() for term in norm._terms(option))
@@ -295,10 +293,10 @@ def test_multipliers_are_rounded_once() -> None:
     taken = float(conv.quantiser.activation_step[slot])
     given = float(following.quantiser.activation_step[slot])
     exact = conv.quantiser.weight_step[slot].double() * gain * taken / given
-    scale = tensors["blocks.1.4.0.scale"]
+    scale = tensors["parts.2.4.0.scale"]
     off = np.abs(scale.astype(np.float64) / exact.detach().numpy() - 1)
     assert off.max() <= 2**-24 * 1.0001
-    found = tensors["blocks.1.4.0.bias"]
+    found = tensors["parts.2.4.0.bias"]
     wanted = ((bias - mean * gain) / given).detach().numpy()
     np.testing.assert_array_less(np.abs(found - wanted), 2**-24 * np.abs(wanted) + 1e-30)
 

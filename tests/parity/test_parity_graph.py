@@ -138,6 +138,11 @@ def assert_agree(found: np.ndarray, wanted: np.ndarray, what: str = "") -> None:
     assert off.max() < 0.1, f"{what}: {off}"
 
 
+def runs_in_bfloat16(isa: str, option: object) -> bool:
+    """Whether tiles execute a width in bfloat16, which has 8 significant bits."""
+    return isa == "amx" and str(option) == "16"
+
+
 def assert_near(stream: str, found: np.ndarray, wanted: np.ndarray) -> None:
     if stream == "int8":
         assert_agree(found, wanted)
@@ -161,7 +166,10 @@ def test_every_option_gives_the_same(kind: object, stream: str, isa: str, folder
         decisions[:, barred] = np.maximum(decisions[:, barred], 1)
         wanted = portable.run(images, decisions=decisions)
         found = native.run(images, decisions=decisions)
-        assert_agree(found.logits, wanted.logits, option)
+        if runs_in_bfloat16(isa, option):
+            np.testing.assert_allclose(found.logits, wanted.logits, rtol=0, atol=0.02)
+        else:
+            assert_agree(found.logits, wanted.logits, option)
         if kind is Bottleneck and stream == "int8" and option in ("skip", *INTEGERS):
             # Convolutions, sums and clamps alone: the same integers all the way to the head.
             np.testing.assert_array_equal(found.logits, wanted.logits, option)
@@ -176,7 +184,7 @@ def test_every_image_takes_its_own_path(kind: object, stream: str, isa: str, fol
     native = InferenceSession(bundle(kind, stream, folder), engine="native", isa=isa, threads=2)
     images = pixels(kind)
     decisions = drawn_paths(portable, len(images))
-    if stream == "float":
+    if stream == "float" or runs_in_bfloat16(isa, 16):
         decisions[decisions == OPTIONS.index(16)] = OPTIONS.index("full")
     wanted = portable.run(images, decisions=decisions)
     for _ in range(3):  # what one image leaves behind must not matter to the next
@@ -223,12 +231,12 @@ def test_cascades_are_the_same(stream: str, folder: Path) -> None:
 
 def test_low_widths_run_on_integers(folder: Path) -> None:
     native = InferenceSession(bundle(Wide, "float", folder), engine="native")
-    hands_on = {part.name for part in native.plan.gated if part.hands_on}  # type: ignore[attr-defined]
-    assert hands_on
+    unchanged = {part.name for part in native.plan.gated if part.skip_is_identity}
+    assert unchanged
     for block, option, names in native.kernels():
         if block not in native.plan.gated_names:
             continue
         branch = [name for name in names if "int8" in name]
         assert len(branch) == (6 if option in INTEGERS else 0)
-        if option == "skip" and block in hands_on:
+        if option == "skip" and block in unchanged:
             assert not names

@@ -22,6 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"image": (13, 9), "widths": (5, 7, 11), "depth": 1},
     "stem7": {"image": (29, 34), "stem7": True, "channels": 1, "widths": (6, 10)},
     "narrow": {"options": ("skip", 2, 3, 5, 6, 7, 8), "first": 8},
+    "ends": {"first": 8, "ends": 8, "stem7": True, "image": (24, 24)},
     "wide": {"options": (8, 9, 16, "full"), "first": 4},
     "feedforward": {"gate": "feedforward", "depth": 1, "widths": (4, 20)},
     "wide gate": {"gate_width": 200, "depth": 1, "widths": (4, 20)},
@@ -95,11 +96,15 @@ def test_a_second_member_is_the_network_asked_again(
             assert (found[2] == dear[1]).all()
 
 
-def test_instruction_sets_give_the_same_bits_from_the_same_levels(tmp_path: Path) -> None:
-    # With one pixel value everywhere the float stem has nothing to round differently.
-    keywords = {"options": ("skip", 4, 8), "first": 8, "image": (12, 12), "widths": (16, 24)}
-    path, images = write(tmp_path, 5, stream="int8", **keywords)
-    images = np.full_like(images, 128)
+@pytest.mark.parametrize("ends", [8, "full"])
+def test_instruction_sets_give_the_same_bits_from_the_same_levels(
+    ends: int | str, tmp_path: Path
+) -> None:
+    keywords: dict[str, Any] = {"options": ("skip", 4, 8), "first": 8, "ends": ends}
+    path, images = write(tmp_path, 5, stream="int8", image=(12, 12), widths=(16, 24), **keywords)
+    if ends == "full":
+        # With one pixel value everywhere the float stem has nothing to round differently.
+        images = np.full_like(images, 128)
     answers = [InferenceSession(path, isa=isa).run(images) for isa in instruction_sets()]
     for other in answers[1:]:
         assert (other.decisions == answers[0].decisions).all()

@@ -101,7 +101,7 @@ def test_forced_paths_and_normalised_images(stream: str) -> None:
 
 @pytest.mark.parametrize("gate", ["recurrent", "feedforward"])
 def test_budgets(gate: str) -> None:
-    bundle = parse_bundle(random_bundle(11, gate=gate, budget_input=True, depth=3))
+    bundle = parse_bundle(random_bundle(14, gate=gate, budget_input=True, depth=3))
     images = random_images(bundle.plan, 8)
     budgets = np.geomspace(0.01, 1, 8).astype(np.float32)
     logits, decisions = run(bundle, images, budgets=budgets)

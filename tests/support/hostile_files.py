@@ -96,7 +96,12 @@ def sealed_bundle(plan: str, tensors: Mapping[str, Tensor]) -> bytes:
     return raw({"fracskip": plan, "digest": f"sha256:{total.hexdigest()}"}, tensors)
 
 
-_TORCH_TYPES = {"F32": "torch.float32", "I64": "torch.int64", "I8": "torch.int8"}
+_TORCH_TYPES = {
+    "F32": "torch.float32",
+    "I64": "torch.int64",
+    "I32": "torch.int32",
+    "I8": "torch.int8",
+}
 
 
 def sealed_checkpoint(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -188,8 +193,8 @@ def change_tree(draw: random.Random, tree: Any) -> None:
 OPTIONS = ["skip", *map(str, range(2, 17)), "full"]
 
 
-def graph_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
-    """A plan of version 2 of an image of 8 x 8 pixels and two classes."""
+def small_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
+    """A plan for an image of 8 x 8 pixels and two classes."""
     gate = {"kind": "recurrent", "width": 1, "budget_input": False}
     priced = [
         {"name": part["name"], "branch_macs": 1, "shortcut_macs": 0, "gate_macs": 0, "gated": True,
@@ -197,9 +202,10 @@ def graph_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
         for part in parts
         if part["gated"]
     ]  # fmt: skip
+    cost = {"stem_macs": 1, "head_macs": 1, "stem_bits": 32, "head_bits": 32, "blocks": priced}
     return {
         "schema": "fracskip.bundle",
-        "version": 2,
+        "version": 3,
         "name": "hostile",
         "source": "",
         "data_name": "",
@@ -208,7 +214,7 @@ def graph_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
         "options": options,
         "stream": "float",
         "target": None,
-        "cost": {"stem_macs": 1, "head_macs": 1, "blocks": priced},
+        "cost": cost,
         "network": {"classes": 2, "parts": parts},
         "gate": gate if len(options) > 1 else None,
     }
@@ -230,21 +236,39 @@ def pool_op(taken: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def plain_part(name: str, options: list[str], branch: list[Any], gated: bool) -> dict[str, Any]:
+    """A part without a residual sum."""
+    return {
+        "name": name, "gated": gated, "options": options, "residual": False,
+        "skip_is_identity": False, "branch": branch, "shortcut": [], "shortcut_option": None,
+        "after": [],
+    }  # fmt: skip
+
+
+def act_op(taken: int) -> dict[str, Any]:
+    """A ReLU by itself: it needs no tensors."""
+    return {"op": "act", "in": [taken], "act": "relu"}
+
+
+def stem_part() -> dict[str, Any]:
+    """A first part that needs no tensors."""
+    return plain_part("stem", ["full"], [act_op(0)], False)
+
+
 def head_part() -> dict[str, Any]:
     """The mean of one channel, and two logits."""
-    return {
-        "name": "head",
-        "gated": False,
-        "ops": [{"op": "mean", "in": [0]}, conv_op(1, (1, 2))],
-    }
+    return plain_part("head", ["full"], [{"op": "mean", "in": [0]}, conv_op(1, (1, 2))], False)
 
 
-def gated_part(name: str, branch: list[Any]) -> dict[str, Any]:
-    """A block without a shortcut."""
-    return {
-        "name": name, "gated": True, "can_skip": False, "hands_on": False, "branch": branch,
-        "shortcut": [], "after": [],
-    }  # fmt: skip
+def chain(options: list[str], *branches: list[Any]) -> dict[str, Any]:
+    """A plan of a stem, gated parts of these branches (block0, block1, ...), and a head."""
+    gated = [plain_part(f"block{k}", options, ops, True) for k, ops in enumerate(branches)]
+    return small_plan([stem_part(), *gated, head_part()], options)
+
+
+def unsealed(plan: dict[str, Any]) -> bytes:
+    """A bundle of a plan without its tensors."""
+    return sealed_bundle(json.dumps(plan), {})
 
 
 def conv_tensors(name: str, taken: int, given: int, bits: int, inner: bool) -> dict[str, Tensor]:
@@ -271,20 +295,19 @@ def gate_tensors(blocks: int, options: int) -> dict[str, Tensor]:
 
 
 def chain_bundle(branch: list[Any], options: list[str]) -> bytes:
-    """A sound bundle of one gated block: a branch of convolutions and pools of one channel."""
-    parts = [gated_part("block", branch), head_part()]
-    tensors = conv_tensors("parts.1.1", 1, 2, 0, False)
+    """A sound bundle of one gated part: a branch of convolutions and pools of one channel."""
+    tensors = conv_tensors("parts.2.full.1", 1, 2, 0, False)
     for label in options:
         bits = int(label) if label.isdecimal() and int(label) <= 8 else 0
         for position, op in enumerate(branch):
             if op["op"] == "conv" and label != "skip":
                 inner = bool(position) and branch[position - 1]["op"] == "conv"
-                name = f"parts.0.{label}.{position}"
+                name = f"parts.1.{label}.{position}"
                 tensors |= conv_tensors(name, 1, 1, bits, inner)
     tensors |= gate_tensors(1, len(options))
     # Floats first, so that they lie at multiples of four bytes.
     ordered = dict(sorted(tensors.items(), key=lambda item: item[1][0] != "F32"))
-    return sealed_bundle(json.dumps(graph_plan(parts, options)), ordered)
+    return sealed_bundle(json.dumps(chain(options, branch)), ordered)
 
 
 def many_pools(count: int) -> bytes:
@@ -301,8 +324,7 @@ def many_convolutions(count: int) -> bytes:
 
 
 def _plan_of(**changes: Any) -> bytes:
-    plan = {**graph_plan([head_part()], ["full"]), **changes}
-    return sealed_bundle(json.dumps(plan), {})
+    return unsealed({**small_plan([head_part()], ["full"]), **changes})
 
 
 def _repeated(part: str, size: int) -> str:
@@ -311,24 +333,22 @@ def _repeated(part: str, size: int) -> str:
 
 def _many_acts(draw: random.Random, size: int) -> bytes:
     """Operations that need no tensor, in as many parts as there may be."""
-    parts, room, index = [], size, 0
-    while room > 0 and len(parts) < 4096:
-        ops = [{"op": "act", "in": [k], "act": "relu"} for k in range(4000)]
-        parts.append({"name": f"p{index}", "gated": False, "ops": ops})
-        room, index = room - 45 * 4000, index + 1
-    return sealed_bundle(json.dumps(graph_plan([*parts, head_part()], ["full"])), {})
+    parts, space, index = [], size, 0
+    while space > 0 and len(parts) < 4095:
+        parts.append(plain_part(f"p{index}", ["full"], [act_op(k) for k in range(4000)], False))
+        space, index = space - 45 * 4000, index + 1
+    return unsealed(small_plan([*parts, head_part()], ["full"]))
 
 
 def _many_options(draw: random.Random, size: int) -> bytes:
     """Convolutions at all options, without their tensors."""
     convs = [conv_op(k, (1, 1), "relu") for k in range(4096)]
-    parts = [gated_part(f"b{k}", convs) for k in range(max(1, min(3, size // 700_000)))]
-    return sealed_bundle(json.dumps(graph_plan([*parts, head_part()], OPTIONS[1:])), {})
+    return unsealed(chain(OPTIONS[1:], *[convs] * max(1, min(3, size // 700_000))))
 
 
 def _many_tensors(draw: random.Random, size: int) -> bytes:
     tensors: dict[str, Tensor] = {str(k): ("F32", [0], b"") for k in range(size // 62)}
-    return sealed_bundle(json.dumps(graph_plan([head_part()], ["full"])), tensors)
+    return sealed_bundle(json.dumps(small_plan([head_part()], ["full"])), tensors)
 
 
 def _many_classes(draw: random.Random, size: int) -> bytes:
@@ -381,7 +401,7 @@ HOSTILE_BUNDLES: dict[str, Hostile] = {
         f'{{"dtype":"{"x" * size}","shape":[1],"data_offsets":[0,4]}}'
     ),
     "a long tensor's name": lambda draw, size: sealed_bundle(
-        json.dumps(graph_plan([head_part()], ["full"])), {"x" * size: ("F32", [1], bytes(4))}
+        json.dumps(small_plan([head_part()], ["full"])), {"x" * size: ("F32", [1], bytes(4))}
     ),
     "a long shape": lambda draw, size: _in_header(
         f'{{"dtype":"F32","shape":[{_repeated("1", size)}],"data_offsets":[0,4]}}'

@@ -26,6 +26,7 @@ SEEDS: dict[str, dict[str, Any]] = {
     "basic": {**_SMALL, "depth": 2},
     "bottleneck": {"blocks": "bottleneck", "image": (8, 9), "widths": (4,), "depth": 2},
     "budget": {**_SMALL, "budget_input": True, "options": ("skip", 2, 5, 8, 12, "full")},
+    "ends8": {**_SMALL, "first": 8, "ends": 8},
     "feedforward": {**_SMALL, "gate": "feedforward"},
     "float": {**_SMALL, "stream": "float"},
     "odd": {"image": (11, 13), "widths": (17, 3), "depth": 1, "gate_width": 13, "classes": 1},

@@ -153,7 +153,8 @@ void read_parts(const Field& field, Network& network) {
     executions += part.branch.size() * (part.ways.size() - skips) + part.shortcut.size();
     if (executions > kMaxExecutions) field.fail("has too many operations");
     if (part.gated && !names.insert(part.name).second) item.fail("has the name of another gated part");
-    if (network.parts.empty() && (part.gated || part.residual)) item.fail("is the first, and must be neither gated nor residual");
+    const bool ends = network.parts.empty() || network.parts.size() + 1 == items.size();
+    if (ends && (part.gated || part.residual)) item.fail("is the first or the last, and must be neither gated nor residual");
     if (network.integer_stream && !part.after.empty() && part.after != std::vector<Act>{Act::relu}) {
       item["after"].fail("must be empty or 'relu' in an 8-bit stream");
     }

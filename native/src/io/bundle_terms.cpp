@@ -75,18 +75,13 @@ std::vector<Terms> read_program(Tensors& tensors, const std::string& name, const
 }
 
 // The grid of what a part gives; `before`: of what it takes.
-void read_grid(Tensors& tensors, const std::string& name, bool last, const Grid& before, Part& part) {
-  const bool hands_levels = part.residual && part.shortcut.empty();
-  if (last) {
-    if (hands_levels) throw BundleError(name + " hands on levels and must give logits");
-    return;
-  }
+void read_grid(Tensors& tensors, const std::string& name, const Grid& before, Part& part) {
   part.step = tensors.positives(name + ".step", {1})[0];
   part.zero = read_zero(tensors, name + ".zero", kStreamBits);
   if (!part.after.empty() && part.zero != 0) {
     throw BundleError("tensor " + name + ".zero is not 0, and a clamp must do what an activation would");
   }
-  if (hands_levels && (part.step != before.step || part.zero != before.zero)) {
+  if (part.residual && part.shortcut.empty() && (part.step != before.step || part.zero != before.zero)) {
     throw BundleError("tensor " + name + (part.step != before.step ? ".step" : ".zero") + " is not that of the part before, whose levels are handed on");
   }
 }
@@ -106,8 +101,8 @@ Network fill_network(BundlePlan plan, Tensors tensors) {
       way.terms = read_program(tensors, name + "." + option_label(way.bits), part.branch, way.bits, taken);
     }
     part.shortcut_terms = read_program(tensors, name + ".shortcut", part.shortcut, part.shortcut_bits, taken);
-    if (!stream) continue;
-    read_grid(tensors, name, i + 1 == network.parts.size(), before, part);
+    if (!stream || i + 1 == network.parts.size()) continue;  // the last part gives values
+    read_grid(tensors, name, before, part);
     before = {part.step, part.zero};
   }
   fill_gate(tensors, plan.budget_input, plan.gated_channels, network);

@@ -10,9 +10,9 @@
 namespace fracskip {
 namespace {
 
-class Walk {
+class ShapeCheck {
  public:
-  explicit Walk(const Network& network) : network_(network) {}
+  explicit ShapeCheck(const Network& network) : network_(network) {}
 
   std::vector<int> run() {
     Shape shape = limits_.bounded({network_.channels, network_.height, network_.width}, "the image");
@@ -104,6 +104,6 @@ class Walk {
 
 }  // namespace
 
-std::vector<int> check_shapes(const Network& network) { return Walk(network).run(); }
+std::vector<int> check_shapes(const Network& network) { return ShapeCheck(network).run(); }
 
 }  // namespace fracskip

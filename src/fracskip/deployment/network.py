@@ -5,6 +5,7 @@ Shapes: O output channels, I input channels, kh, kw the kernel.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from fracskip.dynamic.block import FractionalBlock
 from fracskip.dynamic.fixed import FixedSteps, Section
 from fracskip.dynamic.folding import FoldedLayer, fold, folded_norm
 from fracskip.options import Option
-from fracskip.runtime.operations import ConvOp, feeds_levels
+from fracskip.runtime.operations import ConvOp, MeanOp, feeds_levels
 from fracskip.runtime.plan import Network, Part, Plan, integer_bits
 
 
@@ -69,6 +70,9 @@ class NetworkWriter(TensorWriter):
         """Adds what lies between blocks, if anything; `ends`: it gives the logits."""
         program = self._lowered(steps.section, self._at)
         grid = None if ends else self._grid_of(steps.stage)
+        if ends and not program.ops:
+            # The last block gives the logits, as one pixel: whose mean makes values of levels.
+            program = Lowered((MeanOp(inputs=(0,)),), (None,), replace(program.output, index=1))
         self._at = program.output
         # Another grid for the same values is something to compute.
         if program.ops or (grid is not None and grid != self._grid):

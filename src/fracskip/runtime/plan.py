@@ -343,8 +343,8 @@ class Plan(Strict):
             raise ValueError("cost does not list the network's gated parts")
         if sum(len(p.executed) * len(p.branch) + len(p.shortcut) for p in parts) > MAX_EXECUTIONS:
             raise ValueError("the network has too many operations")
-        if parts[0].gated or parts[0].residual:
-            raise ValueError("the first part is not gated and has no residual sum")
+        if any(part.gated or part.residual for part in (parts[0], parts[-1])):
+            raise ValueError("the first and the last part are not gated and have no residual sum")
         for part in parts if self.stream == "int8" else ():
             if [op.act for op in part.after] not in ([], ["relu"]):  # type: ignore[union-attr]
                 raise ValueError(f"{part.name}: in an int8 stream, a ReLU may follow a sum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fracskip
+from fracskip.config import QuantConfig
 from fracskip.errors import ConfigError
 
 PLAIN = BLOCKS["+= and relu"]
@@ -89,3 +91,25 @@ def test_other_pads_are_refused(pad: tuple[int, ...], message: str, tmp_path: Pa
     net = fracskip.convert(make(forward, plain_head), [8, "full"], example_input=make_images(1))
     with pytest.raises(ConfigError, match=message):
         fracskip.export(net, tmp_path / "net.fsk")
+
+
+@pytest.mark.parametrize("stream", ["float", "int8"])
+def test_the_last_block_may_give_the_logits(stream: Any, tmp_path: Path) -> None:
+    """A network ends with a part that is no block: here, the mean of one pixel."""
+    net, images = make(PLAIN, lambda net, x: x.flatten(1)), make_images(6)
+    net.stem = nn.Sequential(net.stem, nn.AdaptiveAvgPool2d(1))
+    dynamic = fracskip.convert(
+        net,
+        ["skip", 8, "full"],
+        example_input=images,
+        calibration=[images],
+        quant=QuantConfig(stream=stream),
+    )
+    session = session_of(dynamic, tmp_path)
+    assert [op.op for op in session.plan.network.parts[-1].branch] == ["mean"]
+    for option in range(3):
+        decisions = np.full((6, len(dynamic.blocks)), option)
+        with torch.no_grad():
+            wanted = dynamic(images, decisions=torch.from_numpy(decisions)).logits
+        found = session.run(pixels(images), decisions=decisions)
+        np.testing.assert_allclose(found.logits, wanted, atol=1e-4)

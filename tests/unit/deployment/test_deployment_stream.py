@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from fracskip.runtime.graph import FixedPart, GatedPart, GraphPlan
 from tests.support.deployed import Kind, pixels, plain_of, session_of
 from tests.support.residual_networks import (
     KINDS,
@@ -35,6 +34,7 @@ from fracskip.errors import BundleError, ConfigError
 from fracskip.operating import OperatingPoints
 from fracskip.runtime.bundle import encode_bundle
 from fracskip.runtime.operations import AffineOp, ConvOp
+from fracskip.runtime.plan import Plan
 
 OPTIONS = ("skip", 2, 4, 8, "full")
 INT8 = QuantConfig(weights="own", stream="int8")
@@ -88,7 +88,7 @@ def test_the_stream_costs_little_accuracy(kind: Kind) -> None:
 def test_levels_are_handed_on(kind: Kind, tmp_path: Path) -> None:
     """Skipped, a block with an identity shortcut gives the very levels that it takes."""
     net, images = dynamic(kind), make_images(8)
-    free = [block for block in net.blocks if block.hands_on]
+    free = [block for block in net.blocks if block.identity_shortcut]
     assert free
     with torch.no_grad():
         for block in free:
@@ -96,21 +96,23 @@ def test_levels_are_handed_on(kind: Kind, tmp_path: Path) -> None:
             if x is not None:
                 assert block.execute(x, net.options[0]) is x
     plan = session_of(net, tmp_path).plan
-    assert isinstance(plan, GraphPlan)
-    assert [part.hands_on for part in plan.gated] == [block.hands_on for block in net.blocks]
+    skips = [block.skip_is_identity for block in net.blocks]
+    assert [part.skip_is_identity for part in plan.gated] == skips
 
 
 def test_everything_that_no_gate_decides_for_is_of_8_bits(tmp_path: Path) -> None:
     plan, tensors = bundle_of(dynamic(Bottleneck))
-    assert isinstance(plan, GraphPlan)
-    assert plan.fixed_bits == plan.cost.fixed_bits == 8
+    assert plan.cost.stem_bits == plan.cost.head_bits == 8
+    fixed = [part for part in plan.network.parts if not part.gated]
+    assert {part.options for part in fixed} == {("8",)}
+    assert {part.shortcut_option for part in plan.network.parts} == {None, "8"}
     assert {block.fixed_bits for block in plan.cost.blocks} == {8}
     for program in plan.programs:
         convs = [f"{program.name}.{i}" for i, o in enumerate(program.ops) if isinstance(o, ConvOp)]
         for name in convs:
             assert (tensors[f"{name}.weight"].dtype == np.int8) == bool(program.bits), name
     # At 8 bits a block's first convolution takes the stream's levels as they are.
-    (first, *_) = (i for i, part in enumerate(plan.network.parts) if isinstance(part, GatedPart))
+    (first, *_) = (i for i, part in enumerate(plan.network.parts) if part.gated)
     assert f"parts.{first}.4.0.input" in tensors
     assert f"parts.{first}.8.0.input" not in tensors
 
@@ -118,20 +120,14 @@ def test_everything_that_no_gate_decides_for_is_of_8_bits(tmp_path: Path) -> Non
 def test_units_go_into_the_terms_of_linear_operations() -> None:
     """No pass of its own divides by a step, but where a value is needed in two units."""
     plan, _ = bundle_of(dynamic(Bottleneck))
-    assert isinstance(plan, GraphPlan)
-    stem, *others = plan.network.parts
-    assert isinstance(stem, FixedPart)
-    assert isinstance(stem.ops[-1], AffineOp)  # the stem's value also is a shortcut
-    for part in others:
-        ops = part.branch if isinstance(part, GatedPart) else part.ops
-        assert not any(isinstance(op, AffineOp) for op in ops)
+    for part in plan.network.parts:
+        assert not any(isinstance(op, AffineOp) for op in part.branch)
 
 
 def test_zero_points_serve_values_of_both_signs() -> None:
     zeros = {}
     for kind in (Bottleneck, PreActivation, Inverted, Patchwise):
         plan, tensors = bundle_of(dynamic(kind))
-        assert isinstance(plan, GraphPlan)
         last = len(plan.network.parts) - 1
         zeros[kind] = [float(tensors.get(f"parts.{i}.zero", [0.0])[0]) for i in range(last)]
     assert set(zeros[Bottleneck]) == {0.0}
@@ -221,8 +217,7 @@ def test_what_rounding_can_t_end_is_refused() -> None:
 
 def test_grids_that_do_not_fit_are_refused() -> None:
     plan, tensors = bundle_of(dynamic(Bottleneck))
-    assert isinstance(plan, GraphPlan)
-    index = next(i for i, part in enumerate(plan.network.parts) if isinstance(part, GatedPart))
+    index = next(i for i, part in enumerate(plan.network.parts) if part.gated)
 
     def refuse(changes: dict[str, float | None], named: str) -> None:
         changed = dict(tensors)
@@ -251,14 +246,14 @@ def test_grids_that_do_not_fit_are_refused() -> None:
 def test_an_int8_stream_begins_with_a_fixed_part() -> None:
     plan, _ = bundle_of(dynamic(Bottleneck))
     tree = plan.model_dump(by_alias=True, mode="json")
-    tree["network"]["parts"][0]["ops"] = []
-    with pytest.raises(ValueError, match="part 'stem' of an int8 stream has no operations"):
-        GraphPlan.model_validate_json(json.dumps(tree))
+    tree["network"]["parts"][0]["branch"] = []
+    with pytest.raises(ValueError, match="at least 1 item"):
+        Plan.model_validate_json(json.dumps(tree))
     tree["network"]["parts"].pop(0)
-    with pytest.raises(ValueError, match="needs a fixed first part"):
-        GraphPlan.model_validate_json(json.dumps(tree))
+    with pytest.raises(ValueError, match="the first and the last part are not gated"):
+        Plan.model_validate_json(json.dumps(tree))
     tree = plan.model_dump(by_alias=True, mode="json")
     part = next(part for part in tree["network"]["parts"] if part["gated"])
     part["after"] = [{"op": "act", "in": [0], "act": "silu"}]
     with pytest.raises(ValueError, match="a ReLU may follow a sum"):
-        GraphPlan.model_validate_json(json.dumps(tree))
+        Plan.model_validate_json(json.dumps(tree))

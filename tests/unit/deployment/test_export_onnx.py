@@ -220,15 +220,20 @@ def test_equal_logits_take_the_first_option(make_net: MakeNet) -> None:
     assert not decisions.any()
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "basic": {},
+    "bottleneck": {"blocks": "bottleneck", "stem7": True},
+    "ends": {"ends": 8},
+}
+
+
 @pytest.mark.parametrize("level", [FAST, LITERAL], ids=["optimised", "as written"])
 @pytest.mark.parametrize("stream", ["float", "int8"])
-@pytest.mark.parametrize("shape", ["basic", "bottleneck"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_bundle_in_another_dialect(
-    tmp_path: Path, shape: str, stream: str, level: Any
+    tmp_path: Path, shape: str, stream: Any, level: Any
 ) -> None:
-    data = random_bundle(
-        3, blocks=shape, stream=stream, stem7=shape == "bottleneck", image=(24, 16), first=8
-    )
+    data = random_bundle(3, stream=stream, image=(24, 16), first=8, **SHAPES[shape])
     (tmp_path / "random.fsk").write_bytes(data)
     bundle = parse_bundle(data)
     pixels = random_images(bundle.plan, 24)
@@ -254,12 +259,12 @@ def test_only_what_is_chosen_is_executed(make_net: MakeNet, tmp_path: Path) -> N
         session = open_session(model, LITERAL, profile=tmp_path / f"{index}")
         _, decisions = session.run(None, {"images": image[None].numpy()})
         nodes = executed(Path(session.end_profiling()))
-        convolutions = {node.split("/conv1")[0] for node in nodes if "/conv1" in node}
+        branches = {node.split("/branch.")[0] for node in nodes if "/branch." in node}
         chosen = {
             f"{name}/{labels[choice]}" for name, choice in zip(names, decisions[0], strict=True)
         }
-        always = {f"{net.backbone.named_blocks()[0][0]}"}
-        assert convolutions == {path for path in chosen if not path.endswith("/skip")} | always
+        always = {"stem", "layer1.0", "head"}
+        assert branches == {path for path in chosen if not path.endswith("/skip")} | always
         assert chosen <= nodes
         seen |= chosen
     assert {path.split("/")[1] for path in seen} >= {"skip", "full"}
@@ -277,7 +282,7 @@ def test_nodes_have_names_of_their_own(make_net: MakeNet) -> None:
     names = [node.name for node in all_nodes(network_onnx(make_net()).graph)]
     assert all(names)
     assert len(set(names)) == len(names)
-    assert "layer2.0/4/conv1" in names
+    assert "layer2.0/4/branch.0" in names
 
 
 def test_weights_of_integers_are_bytes(make_net: MakeNet) -> None:
@@ -288,7 +293,7 @@ def test_weights_of_integers_are_bytes(make_net: MakeNet) -> None:
         if attribute.HasField("g")
     )
     tensors = itertools.chain.from_iterable(body.initializer for body in bodies)
-    kinds = {item.data_type for item in tensors if item.name.endswith("/conv1.weight")}
+    kinds = {item.data_type for item in tensors if item.name.endswith("/branch.0.weight")}
     assert kinds == {onnx.TensorProto.INT8}
 
 

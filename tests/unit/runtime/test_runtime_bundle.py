@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fracskip.runtime.residual import ResidualPlan
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_tensors
@@ -25,12 +24,15 @@ from fracskip.runtime.bundle import (
     read_bundle,
     write_bundle,
 )
-from fracskip.runtime.plan import TensorSpec
+from fracskip.runtime.elements import TensorSpec
+from support.hostile_files import unsealed
 from support.random_bundle import random_bundle, random_plan, random_tensors
 
 SMALL: dict[str, Any] = {"widths": (3, 4), "depth": 1, "gate_width": 2, "image": (8, 9)}
 DATA = random_bundle(1, **SMALL)
+PLAN = random_plan(**SMALL)
 HEADER = 8 + int.from_bytes(DATA[:8], "little")
+BIAS = "parts.3.full.1.bias"  # of the logits
 each_kind = pytest.mark.parametrize(
     "keywords",
     [
@@ -39,6 +41,7 @@ each_kind = pytest.mark.parametrize(
         {"blocks": "bottleneck", "stem7": True, "image": (30, 41), "channels": 1},
         {"options": [8]},
         {"options": ["skip", 2, 7, 9, 16, "full"], "budget_input": True, "first": 3},
+        {"first": 8, "ends": 8},
     ],
     ids=str,
 )
@@ -98,9 +101,8 @@ def test_the_bytes_depend_on_nothing_else() -> None:
 
 
 def test_class_names_may_have_any_letters() -> None:
-    plan = random_plan(**SMALL)
     names = ("naïve", '"', "\\", "猫", "\n")
-    plan = ResidualPlan.model_validate({**dict(plan), "class_names": names}, strict=False)
+    plan = PLAN.model_copy(update={"class_names": names})
     data, _ = encode_bundle(plan, random_tensors(plan, 1))
     assert parse_bundle(data).plan.class_names == names
 
@@ -150,9 +152,9 @@ def test_a_header_written_over(place: int, noise: bytes) -> None:
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=4), st.lists, max_leaves=6))
 def test_any_json_in_the_place_of_a_tensors_entry(value: Any) -> None:
-    refusal(rewritten(lambda header: header.update({"head.bias": value})))
+    refusal(rewritten(lambda header: header.update({BIAS: value})))
     for key in ("dtype", "shape", "data_offsets"):
-        refusal(rewritten(lambda header, key=key: header["head.bias"].update({key: value})))
+        refusal(rewritten(lambda header, key=key: header[BIAS].update({key: value})))
     refusal(rewritten(lambda header: header.update(__metadata__=value)))
     refusal(rewritten(lambda header: header["__metadata__"].update(fracskip=value)))
     refusal(rewritten(lambda header: header["__metadata__"].update(digest=value)))
@@ -171,11 +173,9 @@ def test_absurd_sizes() -> None:
     for size in (1 << 24, 1 << 40, (1 << 64) - 1):
         assert "no complete safetensors file" in refusal(size.to_bytes(8, "little") + DATA[8:])
     for shape in ([1 << 62, 4], [0], [-1], [5] * 40, [True], [1.0], [10**30]):
-        refusal(rewritten(lambda header, shape=shape: header["head.bias"].update(shape=shape)))
+        refusal(rewritten(lambda header, shape=shape: header[BIAS].update(shape=shape)))
     for place in ([0, 1 << 62], [-20, 0], [8, 4], [0, 20], [0], [0, 20, 40]):
-        refusal(
-            rewritten(lambda header, place=place: header["head.bias"].update(data_offsets=place))
-        )
+        refusal(rewritten(lambda header, place=place: header[BIAS].update(data_offsets=place)))
 
 
 # -- files of another kind ------------------------------------------------------------------------
@@ -222,20 +222,27 @@ def test_no_file_and_no_permission(tmp_path: Path) -> None:
         read_bundle(tmp_path)
 
 
-def test_another_schema_or_version() -> None:
-    for key, value in (("schema", "fracskip.other"), ("version", 3), ("version", "1")):
-        plan = {**json.loads(random_plan(**SMALL).model_dump_json(by_alias=True)), key: value}
-
-        def change(header: dict[str, Any], plan: dict[str, Any] = plan) -> None:
-            header["__metadata__"]["fracskip"] = json.dumps(plan)
-
-        said = refusal(rewritten(change))
-        assert "this fracskip reads 'fracskip.bundle' versions 1 and 2" in said
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema", "fracskip.other"),
+        ("version", 1),
+        ("version", 2),
+        ("version", 4),
+        ("version", "3"),
+    ],
+)
+def test_another_schema_or_version(key: str, value: Any) -> None:
+    """Earlier versions are named, with the command that makes the bundle anew."""
+    plan = {**json.loads(PLAN.model_dump_json(by_alias=True)), key: value}
+    schema, version = plan["schema"], plan["version"]
+    assert refusal(unsealed(plan)) == (
+        f"x.fsk is {schema!r} version {version!r}; this fracskip reads 'fracskip.bundle' version "
+        "3: export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk"
+    )
 
 
 # -- tensors that do not fit the plan -------------------------------------------------------------
-
-PLAN = random_plan(**SMALL)
 
 
 def with_tensor(name: str, change: Callable[[np.ndarray], Any]) -> str:
@@ -257,11 +264,11 @@ def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def test_missing_and_surplus_tensors(tmp_path: Path) -> None:
     tensors = dict(parse_bundle(DATA).tensors)
-    bias = tensors.pop("head.bias")
-    with pytest.raises(BundleError, match=r"its plan lacks tensor head.bias; export it again"):
+    bias = tensors.pop(BIAS)
+    with pytest.raises(BundleError, match=rf"its plan lacks tensor {BIAS}; export it again"):
         write_bundle(tmp_path / "x.fsk", PLAN, tensors)
     assert not (tmp_path / "x.fsk").exists()
-    tensors |= {"head.bias": bias, "extra": bias, "more": bias}
+    tensors |= {BIAS: bias, "extra": bias, "more": bias}
     with pytest.raises(BundleError, match="has no place for tensor extra and 1 more"):
         encode_bundle(PLAN, tensors)
 
@@ -269,39 +276,98 @@ def test_missing_and_surplus_tensors(tmp_path: Path) -> None:
 def test_optional_tensors_may_be_left_out() -> None:
     table = PLAN.tensor_table
     optional = [name for name, spec in table.items() if spec.optional]
-    assert optional == ["blocks.1.8.input", "gate.block_bias"]
+    assert optional == [
+        "parts.2.4.0.zero",
+        "parts.2.4.1.input",
+        "parts.2.4.1.zero",
+        "parts.2.8.0.input",
+        "parts.2.8.0.zero",
+        "parts.2.8.1.input",
+        "parts.2.8.1.zero",
+        "parts.2.shortcut.0.input",
+        "parts.2.shortcut.0.zero",
+        "parts.0.zero",
+        "parts.1.zero",
+        "parts.2.zero",
+        "gate.block_bias",
+    ]
     tensors = dict(parse_bundle(DATA).tensors)
     for name in optional:
-        with_it = {**tensors, name: np.ones(table[name].shape, np.float32)}
+        # A level of 0 is the one that fits everywhere.
+        value = np.full(table[name].shape, not name.endswith("zero"), np.float32)
+        with_it = {**tensors, name: value}
         without = {key: value for key, value in tensors.items() if key != name}
         for some in (with_it, without):
             assert parse_bundle(encode_bundle(PLAN, some)[0]).tensors.keys() == some.keys()
-    with pytest.raises(BundleError, match=r"lacks tensor blocks.1.4.input"):
-        encode_bundle(PLAN, {k: v for k, v in tensors.items() if k != "blocks.1.4.input"})
+    with pytest.raises(BundleError, match=r"lacks tensor parts.2.4.0.input"):
+        encode_bundle(PLAN, {k: v for k, v in tensors.items() if k != "parts.2.4.0.input"})
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("head.bias", put(np.nan), "has values that are NaN or infinite"),
-        ("blocks.1.4.0.scale", put(np.inf), "has values that are NaN or infinite"),
-        ("stream.steps", put(0), "has values that are not above zero"),
-        ("blocks.1.4.input", put(-1), "has values that are not above zero"),
-        ("blocks.1.4.0.weight", put(8), "has weights from -7 to 8, 4 bits hold ±7"),
-        ("blocks.1.8.1.weight", put(-128), "has weights from -128 to 12"),
-        ("blocks.1.shortcut.weight", put(-128), "8 bits hold ±127"),
-        ("head.bias", lambda a: a[None], "is float32 (1, 5), the plan needs F32 (5,)"),
-        ("head.bias", lambda a: a[:-1], "is float32 (4,), the plan needs F32 (5,)"),
-        ("head.bias", lambda a: a.astype(np.float64), "is float64 (5,)"),
-        ("head.bias", lambda a: a.astype(np.int8), "is int8 (5,)"),
-        ("blocks.1.4.0.weight", lambda a: a.astype(np.float32), "the plan needs I8 (4, 3, 3, 3)"),
-        ("blocks.1.4.0.weight", lambda a: a.astype(np.uint8), "is uint8"),
+        (BIAS, put(np.nan), "has values that are NaN or infinite"),
+        ("parts.2.4.0.scale", put(np.inf), "has values that are NaN or infinite"),
+        ("parts.2.step", put(0), "has values that are not above zero"),
+        ("parts.2.4.0.input", put(-1), "has values that are not above zero"),
+        ("parts.2.4.0.weight", put(8), "has weights from -7 to 8, 4 bits hold ±7"),
+        ("parts.2.8.1.weight", put(-128), "has weights from -128 to 12"),
+        ("parts.2.shortcut.0.weight", put(-128), "8 bits hold ±127"),
+        (BIAS, lambda a: a[None], "is float32 (1, 5), the plan needs F32 (5,)"),
+        (BIAS, lambda a: a[:-1], "is float32 (4,), the plan needs F32 (5,)"),
+        (BIAS, lambda a: a.astype(np.float64), "is float64 (5,)"),
+        (BIAS, lambda a: a.astype(np.int8), "is int8 (5,)"),
+        ("parts.2.4.0.weight", lambda a: a.astype(np.float32), "the plan needs I8 (4, 3, 3, 3)"),
+        ("parts.2.4.0.weight", lambda a: a.astype(np.uint8), "is uint8"),
     ],
 )
 def test_tensors_that_are_refused(name: str, change: Any, message: str) -> None:
     text = with_tensor(name, change)
     assert f": {name} " in text
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts.2.4.0.zero": 16}, "parts.2.4.0.zero has values that are no levels of 4 bits"),
+        ({"parts.2.4.0.zero": 0.5}, "parts.2.4.0.zero has values that are no levels of 4 bits"),
+        ({"parts.2.zero": 256}, "parts.2.zero has values that are no levels of 8 bits"),
+        ({"parts.2.zero": -1}, "parts.2.zero has values that are no levels of 8 bits"),
+        (
+            {"parts.2.4.1.zero": 3, "parts.2.4.1.input": None},
+            "parts.2.4.1.zero is not 0, and a clamp must do what relu would",
+        ),
+        (
+            {"parts.2.8.0.zero": 3, "parts.2.8.0.input": None},
+            "parts.2.8.0.zero is not that of the levels that it takes",
+        ),
+        (
+            {"parts.2.zero": 3},
+            "parts.2.zero is not 0, and a clamp must do what a ReLU would",
+        ),
+        (
+            {"parts.0.zero": 3, "parts.2.8.0.input": 1, "parts.2.shortcut.0.input": 1},
+            "parts.1.zero is not that of the levels that its shortcut hands on",
+        ),
+        (
+            {"parts.1.step": 0.5},
+            "parts.1.step is not that of the levels that its shortcut hands on",
+        ),
+        ({"parts.1.step": None}, "lacks tensor parts.1.step"),
+        ({"parts.3.step": 1}, "no place for tensor parts.3.step"),
+    ],
+    ids=str,
+)
+def test_grids_that_are_refused(changes: dict[str, float | None], message: str) -> None:
+    tensors = {**parse_bundle(DATA).tensors}
+    for name, value in changes.items():
+        tensors.pop(name, None)
+        if value is not None:
+            tensors[name] = np.array([value], np.float32)
+    with pytest.raises(BundleError) as caught:
+        encode_bundle(PLAN, tensors)
+    assert message in str(caught.value)
 
 
 def test_sums_that_could_leave_32_bits() -> None:

@@ -6,25 +6,25 @@ import itertools
 import json
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from fracskip.errors import BundleError
 from fracskip.runtime.bundle import parse_bundle
+from fracskip.runtime.elements import Activations
 from fracskip.runtime.operations import ConvOp, PoolOp, feeders, feeds_levels
-from fracskip.runtime.plan import Activations
 from support.hostile_files import (
     HOSTILE_BUNDLES,
+    act_op,
+    chain,
     conv_op,
     damaged_bundle,
-    gated_part,
-    graph_plan,
-    head_part,
     many_convolutions,
     many_pools,
     pool_op,
-    sealed_bundle,
+    unsealed,
 )
 from support.random_bundle import random_bundle
 
@@ -53,9 +53,13 @@ def test_hostile_bundles_are_refused(name: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        ("many operations", 300_000, "its plan lacks tensor parts.2.1.weight; export it again"),
-        ("many options", 300_000, "its plan lacks tensor parts.0.2.0.weight; export it again"),
-        ("many tensors", 100_000, "its plan lacks tensor parts.0.1.weight; export it again"),
+        (
+            "many operations",
+            300_000,
+            "its plan lacks tensor parts.2.full.1.weight; export it again",
+        ),
+        ("many options", 300_000, "its plan lacks tensor parts.1.2.0.weight; export it again"),
+        ("many tensors", 100_000, "its plan lacks tensor parts.0.full.1.weight; export it again"),
         ("many errors", 400_000, "class_names.0: Input should be a valid string (given: 0)"),
         ("many unknown keys", 50_000, "3,571 of its keys and values are wrong, too many to list"),
         ("many unknown keys", 70_000, "a damaged plan (more than 4,096 keys in one object)"),
@@ -71,7 +75,7 @@ def test_what_is_said_of_them(name: str, size: int, reason: str) -> None:
 @pytest.mark.parametrize("data", [many_pools(4094), many_convolutions(300)], ids=["pools", "convs"])
 def test_long_chains_are_sound(data: bytes) -> None:
     began = time.process_time()
-    assert parse_bundle(data).plan.gated_names == ("block",)
+    assert parse_bundle(data).plan.gated_names == ("block0",)
     assert time.process_time() - began < MOST_SECONDS
 
 
@@ -100,27 +104,42 @@ def test_activations_are_added_up() -> None:
         Activations().bounded(1, (2**14, 2**14 + 1), "it")
 
 
-def test_a_graph_of_more_than_4_gib() -> None:
+def test_a_network_of_more_than_4_gib() -> None:
     wide = [conv_op(0, (1, 2**14)), *(conv_op(k, (2**14, 2**14)) for k in range(1, 6))]
     wide.append(conv_op(6, (2**14, 1)))
-    plan = graph_plan([gated_part("b", wide), head_part()], ["full"])
+    plan = chain(["full"], wide)
     plan["image"]["size"] = [128, 128]
-    assert "together take more than 4 GiB" in refusal(sealed_bundle(json.dumps(plan), {}))
+    assert "together take more than 4 GiB" in refusal(unsealed(plan))
     plan["image"]["size"] = [64, 64]
-    assert "lacks tensor parts.0.full.0.weight" in refusal(sealed_bundle(json.dumps(plan), {}))
+    assert "lacks tensor parts.1.full.0.weight" in refusal(unsealed(plan))
 
 
-def test_convolutions_times_options_are_bounded() -> None:
-    """In version 1, as in version 2."""
-    data = random_bundle(1, widths=(3,), depth=2, image=(8, 9))
-    size = int.from_bytes(data[:8], "little")
-    plan = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["fracskip"])
-    labels = [str(bits) for bits in range(2, 17)]
-    plan["options"] = plan["network"]["blocks"][1]["options"] = labels
-    plan["network"]["blocks"][1]["branch"] *= 2**18 // 15 // 2 + 1
-    assert "has too many convolutions" in refusal(sealed_bundle(json.dumps(plan), {}))
-    plan["network"]["blocks"][1]["branch"] = plan["network"]["blocks"][1]["branch"][:200]
-    assert "lacks tensor stem.0.weight" in refusal(sealed_bundle(json.dumps(plan), {}))
+def one_more_in_a_fixed_part(parts: list[Any]) -> None:
+    parts[0]["branch"].append(act_op(2))
+
+
+def one_more_in_a_shortcut(parts: list[Any]) -> None:
+    parts[1] |= {"residual": True, "shortcut": [act_op(0)], "shortcut_option": "full"}
+
+
+@pytest.mark.parametrize(
+    ("one_more", "message"),
+    [
+        (lambda parts: None, "lacks tensor parts.6.full.1.weight"),
+        (one_more_in_a_fixed_part, "the network has too many operations"),
+        (one_more_in_a_shortcut, "the network has too many operations"),
+    ],
+    ids=["as many as may be", "fixed part", "shortcut"],
+)
+def test_operations_times_options_are_bounded(
+    one_more: Callable[[list[Any]], None], message: str
+) -> None:
+    acts, labels = [act_op(k) for k in range(4096)], [str(bits) for bits in range(2, 17)]
+    plan = chain(labels, acts, acts, acts, acts, acts[:1092])
+    plan["network"]["parts"][0]["branch"] = acts[:2]
+    assert 15 * (4 * 4096 + 1092) + 2 + 2 == 2**18  # with the head's
+    one_more(plan["network"]["parts"])
+    assert message in refusal(unsealed(plan))
 
 
 # -- damage ---------------------------------------------------------------------------------------
