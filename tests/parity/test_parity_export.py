@@ -15,6 +15,7 @@ from fracskip.config import ModelSpec
 from fracskip.deployment.bundle import bundle_of, export_bundle
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
+from fracskip.operating import OperatingPoints
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle
 from fracskip.runtime.session import instruction_sets
@@ -23,7 +24,13 @@ CLASSES = tuple("abcde")
 
 
 def make(**changes: Any) -> DynamicNetwork:
-    """A calibrated network whose norms, steps and gates are all uneven."""
+    """A calibrated network whose norms, steps and gates are all uneven.
+
+    Args:
+        changes: Of its spec, and fields of its operating points.
+    """
+    fields = OperatingPoints.model_fields.keys() & changes.keys()
+    points = OperatingPoints(**{name: changes.pop(name) for name in fields})
     tree: dict[str, Any] = {
         "model": {"name": "resnet14"},
         "options": ["skip", 4, 8, "full"],
@@ -49,6 +56,7 @@ def make(**changes: Any) -> DynamicNetwork:
         if net.gate is not None:
             for value in net.gate.parameters():
                 value.normal_(std=1.0)
+    net.operating_points = points
     return net
 
 
@@ -264,7 +272,8 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
     bundle = read_bundle(tmp_path / "x.fsk")
     plan, spec = bundle.plan, net.spec
     assert bundle.digest == digest
-    assert (plan.name, plan.source, plan.target) == ("resnet14", "sha256:abc", 0.1)
+    assert (plan.name, plan.source) == ("resnet14", "sha256:abc")
+    assert plan.operating_points.target == 0.1
     assert (plan.class_names, plan.data_name, plan.image) == (CLASSES, "random", spec.image)
     assert plan.options == spec.options
     assert plan.cost == net.profile
