@@ -33,6 +33,13 @@ POINTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.xfail(
+    strict=True, reason="what no gate decides for has no steps of its own in an int8 stream any more"
+)
+def test_an_old_int8_stream_of_a_traced_network_opens() -> None:
+    load(FOLDER / "stream.safetensors", model=Small())
+
+
 @pytest.mark.parametrize("name", POINTS)
 def test_an_old_checkpoint_answers_as_it_did(name: str, tmp_path: Path) -> None:
     net = load(FOLDER / f"{name}.safetensors", model=Small())

@@ -87,7 +87,7 @@ def test_the_file_is_plain_safetensors_with_json_metadata(checkpoint_file: Path)
         assert "backbone.conv1.weight" in file.keys()
     assert set(head) == {"schema", "version", "meta", "digest"}
     assert (head["schema"], head["version"]) == ("fracskip.checkpoint", 2)
-    assert set(head["meta"]) == {"spec", "notes"}
+    assert set(head["meta"]) == {"spec", "operating_points", "notes"}
     assert head["meta"]["notes"] == {"recipe": "tiny"}
     assert head["meta"]["spec"]["options"] == ["skip", "4", "full"]
 
