@@ -147,7 +147,7 @@ class JointTraining(PathTraining):
         )
 
     def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
-        """The path of the batch's first image, which was drawn by lot, for all of its images."""
+        """The path of the batch's first image, which was drawn at random, for all of its images."""
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchored, share = torch.rand(2, generator=draw).tolist()
         if anchored < self._config.anchor_rate:
@@ -159,7 +159,7 @@ class JointTraining(PathTraining):
         return self.train_path(images, labels, path, place)
 
     def _anchor(self, draw: torch.Generator) -> int:
-        """An executed option, drawn by lot."""
+        """An executed option, drawn at random."""
         options = self.net.options
         return int(torch.randint(int(options.can_skip), len(options), (), generator=draw))
 
