@@ -123,8 +123,8 @@ class GateStage(Frozen):
         confidence: The probability that the gates learn to give it. Below 1 so that the softmax
             is not saturated when the joint stage begins.
         erase: Side, in pixels, of a square that is blanked in each image for gates that learn
-            sensitivities (`gate.output`): a network that knows its training images by heart then meets some that
-            it cannot be sure of, as it will.
+            sensitivities (`gate.output`): a network that knows its training images by heart then
+            meets some that it cannot be sure of, as it will.
         trusts: Shares of what sets head outputs for an image apart from their mean over images,
             from which validation images choose once gates are trained (1 minus the shrinkage);
             () keeps all of it.

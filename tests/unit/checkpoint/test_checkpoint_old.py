@@ -34,7 +34,7 @@ POINTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.xfail(
-    strict=True, reason="what no gate decides for has no steps of its own in an int8 stream any more"
+    strict=True, reason="in an int8 stream the first block has no step of its own any more"
 )
 def test_an_old_int8_stream_of_a_traced_network_opens() -> None:
     load(FOLDER / "stream.safetensors", model=Small())
