@@ -76,8 +76,8 @@ def subsets(blocks: int, option: int, each: int, draw: np.random.Generator) -> P
 
 def by_the_gates(session: InferenceSession, rounds: int, images: int) -> dict[str, Any]:
     """Images by their gates against the model: every block's every option timed alone."""
-    if session.plan.cascade is not None:
-        raise ConfigError("the model is of one look at an image, and this network looks twice")
+    if session.plan.operating_points.cascade:
+        raise ConfigError("the model is of one member, and this network is a cascade of two")
     pixels = load_sample().images[:images]
     base = np.zeros(len(session.plan.gated), dtype=np.uint8)
     paths = [base]

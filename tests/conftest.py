@@ -101,21 +101,28 @@ def tiny_spec(**changes: Any) -> ModelSpec:
         "image": {"size": [8, 8]},
         "class_names": CLASSES,
         "data_name": "pictures",
-        "target": 0.1,
     }
     return ModelSpec.model_validate({**tree, **changes})
 
 
 def make_net(**changes: Any) -> DynamicNetwork:
-    """A calibrated network with random weights; its images differ in class and in path."""
+    """A calibrated network with random weights; its images differ in class and in allocation.
+
+    Args:
+        changes: Of `tiny_spec`, and fields of its operating points; its target is 0.1 if not given.
+    """
     import torch
     from tests.support.settled import settle
 
     from fracskip.dynamic import build_network
+    from fracskip.operating import OperatingPoints
 
+    fields = OperatingPoints.model_fields.keys() & changes.keys()
+    points = {"target": 0.1, **{name: changes.pop(name) for name in fields}}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
         net = build_network(tiny_spec(**changes)).eval()
+        net.operating_points = OperatingPoints.model_validate(points)
         images = torch.randn(64, net.spec.image.channels, *net.spec.image.size)
         settle(net, images)
         net.calibrate([images])
@@ -123,7 +130,7 @@ def make_net(**changes: Any) -> DynamicNetwork:
             for name, value in net.gate.named_parameters():
                 torch.nn.init.normal_(value, std=0.0 if "bias" in name else 3.0)
             outs = net.gate.out if isinstance(net.gate.out, torch.nn.ModuleList) else [net.gate.out]
-            logits = net.gate_logits(images)
+            logits = -net.gate_scores(images)
             for index, out in enumerate(outs):
                 of_out = logits if len(outs) == 1 else logits[:, index]
                 out.bias.copy_(-of_out.flatten(0, -2).mean(0))

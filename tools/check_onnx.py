@@ -59,8 +59,8 @@ def main() -> None:
     torch.set_num_threads(1)
     net = load(arguments.checkpoint)
     # A model is one look, at a budget that it is given.
-    net.spec = net.spec.model_copy(update={"cascade": ()})
-    budget = net.spec.target if net.spec.takes_budget else None
+    net.operating_points = net.operating_points.changed(cascade=())
+    budget = None if net.budgets is None else net.operating_points.target
     data = load_split(arguments.data, "test", net.spec.image)
     pixels, labels = data.images[: arguments.images], data.labels[: arguments.images]
     model = network_onnx(net).SerializeToString()

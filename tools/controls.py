@@ -23,10 +23,11 @@ from answers import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
-from fracskip.cost import FirstLooks, decision_entropy_bits, option_shares
+from fracskip.cost import decision_entropy_bits, option_shares
 from fracskip.data import load_split
 from fracskip.evaluation.sweep import default_budgets
 from fracskip.machine import cores, describe_processor
+from fracskip.operating import Execution
 from fracskip.runtime import InferenceSession
 
 DEALS = 3  # shuffles whose accuracies are averaged
@@ -61,23 +62,23 @@ def point(
     """
     draw = np.random.default_rng(0)
     result = session.run(pixels, budget=budget)
-    before = result.before
-    shares = option_shares(result.decisions, session.options)
+    decisions = result.decisions
+    shares = option_shares(decisions, session.options)
     dealt, drawn = [], []
     for _ in range(DEALS):
         rows = draw.permutation(len(pixels))
-        dealt.append(accuracy(session, pixels, labels, result.decisions[rows]))
-        each = draw.permuted(result.decisions, axis=0)
+        dealt.append(accuracy(session, pixels, labels, decisions[rows]))
+        each = draw.permuted(decisions, axis=0)
         drawn.append(accuracy(session, pixels, labels, each))
     frozen = np.tile(shares.argmax(1).astype(np.uint8), (len(pixels), 1))
     return {
         "budget": budget,
         "accuracy": float((result.logits.argmax(1) == labels).mean()),
-        "cp": session.cost(result.decisions, before).cp,
-        "second_looks": 0.0 if before is None else float(before.again.mean()),
+        "cp": session.cost(result).cp,
+        "second_looks": float(result.escalated.mean()),
         "option_share": dict(zip(session.options.labels, shares.mean(0).tolist(), strict=True)),
         "decision_entropy_bits": float(decision_entropy_bits(shares).mean()),
-        "cp_of_the_look_that_decides": session.cost(result.decisions).cp,
+        "cp_of_the_look_that_decides": session.cost(decisions).cp,
         "dealt_to_other_images": float(np.mean(dealt)),
         "drawn_by_each_blocks_shares": float(np.mean(drawn)),
         "frozen_at_each_blocks_majority": {
@@ -99,23 +100,20 @@ def by_lot(
     budget: float | None,
 ) -> dict[str, float]:
     """As many second looks, at images drawn by lot: the same looks, the same cost."""
-    cascade = session.plan.cascade
-    assert cascade is not None
-    asked = session.plan.target if budget is None else budget
-    looks = cascade.looks_at(np.array([asked], np.float32))
-    first, second = (
-        once.run(pixels, budget=float(each[0])) for each in (looks.first, looks.second)
-    )
+    points = session.plan.operating_points
+    asked = points.target if budget is None else budget
+    *members, _ = points.members_at(np.array([asked], np.float32))
+    first, second = (once.run(pixels, budget=float(each[0])) for each in members)
     right = [result.logits.argmax(1) == labels for result in (first, second)]
-    again = session.run(pixels, budget=budget).before.again
+    escalated = session.run(pixels, budget=budget).escalated
     draw = np.random.default_rng(0)
     accuracies, costs = [], []
     for _ in range(DEALS):
-        lot = draw.permutation(again)
+        lot = draw.permutation(escalated)
         accuracies.append(np.where(lot, right[1], right[0]).mean())
-        before = FirstLooks(first.decisions, lot)
-        decisions = np.where(lot[:, None], second.decisions, first.decisions)
-        costs.append(session.cost(decisions, before).cp)
+        executed = Execution(np.flatnonzero(lot), second.decisions[lot])
+        both = first._replace(executions=(*first.executions, executed))
+        costs.append(session.cost(both).cp)
     return {"accuracy": float(np.mean(accuracies)), "cp": float(np.mean(costs))}
 
 
@@ -144,8 +142,8 @@ def main() -> None:
     reach = session.plan.budgets
     budgets = default_budgets(reach) if reach else ()
     once = None
-    if net.spec.cascade:
-        net.spec = net.spec.model_copy(update={"cascade": ()})
+    if net.operating_points.cascade:
+        net.operating_points = net.operating_points.changed(cascade=())
         once = session_of(net, THREADS)
     points = [point(session, pixels, labels, budget, once) for budget in (None, *budgets)]
     static = {

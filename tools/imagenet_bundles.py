@@ -19,10 +19,12 @@ from torch import nn
 import fracskip
 from fracskip.config import QuantConfig
 from fracskip.models import create_backbone
+from fracskip.operating import OperatingPoints
 
 NETWORKS = ("resnet50", "mobilenet_v2")
 KINDS = {"dynamic": ("skip", 4, 8, "full"), "gates": ("skip", 8), "static": ("full",)}
-LEANS = {"gates": 1e6}  # they decide for 8 bits, whatever they see: what is left is their own time
+# Gates decide for 8 bits, whatever they see: what is left is their own time.
+MULTIPLIERS = {"gates": -1e6}
 # A static network in full has no stream of levels.
 QUANT = {kind: QuantConfig(weights="own", stream="int8") for kind in ("dynamic", "gates")}
 IMAGE = (3, 224, 224)
@@ -58,7 +60,8 @@ def main() -> None:
             )
             if net.gate is not None:
                 net.gate.round_embeddings()  # as training does
-            net.spec = net.spec.model_copy(update={"target": 0.05, "lean": LEANS.get(kind, 0.0)})
+            multiplier = MULTIPLIERS.get(kind, 0.0)
+            net.operating_points = OperatingPoints(target=0.05, multiplier=multiplier)
             path = folder / f"{name}.{kind}.fsk"
             fracskip.export(net, path)
             print(path, path.stat().st_size)

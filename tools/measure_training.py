@@ -38,10 +38,11 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.convert import GATE
 from fracskip.machine import versions
 from fracskip.models import create_backbone
+from fracskip.operating import OperatingPoints
 from fracskip.quant.fused import fusing
-from fracskip.training.calibration import meet_target
 from fracskip.training.joint import JointTraining
 from fracskip.training.loaders import Held
+from fracskip.training.multipliers import target_multiplier
 from fracskip.training.stages import BackboneTraining, PathTraining, Place, StageBase
 from fracskip.training.standard import QUANT, stages
 from fracskip.training.supernet import SupernetTraining
@@ -78,8 +79,10 @@ def prepare(folder: Path) -> dict[str, int]:
     net = fracskip.convert(
         plain, OPTIONS, example_input=images[:1], calibration=[images], name=NETWORK
     )
-    net.spec = net.spec.model_copy(update={"target": BUDGET})
-    meet_target(net, Held(images.numpy(), torch.zeros(8, dtype=torch.int64).numpy()), BUDGET)
+    held = Held(images.numpy(), torch.zeros(8, dtype=torch.int64).numpy())
+    net.operating_points = OperatingPoints(target=BUDGET)
+    multiplier, _ = target_multiplier(net, held, BUDGET)
+    net.operating_points = net.operating_points.changed(multiplier=multiplier)
     fracskip.save(net, folder / "converted.safetensors")
     return {"plain": parameter_bytes(plain), "converted": parameter_bytes(net)}
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from fracskip import checkpoint
-from fracskip.config import ModelSpec
+from fracskip import checkpoint, legacy
 from fracskip.data import load_sample
 from fracskip.dynamic import preprocess
 
@@ -25,10 +24,10 @@ from fracskip.dynamic import preprocess
 def lent_cascade(sibling: Path) -> tuple[list[list[float]], str]:
     """The cascade of a checkpoint or of a run's record (.json), and that network's digest."""
     if sibling.suffix == ".json":
-        record = json.loads(sibling.read_text())
-        return record["cascade"], record["test"]["checkpoint_digest"]
+        record = legacy.run_record(json.loads(sibling.read_text()))
+        return record["operating_points"]["cascade"], record["test"]["checkpoint_digest"]
     net = checkpoint.load(sibling)
-    return [list(looks) for looks in net.spec.cascade], net.digest
+    return [list(row) for row in net.operating_points.cascade], net.digest
 
 
 @torch.inference_mode()
@@ -42,8 +41,8 @@ def main() -> None:
     notes = {**net.notes, "packed_from": net.digest}
     if given.cascade_of:
         cascade, notes["cascade_of"] = lent_cascade(given.cascade_of)
-        spec = {**net.spec.model_dump(), "cascade": cascade}
-        net.spec = ModelSpec.model_validate(spec)  # its looks must lie on this network's curve
+        # Its members must lie on this network's curve.
+        net.operating_points = net.operating_points.changed(cascade=cascade)
     digest = checkpoint.save(net, given.to, notes, packed=True)
     images = preprocess(load_sample().images[:100], net.spec.image)
     same = torch.equal(net(images).logits, checkpoint.load(given.to)(images).logits)

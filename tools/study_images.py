@@ -133,7 +133,7 @@ def point(
         alone: Static networks, likewise.
     """
     result = session.run(data.images, budget=budget)
-    cost = session.cost(result.decisions, result.before)
+    cost = session.cost(result)
     costs = cost.image_cp
     right = result.logits.argmax(1) == data.labels
     cp = cost.cp

@@ -93,29 +93,29 @@ void run_once(const Network& network, Isa isa, Random& random) {
   request.images = pixels.data();
   request.count = 1;
   request.budgets = network.gate.budget_weight.empty() ? nullptr : budget.data();
-  const float lean = static_cast<float>(random() % 41) - 20.f;
-  if (random() % 2) request.leans = &lean;
+  const float multiplier = static_cast<float>(random() % 41) - 20.f;
+  if (random() % 2) request.multipliers = &multiplier;
   request.logits = logits.data();
   request.decisions = decisions.data();
   request.latency_us = latency.data();
   // Certain, impossible, or as it comes.
-  std::vector<std::uint8_t> first(blocks, 255), again(1, 255);
-  const float confidence = static_cast<float>(random() % 3) * 0.5f, second_lean = -lean;
+  std::vector<std::uint8_t> second(blocks, 255), escalated(1, 255);
+  const float threshold = static_cast<float>(random() % 3) * 0.5f, second_multiplier = -multiplier;
   if (random() % 2) {
-    request.confidences = &confidence;
+    request.thresholds = &threshold;
     request.second_budgets = request.budgets;
-    request.second_leans = request.leans ? &second_lean : nullptr;
-    request.first = first.data();
-    request.again = again.data();
+    request.second_multipliers = request.multipliers ? &second_multiplier : nullptr;
+    request.second_decisions = second.data();
+    request.escalated = escalated.data();
   }
   engine.run(request);
-  if (request.confidences && blocks > 0) {
-    if (again[0] > 1 || (confidence == 0.f && again[0])) fault("a second look that was not asked for");
-    for (std::size_t b = 0; b < blocks; ++b) {
-      if (first[b] >= options || first[b] < lowest(b)) fault("a first decision is out of range");
+  if (request.thresholds && blocks > 0) {
+    if (escalated[0] > 1 || (threshold == 0.f && escalated[0])) fault("an image is escalated that was not to be");
+    for (std::size_t b = 0; escalated[0] && b < blocks; ++b) {
+      if (second[b] >= options || second[b] < lowest(b)) fault("a second member's decision is out of range");
     }
   }
-  request.confidences = nullptr;
+  request.thresholds = nullptr;
   for (std::size_t b = 0; b < blocks; ++b) {
     if (decisions[b] >= options || decisions[b] < lowest(b)) fault("a decision is out of range");
   }

@@ -67,8 +67,9 @@ class Generator {
     return pack(R"({"schema": "fracskip.bundle", "version": 3, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
                 R"(], "image": {"size": )" + pair_of(image.h, image.w) + R"(, "channels": )" + std::to_string(channels) + R"(, "mean": [)" +
                 per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": )" + list_of(options_) + R"(, "stream": ")" +
-                (stream_ ? "int8" : "float") + R"(", "target": null, "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [], "stem_bits": 32, "head_bits": 8}, "network": {"classes": )" + std::to_string(classes) +
-                R"(, "parts": [)" + parts + R"(]}, "gate": )" + gate_json_ + "}");
+                (stream_ ? "int8" : "float") + R"(", "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [], "stem_bits": 32, "head_bits": 8}, "network": {"classes": )" + std::to_string(classes) +
+                R"(, "parts": [)" + parts + R"(]}, "gate": )" + gate_json_ + R"(, "operating_points": {"target": null, "multiplier": )" + (gate_json_ == "null" ? "0" : std::to_string(below(41) - 20)) +
+                R"(, "multiplier_curve": [], "cascade": []}})");
   }
 
  private:
@@ -284,7 +285,7 @@ class Generator {
       floats("gate.out.bias", {options}, 1.0);
     }
     gate_json_ = std::string(R"({"kind": ")") + (recurrent ? "recurrent" : "feedforward") + R"(", "width": )" + std::to_string(width) +
-                 R"(, "budget_input": )" + (budget ? "true}" : "false}");
+                 R"(, "budget_input": )" + (budget ? "true" : "false") + R"(, "output": ")" + (below(2) ? "logit" : "sensitivity") + R"("})";
   }
 
   // -- tensors ------------------------------------------------------------------------------------------

@@ -143,10 +143,10 @@ class PyEngine {
 
   void run(const Readable& images, const Writable& logits, const Writable& decisions,
            const Writable& latency_us, const std::optional<Readable>& forced,
-           const std::optional<Readable>& budgets, const std::optional<Readable>& leans,
-           const std::optional<Readable>& confidences, const std::optional<Readable>& second_budgets,
-           const std::optional<Readable>& second_leans, const std::optional<Writable>& first,
-           const std::optional<Writable>& again, const std::optional<Writable>& gate_us) const {
+           const std::optional<Readable>& budgets, const std::optional<Readable>& multipliers,
+           const std::optional<Readable>& thresholds, const std::optional<Readable>& second_budgets,
+           const std::optional<Readable>& second_multipliers, const std::optional<Writable>& second_decisions,
+           const std::optional<Writable>& escalated, const std::optional<Writable>& gate_us) const {
     const std::size_t count = images.ndim() ? images.shape(0) : 0;
     const auto blocks = static_cast<std::size_t>(engine_->gated_blocks());
     const auto options = static_cast<unsigned>(engine_->options());
@@ -175,24 +175,24 @@ class PyEngine {
       throw std::invalid_argument("this network needs budgets, one for each image");
     }
     if (budgets) request.budgets = checked<float>("budgets", *budgets, {count});
-    if (leans) request.leans = checked<float>("leans", *leans, {count});
-    const bool twice = confidences.has_value();
-    if (twice != first.has_value() || twice != again.has_value()) {
-      throw std::invalid_argument("confidences need first and again, and these need confidences");
+    if (multipliers) request.multipliers = checked<float>("multipliers", *multipliers, {count});
+    const bool cascade = thresholds.has_value();
+    if (cascade != second_decisions.has_value() || cascade != escalated.has_value()) {
+      throw std::invalid_argument("thresholds need second_decisions and escalated, and these need thresholds");
     }
-    if (!twice && (second_budgets || second_leans)) {
-      throw std::invalid_argument("second looks need confidences");
+    if (!cascade && (second_budgets || second_multipliers)) {
+      throw std::invalid_argument("a second member needs thresholds");
     }
-    if (twice) {
-      if (forced) throw std::invalid_argument("forced decisions are executed in one look");
+    if (cascade) {
+      if (forced) throw std::invalid_argument("forced decisions are executed by one member");
       if (second_budgets.has_value() != takes_budget_) {
         throw std::invalid_argument("second_budgets are for networks that take budgets, which need them");
       }
-      request.confidences = checked<float>("confidences", *confidences, {count});
+      request.thresholds = checked<float>("thresholds", *thresholds, {count});
       if (second_budgets) request.second_budgets = checked<float>("second_budgets", *second_budgets, {count});
-      if (second_leans) request.second_leans = checked<float>("second_leans", *second_leans, {count});
-      request.first = checked<std::uint8_t>("first", *first, {count, blocks});
-      request.again = checked<std::uint8_t>("again", *again, {count});
+      if (second_multipliers) request.second_multipliers = checked<float>("second_multipliers", *second_multipliers, {count});
+      request.second_decisions = checked<std::uint8_t>("second_decisions", *second_decisions, {count, blocks});
+      request.escalated = checked<std::uint8_t>("escalated", *escalated, {count});
     }
 
     // The caller's references keep the arrays alive.
@@ -237,13 +237,13 @@ class PyEngine {
         }
       }
     }
-    for (const float* leans : {request.leans, request.second_leans}) {
-      if (leans && !all_finite(leans, request.count)) {
-        throw std::invalid_argument("leans hold values that are not finite");
+    for (const float* multipliers : {request.multipliers, request.second_multipliers}) {
+      if (multipliers && !all_finite(multipliers, request.count)) {
+        throw std::invalid_argument("multipliers hold values that are not finite");
       }
     }
-    if (request.confidences && !all_finite(request.confidences, request.count)) {
-      throw std::invalid_argument("confidences hold values that are not finite");
+    if (request.thresholds && !all_finite(request.thresholds, request.count)) {
+      throw std::invalid_argument("thresholds hold values that are not finite");
     }
   }
 
@@ -276,11 +276,12 @@ NB_MODULE(_native, m) {
       .def("run", &PyEngine::run, nb::arg("images").noconvert(), nb::arg("logits").noconvert(),
            nb::arg("decisions").noconvert(), nb::arg("latency_us").noconvert(),
            nb::arg("forced").noconvert() = nb::none(), nb::arg("budgets").noconvert() = nb::none(),
-           nb::arg("leans").noconvert() = nb::none(),
-           nb::arg("confidences").noconvert() = nb::none(),
+           nb::arg("multipliers").noconvert() = nb::none(),
+           nb::arg("thresholds").noconvert() = nb::none(),
            nb::arg("second_budgets").noconvert() = nb::none(),
-           nb::arg("second_leans").noconvert() = nb::none(),
-           nb::arg("first").noconvert() = nb::none(), nb::arg("again").noconvert() = nb::none(),
+           nb::arg("second_multipliers").noconvert() = nb::none(),
+           nb::arg("second_decisions").noconvert() = nb::none(),
+           nb::arg("escalated").noconvert() = nb::none(),
            nb::arg("gate_us").noconvert() = nb::none(),
            "Classifies images (B, H, W, C) into logits (B, N), decisions (B, L), latency_us (B,).")
       .def("kernels", &PyEngine::kernels, "(block, option, kernels) of what runs each option.")

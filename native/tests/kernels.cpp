@@ -302,7 +302,7 @@ struct RandomGate {
     args.hidden = state.as<float>();
     args.cell = args.hidden + kPadded;
     args.work = args.cell + kPadded;
-    args.logits = args.work + 5 * kPadded;
+    args.scores = args.work + 5 * kPadded;
     use(false);
   }
 
@@ -311,10 +311,10 @@ struct RandomGate {
     args.embed = bf16 ? halves.as<void>() : embed.as<void>();
   }
 
-  std::vector<float> logits(Isa isa) {
+  std::vector<float> scores(Isa isa) {
     std::fill_n(state.as<float>(), state.size() / sizeof(float), 0.f);
     kernel_set(isa).gate(args);
-    return {args.logits, args.logits + kOptions};
+    return {args.scores, args.scores + kOptions};
   }
 };
 
@@ -323,13 +323,13 @@ int check_gates(int rounds) {
   int checks = 0;
   for (int round = 0; round < rounds; ++round) {
     RandomGate gate(1 + round * 7 % 600, static_cast<std::uint32_t>(round));
-    const std::vector<float> expected = gate.logits(Isa::scalar);
+    const std::vector<float> expected = gate.scores(Isa::scalar);
     for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
       if (!isa_supported(isa)) continue;
       for (const bool bf16 : {false, true}) {
         gate.use(bf16);
-        if (std::memcmp(gate.logits(isa).data(), expected.data(), expected.size() * sizeof(float)) != 0) {
-          std::printf("gate of %d channels, %s, %s: other logits than plain code's\n", gate.args.channels, isa_name(isa), bf16 ? "bfloat16" : "float32");
+        if (std::memcmp(gate.scores(isa).data(), expected.data(), expected.size() * sizeof(float)) != 0) {
+          std::printf("gate of %d channels, %s, %s: other scores than plain code's\n", gate.args.channels, isa_name(isa), bf16 ? "bfloat16" : "float32");
           return 1;
         }
         ++checks;

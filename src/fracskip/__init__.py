@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from fracskip.config import GateConfig, ImageConfig, QuantConfig
     from fracskip.data import load_sample
     from fracskip.deployment import export, export_bundle
-    from fracskip.dynamic import DynamicNetwork, Output, build_network, convert, preprocess
+    from fracskip.dynamic import DynamicNetwork, build_network, convert, preprocess
     from fracskip.evaluation import evaluate, sweep
     from fracskip.models import register_adapter
-    from fracskip.runtime import InferenceSession, RunResult
+    from fracskip.operating import OperatingPoints, Prediction
+    from fracskip.runtime import InferenceSession
     from fracskip.training import fit
 
 _LAZY = {
@@ -37,9 +38,9 @@ _LAZY = {
     "GateConfig": "fracskip.config",
     "ImageConfig": "fracskip.config",
     "InferenceSession": "fracskip.runtime",
-    "Output": "fracskip.dynamic",
+    "OperatingPoints": "fracskip.operating",
+    "Prediction": "fracskip.operating",
     "QuantConfig": "fracskip.config",
-    "RunResult": "fracskip.runtime",
     "build_network": "fracskip.dynamic",
     "convert": "fracskip.dynamic",
     "evaluate": "fracskip.evaluation",
@@ -65,11 +66,11 @@ __all__ = [
     "ImageConfig",
     "InferenceSession",
     "MissingExtraError",
+    "OperatingPoints",
     "Option",
     "OptionSet",
-    "Output",
+    "Prediction",
     "QuantConfig",
-    "RunResult",
     "__version__",
     "build_network",
     "convert",

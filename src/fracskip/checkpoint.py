@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file whose header says, in JSON, what network it holds.
 
-The header's metadata has one entry, `fracskip`: schema, version, spec, notes and a SHA-256 digest
-over the tensors and the rest of the metadata. Files are written beside the old one and renamed
-over it, so a crash or a full disk leaves the old one whole.
+The header's metadata has one entry, `fracskip`: schema, version, spec, operating points, notes and
+a SHA-256 digest over the tensors and the rest of the metadata. Files are written beside the old one
+and renamed over it, so a crash or a full disk leaves the old one whole.
 
 Loading unpickles nothing, connects to nothing, reads no other file, and makes no network before the
 file's tensors are known to fit it.
@@ -26,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from fracskip import legacy
 from fracskip.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -42,13 +43,14 @@ from fracskip.dynamic.state import apply_state as apply_state
 from fracskip.dynamic.state import check_shapes, check_state, outline, outline_backbone
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
-from fracskip.legacy import spec as todays_spec
 from fracskip.models import create_backbone
 from fracskip.models.registry import without_memory
 from fracskip.models.weights import classes_in, other_classes, unwrapped
+from fracskip.operating import OperatingPoints
 
 SCHEMA = "fracskip.checkpoint"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # see `fracskip.legacy` for what 1 says otherwise
 # Published networks by name; docs/results.md and models/README.md say what each is.
 BUNDLED = {
     "bundled": "dfs_resnet38_cifar10.safetensors",
@@ -200,10 +202,10 @@ def _unpacked(file: _File, schema: str) -> Package:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path} has damaged metadata; copy it again") from None
-    if found != (schema, VERSION):
+    if found not in [(schema, version) for version in READABLE]:
         raise CheckpointError(
-            f"{path} is {found[0]!r} version {found[1]}; this fracskip reads {schema!r} version "
-            f"{VERSION}: use the fracskip that wrote it, or train again"
+            f"{path} is {found[0]!r} version {found[1]}; this fracskip reads {schema!r} versions "
+            f"{READABLE[0]} to {VERSION}: use the fracskip that wrote it, or train again"
         )
     tensors = file.tensors()
     if _digest(head, tensors) != digest:
@@ -233,7 +235,11 @@ def save(
     Raises:
         CheckpointError: if the file cannot be written.
     """
-    meta = {"spec": net.spec.model_dump(mode="json"), "notes": dict(notes or {})}
+    meta = {
+        "spec": net.spec.model_dump(mode="json"),
+        "operating_points": net.operating_points.model_dump(mode="json"),
+        "notes": dict(notes or {}),
+    }
     return write_package(path, SCHEMA, meta, pack(net) if packed else net.state_dict())
 
 
@@ -262,9 +268,12 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     path = resolve(name)
     package = read_package(path, SCHEMA)
     try:
-        spec = ModelSpec.model_validate(todays_spec(package.meta.get("spec", {})))
-        notes = dict(package.meta.get("notes", {}))
+        meta = legacy.checkpoint(package.meta)
+        spec = ModelSpec.model_validate(meta.get("spec", {}))
+        points = OperatingPoints.model_validate(meta.get("operating_points", {}))
+        notes = dict(meta.get("notes", {}))
         shapes = _outlined(spec, package, path) if model is None else build_network(spec, model)
+        shapes.checked_points(points)
     except CheckpointError:
         raise
     except (ValueError, TypeError) as error:
@@ -274,6 +283,7 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     check_state(shapes.state_dict(), state, path)
     net = build_network(spec, like=shapes) if model is None else shapes
     net.load_state_dict(state)
+    net.operating_points = points
     net.digest = package.digest
     net.notes = notes
     return net.eval()

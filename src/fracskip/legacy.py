@@ -1,7 +1,8 @@
 """What files of older versions say, in today's words: the only place that knows the old ones.
 
-Of each kind of file there is a table, and a function that takes what was read (JSON-like values)
-and gives what is read today, and notes for the user. What was given is left as it is.
+Of each kind of file there is a table, and a function that takes what was read (JSON-like values,
+which may hold anything) and gives what is read today; what it does not know it leaves for today's
+readers to refuse. What was given is left as it is.
 """
 
 from __future__ import annotations
@@ -11,28 +12,93 @@ from typing import Any
 
 # Dotted keys: what they are called today; None where nothing has taken their place.
 Table = Mapping[str, str | None]
+# Dotted keys: what some of their values are called today.
+Values = Mapping[str, Mapping[str, str]]
 
 RECIPE: Table = {
     "runtime.capture": None,  # steps as CUDA graphs
 }
+GATE: Values = {"gate.output": {"harm": "sensitivity"}}
+# Of checkpoints before version 2: what their `spec` held of today's `operating_points`.
+OPERATING: Table = {
+    "target": "target",
+    "lean": "multiplier",  # its negative
+    "curve": "multiplier_curve",  # (cost, lean) pairs
+    "cascade": "cascade",
+}
 
 
 def recipe(tree: Any) -> tuple[Any, list[str]]:
-    """A recipe as it would be written today.
+    """A recipe as it would be written today, and what its user should know of the difference.
 
     Args:
         tree: A recipe's tables; what is no dictionary is given back.
 
-    >>> recipe({"runtime": {"compile": True, "capture": True}})
-    ({'runtime': {'compile': True}}, ['runtime.capture does nothing any more: leave it out'])
+    >>> recipe({"gate": {"output": "harm"}, "runtime": {"compile": True, "capture": True}})[0]
+    {'gate': {'output': 'sensitivity'}, 'runtime': {'compile': True}}
+    >>> recipe({"runtime": {"capture": True}})[1]
+    ['runtime.capture does nothing any more: leave it out']
     """
     tree, notes = translated(tree, RECIPE)
-    return _with_ends(tree), notes
+    return _with_ends(revalued(tree, GATE)), notes
 
 
-def spec(tree: Any) -> Any:
-    """A network's spec, of a checkpoint, as it would be written today."""
-    return _with_ends(tree)
+def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's metadata, with what the network is apart from how it is operated.
+
+    >>> old = {"spec": {"gate": {"output": "harm"}, "target": 0.1, "lean": -3.0}}
+    >>> checkpoint(old)["spec"], checkpoint(old)["operating_points"]
+    ({'gate': {'output': 'sensitivity'}}, {'target': 0.1, 'multiplier': 3.0})
+    """
+    spec = meta.get("spec")
+    if "operating_points" in meta or not isinstance(spec, dict):
+        return meta
+    points = operating_points({key: spec[key] for key in OPERATING if key in spec})
+    spec = revalued({key: spec[key] for key in spec if key not in OPERATING}, GATE)
+    return {**meta, "spec": _with_ends(spec), "operating_points": points}
+
+
+def operating_points(tree: dict[str, Any]) -> dict[str, Any]:
+    """Operating points that were told by leans, which are the negatives of multipliers."""
+    found = {OPERATING[key] or key: value for key, value in tree.items()}
+    if "multiplier" in found:
+        found["multiplier"] = _negated(found["multiplier"])
+    if isinstance(curve := found.get("multiplier_curve"), list | tuple):
+        found["multiplier_curve"] = [
+            [pair[0], _negated(pair[1])] if isinstance(pair, list | tuple) and len(pair) == 2
+            else pair
+            for pair in curve
+        ]  # fmt: skip
+    return found
+
+
+def run_record(tree: dict[str, Any]) -> dict[str, Any]:
+    """A run's record (`run.json`), with the operating points that it ended with."""
+    if "operating_points" in tree:
+        return tree
+    held = {key: tree[key] for key in OPERATING if key in tree}
+    rest = {key: tree[key] for key in tree if key not in OPERATING}
+    return {**rest, "operating_points": operating_points(held)}
+
+
+def training_state(meta: dict[str, Any]) -> dict[str, Any]:
+    """A training state's metadata: where a run stands that an older version began."""
+    position = meta.get("position")
+    if not isinstance(position, dict) or "operating_points" in position:
+        return meta
+    state = dict(position.get("stage_state", {}))
+    held = {key: state.pop(key) for key in OPERATING if key in state}
+    points = operating_points(held)
+    if "price" in state and "multiplier" in points:
+        state["multiplier"] = points["multiplier"]
+    if "trust" in state:
+        state["kept"] = {"images": state.pop("trust"), "blocks": state.pop("block_trust", 1.0)}
+    return {**meta, "position": {**position, "stage_state": state, "operating_points": points}}
+
+
+def _negated(value: Any) -> Any:
+    """Minus a number, and 0.0 rather than -0.0."""
+    return 0.0 - value if isinstance(value, int | float) else value
 
 
 def _with_ends(tree: Any) -> Any:
@@ -51,6 +117,21 @@ def _with_ends(tree: Any) -> Any:
     if not ours or quant.get("stream") != "int8":
         return tree
     return {**tree, "quant": {"stem": "full", "head": "full", **quant}}
+
+
+def revalued(tree: Any, table: Values) -> Any:
+    """A tree with today's names of values.
+
+    >>> revalued({"a": {"b": "old"}}, {"a.b": {"old": "new"}})
+    {'a': {'b': 'new'}}
+    """
+    for dotted, names in table.items():
+        *path, key = dotted.split(".")
+        holder = _under(tree, path)
+        value = holder.get(key)
+        if isinstance(value, str) and value in names:
+            tree = _replaced(tree, path, {**holder, key: names[value]})
+    return tree
 
 
 def translated(tree: Any, table: Table) -> tuple[Any, list[str]]:

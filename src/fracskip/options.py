@@ -11,17 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from fracskip.errors import ConfigError
 
 SKIP_BITS = 0
 MIN_BITS, MAX_BITS = 2, 16
 FULL_BITS = 32
-# Gates that say what harm an option does give its logarithm, 0 being the largest that counts;
-# their logits are hundredths of a nat.
-LARGEST_HARM = 10.0
-HARM_SCALE = 100 * LARGEST_HARM
+# Gates that give the sensitivity to an option give its logarithm, 0 being the largest that counts;
+# their scores are hundredths of a nat.
+LARGEST_SENSITIVITY = 10.0
+SENSITIVITY_SCALE = 100 * LARGEST_SENSITIVITY
 
 
 @dataclass(frozen=True, order=True)
@@ -160,17 +159,6 @@ class OptionSet:
     def costs(self) -> tuple[float, ...]:
         """The options' relative costs, in order."""
         return tuple(option.relative_cost for option in self.options)
-
-    def lean_weights(self, output: Literal["logit", "harm"]) -> tuple[float, ...]:
-        """What a lean on decisions is multiplied with, option by option: at most 1, the last's.
-
-        Args:
-            output: Of the gate. Harm is weighed against costs (the dearest option's being 1);
-                logits are leaned by rank, evenly from 0.
-        """
-        if output == "harm":
-            return tuple(cost / self.costs[-1] for cost in self.costs)
-        return tuple(rank / max(self.top, 1) for rank in range(len(self)))
 
     @property
     def can_skip(self) -> bool:

@@ -98,8 +98,8 @@ def test_the_file(checkpoint_file: Path) -> None:
     head = json.loads(metadata["fracskip"])
     assert set(head) == {"schema", "version", "meta", "digest"}
     assert head["schema"] == "fracskip.checkpoint"
-    assert head["version"] == 1
-    assert set(head["meta"]) == {"spec", "notes"}
+    assert head["version"] == 2
+    assert set(head["meta"]) == {"spec", "operating_points", "notes"}
     assert set(head["meta"]["spec"]) == {
         *(
             "model",
@@ -109,11 +109,13 @@ def test_the_file(checkpoint_file: Path) -> None:
             "image",
             "class_names",
             "data_name",
-            "target",
-            "lean",
-            "curve",
-            "cascade",
         ),
+    }
+    assert head["meta"]["operating_points"] == {
+        "target": 0.1,
+        "multiplier": 0.0,
+        "multiplier_curve": [],
+        "cascade": [],
     }
     assert names == {f"backbone.{name}" for name in backbone(True)} | GATES["recurrent"]
 
@@ -144,11 +146,11 @@ def test_public_names() -> None:
         "ImageConfig",
         "InferenceSession",
         "MissingExtraError",
+        "OperatingPoints",
         "Option",
         "OptionSet",
-        "Output",
+        "Prediction",
         "QuantConfig",
-        "RunResult",
         "__version__",
         "build_network",
         "convert",
@@ -175,5 +177,5 @@ def test_the_readmes_five_lines(checkpoint_file: Path, pictures: Path) -> None:
     sample = fracskip.load_sample()
     with torch.inference_mode():
         out = net(fracskip.preprocess(sample.images[:2, :8, :8], net.spec.image))
-    assert isinstance(out, fracskip.Output)
+    assert isinstance(out, fracskip.Prediction)
     assert out.logits.shape == (2, 3)

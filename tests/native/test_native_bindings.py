@@ -86,9 +86,9 @@ def spoilt(value: float) -> Any:
     return images
 
 
-def second_look(**changes: Any) -> dict[str, Any]:
-    arrays = {"confidences": np.ones(B, np.float32), "first": outputs()[1]}
-    return {**arrays, "again": np.zeros(B, np.uint8), **changes}
+def second_member(**changes: Any) -> dict[str, Any]:
+    arrays = {"thresholds": np.ones(B, np.float32), "second_decisions": outputs()[1]}
+    return {**arrays, "escalated": np.zeros(B, np.uint8), **changes}
 
 
 Call = Callable[[Any], object]
@@ -135,65 +135,67 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "gate_us has shape",
     ),
-    "leans": (
-        lambda e: e.run(IMAGES, *outputs(), leans=np.full(B, np.nan, np.float32)),
+    "multipliers": (
+        lambda e: e.run(IMAGES, *outputs(), multipliers=np.full(B, np.nan, np.float32)),
         ValueError,
-        "leans hold values that are not finite",
+        "multipliers hold values that are not finite",
     ),
-    "leans' shape": (
-        lambda e: e.run(IMAGES, *outputs(), leans=np.zeros(B + 1, np.float32)),
+    "multipliers' shape": (
+        lambda e: e.run(IMAGES, *outputs(), multipliers=np.zeros(B + 1, np.float32)),
         ValueError,
-        "leans has shape",
+        "multipliers has shape",
     ),
-    "confidences alone": (
-        lambda e: e.run(IMAGES, *outputs(), confidences=np.ones(B, np.float32)),
+    "thresholds alone": (
+        lambda e: e.run(IMAGES, *outputs(), thresholds=np.ones(B, np.float32)),
         ValueError,
-        "need first and again",
+        "need second_decisions and escalated",
     ),
-    "second leans alone": (
-        lambda e: e.run(IMAGES, *outputs(), second_leans=np.zeros(B, np.float32)),
+    "second multipliers alone": (
+        lambda e: e.run(IMAGES, *outputs(), second_multipliers=np.zeros(B, np.float32)),
         ValueError,
-        "second looks need confidences",
+        "a second member needs thresholds",
     ),
-    "again alone": (
-        lambda e: e.run(IMAGES, *outputs(), again=np.zeros(B, np.uint8)),
+    "escalated alone": (
+        lambda e: e.run(IMAGES, *outputs(), escalated=np.zeros(B, np.uint8)),
         ValueError,
-        "these need confidences",
+        "these need thresholds",
     ),
-    "first alone": (
-        lambda e: e.run(IMAGES, *outputs(), first=outputs()[1]),
+    "second decisions alone": (
+        lambda e: e.run(IMAGES, *outputs(), second_decisions=outputs()[1]),
         ValueError,
-        "these need confidences",
+        "these need thresholds",
     ),
-    "confidences": (
-        lambda e: e.run(IMAGES, *outputs(), **second_look(confidences=np.full(B, np.nan, "f4"))),
+    "thresholds": (
+        lambda e: e.run(IMAGES, *outputs(), **second_member(thresholds=np.full(B, np.nan, "f4"))),
         ValueError,
-        "confidences hold values that are not finite",
+        "thresholds hold values that are not finite",
     ),
-    "confidences' shape": (
-        lambda e: e.run(IMAGES, *outputs(), **second_look(confidences=np.ones(B + 1, "f4"))),
+    "thresholds' shape": (
+        lambda e: e.run(IMAGES, *outputs(), **second_member(thresholds=np.ones(B + 1, "f4"))),
         ValueError,
-        "confidences has shape",
+        "thresholds has shape",
     ),
-    "again's type": (
-        lambda e: e.run(IMAGES, *outputs(), **second_look(again=np.zeros(B, bool))),
+    "escalated's type": (
+        lambda e: e.run(IMAGES, *outputs(), **second_member(escalated=np.zeros(B, bool))),
         TypeError,
-        "again must be uint8",
+        "escalated must be uint8",
     ),
-    "second leans": (
-        lambda e: e.run(IMAGES, *outputs(), **second_look(second_leans=np.full(B, np.inf, "f4"))),
+    "second multipliers": (
+        lambda e: e.run(
+            IMAGES, *outputs(), **second_member(second_multipliers=np.full(B, np.inf, "f4"))
+        ),
         ValueError,
-        "leans hold values that are not finite",
+        "multipliers hold values that are not finite",
     ),
     "second budgets": (
-        lambda e: e.run(IMAGES, *outputs(), **second_look(second_budgets=np.ones(B, "f4"))),
+        lambda e: e.run(IMAGES, *outputs(), **second_member(second_budgets=np.ones(B, "f4"))),
         ValueError,
         "second_budgets are for networks that take budgets",
     ),
-    "forced and again": (
-        lambda e: e.run(IMAGES, *outputs(), np.zeros((B, L), np.uint8), **second_look()),
+    "forced and escalated": (
+        lambda e: e.run(IMAGES, *outputs(), np.zeros((B, L), np.uint8), **second_member()),
         ValueError,
-        "in one look",
+        "by one member",
     ),
     "budgets": (
         lambda e: e.run(IMAGES, *outputs(), None, np.ones(B, np.float32)),
@@ -210,18 +212,18 @@ def test_bindings_refuse(engine: Any, name: str) -> None:
         call(engine)
 
 
-def test_bindings_look_twice(engine: Any) -> None:
+def test_bindings_escalate(engine: Any) -> None:
     """Impossible to be sure, impossible not to be, and one of each."""
     logits, decisions, latency_us = outputs()
-    leans = {"leans": np.full(B, -50, "f4"), "second_leans": np.full(B, 50, "f4")}
-    look = second_look(confidences=np.array([1.1, 0.0, 1.1], np.float32), **leans)
-    engine.run(IMAGES, logits, decisions, latency_us, **look)
-    assert look["again"].tolist() == [1, 0, 1]
-    assert look["first"].tolist() == [[0], [0], [0]]
-    assert decisions.tolist() == [[2], [0], [2]]
-    for lean, rows in ((-50, [1]), (50, [0, 2])):
+    multipliers = {"multipliers": np.full(B, 50, "f4"), "second_multipliers": np.full(B, -50, "f4")}
+    more = second_member(thresholds=np.array([1.1, 0.0, 1.1], np.float32), **multipliers)
+    engine.run(IMAGES, logits, decisions, latency_us, **more)
+    assert more["escalated"].tolist() == [1, 0, 1]
+    assert decisions.tolist() == [[0], [0], [0]]
+    assert more["second_decisions"].tolist() == [[2], [255], [2]]  # only what is executed
+    for multiplier, rows in ((50, [1]), (-50, [0, 2])):
         alone, *rest = outputs()
-        engine.run(IMAGES, alone, *rest, leans=np.full(B, lean, np.float32))
+        engine.run(IMAGES, alone, *rest, multipliers=np.full(B, multiplier, np.float32))
         assert (alone[rows] == logits[rows]).all()
 
 

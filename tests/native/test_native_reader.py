@@ -61,12 +61,14 @@ def level(name: str, value: float) -> Callable[[Parts], object]:
     return lambda parts: parts.tensors.update({name: ("F32", [1], struct.pack("<f", value))})
 
 
-def looks(*rows: list[float], curve: bool = True) -> Callable[[Parts], object]:
-    """A cascade, on a curve or on none."""
-    more: dict[str, Any] = {"cascade": list(rows)}
-    if curve:
-        more["curve"] = [[0.01, -1.0], [0.5, 1.0]]
-    return lambda parts: parts.plan["gate"].update(more)
+def points(**fields: Any) -> Callable[[Parts], object]:
+    """Other operating points."""
+    return lambda parts: parts.plan["operating_points"].update(fields)
+
+
+def cascade(*rows: list[float]) -> Callable[[Parts], object]:
+    """A cascade on a curve."""
+    return points(cascade=list(rows), multiplier_curve=[[0.01, 1.0], [0.5, -1.0]])
 
 
 LOW, HIGH = [0.05, 0.02, 0.1, 0.5], [0.3, 0.1, 0.5, 0.9]
@@ -92,23 +94,28 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "no gate": (lambda p: p.plan.update(gate=None), "null if and only if"),
     "gate's kind": (lambda p: p.plan["gate"].update(kind="oracle"), "unknown"),
     "gate's width": (lambda p: p.plan["gate"].update(width=0), "integer from 1"),
-    "a cascade of one": (looks(LOW), "two points"),
-    "a cascade without a curve": (looks(LOW, HIGH, curve=False), "and a curve"),
-    "a cascade that descends": (looks(HIGH, LOW), "ascend"),
-    "a cascade of pairs": (looks(LOW[:2], HIGH[:2]), "a probability"),
-    "a look off the curve": (looks(LOW, [0.3, 0.1, 0.6, 0.9]), "on the curve"),
-    "an empty curve": (
-        lambda p: p.plan["gate"].update(curve=[], cascade=[LOW, HIGH]),
-        "and a curve",
-    ),
-    "a target out of reach": (looks([0.15, 0.02, 0.1, 0.5], HIGH), "among the cascade's budgets"),
+    "gate's output": (lambda p: p.plan["gate"].update(output="harm"), "unknown"),
+    "gate's old key": (lambda p: p.plan["gate"].update(lean=1.0), "unknown member 'lean'"),
+    "no operating points": (lambda p: p.plan.pop("operating_points"), "lacks 'operating_points'"),
+    "no multiplier": (lambda p: p.plan["operating_points"].pop("multiplier"), "lacks 'multiplier'"),
+    "a huge multiplier": (points(multiplier=1e39), "from -1e38 to 1e38"),
+    "a curve of one": (points(multiplier_curve=[[0.1, 0.0]]), "two points"),
+    "a curve of numbers": (points(multiplier_curve=[[0.1], [0.2]]), "a cost and a multiplier"),
+    "a curve of equal costs": (points(multiplier_curve=[[0.1, 1], [0.1, 0]]), "must cost more"),
+    "a curve that ascends": (points(multiplier_curve=[[0.1, 0], [0.2, 1]]), "smaller multiplier"),
+    "a cascade of one": (cascade(LOW), "two rows"),
+    "a cascade without a curve": (points(cascade=[LOW, HIGH]), "and a multiplier curve"),
+    "a cascade that descends": (cascade(HIGH, LOW), "ascend"),
+    "a cascade of pairs": (cascade(LOW[:2], HIGH[:2]), "a threshold"),
+    "a member off the curve": (cascade(LOW, [0.3, 0.1, 0.6, 0.9]), "on the multiplier curve"),
+    "a target out of reach": (cascade([0.15, 0.02, 0.1, 0.5], HIGH), "among the cascade's budgets"),
     "no target": (
-        lambda p: (looks(LOW, HIGH)(p), p.plan.update(target=None)),
+        lambda p: (cascade(LOW, HIGH)(p), points(target=None)(p)),
         "among the cascade's budgets",
     ),
-    "the dearer look first": (looks([0.05, 0.2, 0.1, 0.5], HIGH), "the dearer one second"),
-    "no probability": (looks([0.05, 0.02, 0.1, 1.5], HIGH), r"\[0, 1\]"),
-    "target": (lambda p: p.plan.update(target=1.5), r"\(0, 1\]"),
+    "the dearer member first": (cascade([0.05, 0.2, 0.1, 0.5], HIGH), "the dearer one second"),
+    "no probability": (cascade([0.05, 0.02, 0.1, 1.5], HIGH), r"\[0, 1\]"),
+    "target": (points(target=1.5), r"\(0, 1\]"),
     "class names": (lambda p: p.plan["class_names"].pop(), "one name for each class"),
     "std": (lambda p: p.plan["image"].update(std=[0.2, 0, 0.2]), "above zero"),
     "too few means": (lambda p: p.plan["image"].update(mean=[0.5]), "each channel"),
@@ -210,7 +217,7 @@ def test_native_reader_takes_the_bundle_that_the_faults_are_made_in() -> None:
     assert native.Engine(GOOD).gated_blocks == 3
     parse_bundle(Parts.of(GOOD).bundle())
     twice = Parts.of(GOOD)
-    looks(LOW, HIGH)(twice)
+    cascade(LOW, HIGH)(twice)
     assert native.Engine(twice.bundle()).gated_blocks == 3
     assert parse_bundle(twice.bundle()).plan.budgets == (0.05, 0.3)
 

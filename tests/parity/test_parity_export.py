@@ -15,6 +15,7 @@ from fracskip.config import ModelSpec
 from fracskip.deployment.bundle import bundle_of, export_bundle
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
+from fracskip.operating import OperatingPoints
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle
 from fracskip.runtime.session import instruction_sets
@@ -23,7 +24,13 @@ CLASSES = tuple("abcde")
 
 
 def make(**changes: Any) -> DynamicNetwork:
-    """A calibrated network whose norms, steps and gates are all uneven."""
+    """A calibrated network whose norms, steps and gates are all uneven.
+
+    Args:
+        changes: Of its spec, and fields of its operating points.
+    """
+    fields = OperatingPoints.model_fields.keys() & changes.keys()
+    points = OperatingPoints(**{name: changes.pop(name) for name in fields})
     tree: dict[str, Any] = {
         "model": {"name": "resnet14"},
         "options": ["skip", 4, 8, "full"],
@@ -49,6 +56,7 @@ def make(**changes: Any) -> DynamicNetwork:
         if net.gate is not None:
             for value in net.gate.parameters():
                 value.normal_(std=1.0)
+    net.operating_points = points
     return net
 
 
@@ -60,7 +68,7 @@ def images_for(net: DynamicNetwork, count: int) -> np.ndarray:
 
 def both(
     net: DynamicNetwork, path: Path, count: int = 64, **keywords: Any
-) -> tuple[fracskip.Output, fracskip.RunResult, InferenceSession]:
+) -> tuple[fracskip.Prediction[torch.Tensor], fracskip.Prediction[Any], InferenceSession]:
     export_bundle(net, path)
     session = InferenceSession(path, engine="portable")
     pixels = images_for(net, count)
@@ -85,8 +93,8 @@ CASES: dict[str, dict[str, Any]] = {
     "int8 feedforward": {"quant": {"stream": "int8"}, "gate": {"kind": "feedforward"}},
     "block bias": {"gate": {"width": 5, "block_bias": True}, "quant": {"stream": "int8"}},
     "grey": {"image": {"size": [8, 15], "channels": 1, "mean": [0.3], "std": [0.4]}},
-    "lean": {"lean": 1.5},
-    "int8 lean": {"lean": -1.5, "quant": {"stream": "int8"}},
+    "multiplier": {"multiplier": -1.5},
+    "int8 multiplier": {"multiplier": 1.5, "quant": {"stream": "int8"}},
     "narrow": {"options": ["skip", 2, 3, 6], "quant": {"stream": "int8"}},
     "no skip": {"options": [4, 8]},
     "no integers": {"options": ["skip", "full"], "quant": {"scheme": "paper"}},
@@ -104,7 +112,8 @@ def test_it_decides_and_classifies_as_the_network_does(
     logits = wanted.logits.numpy()
     scale = logits.std()
     assert_close(found.logits[same], logits[same], typical=1e-3 * scale, most=0.5 * scale)
-    np.testing.assert_allclose(session.cost(found.decisions).image_cp[same], wanted.cost[same])
+    np.testing.assert_allclose(session.cost(found).image_cp[same], wanted.cost[same])
+    np.testing.assert_allclose(found.cost[same], wanted.cost[same])
 
 
 @pytest.mark.parametrize("stream", ["float", "int8"])
@@ -130,8 +139,10 @@ def test_budgets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gate", ["recurrent", "feedforward"])
 def test_a_curve_of_budgets(gate: str, tmp_path: Path) -> None:
-    curve = ((0.02, -3.0), (0.1, 0.5), (0.5, 4.0))
-    net = make(gate={"width": 5, "kind": gate}, target=0.2, lean=0.25, curve=curve)
+    curve = ((0.02, 3.0), (0.1, -0.5), (0.5, -4.0))
+    net = make(
+        gate={"width": 5, "kind": gate}, target=0.2, multiplier=-0.25, multiplier_curve=curve
+    )
     wanted, found, session = both(net, tmp_path / "x.fsk")
     assert (wanted.decisions.numpy() == found.decisions).all(1).mean() > 0.95
     assert session.plan.budgets == (0.02, 0.5)
@@ -147,11 +158,11 @@ def test_a_curve_of_budgets(gate: str, tmp_path: Path) -> None:
     assert costs[0] < costs[1] < costs[2]
 
 
-def test_a_price_on_harm_that_follows_the_budget(tmp_path: Path) -> None:
-    curve = ((0.01, -9.0), (0.02, -4.0), (0.05, -0.5))
-    gate = {"width": 5, "output": "harm", "budget_input": True, "block_bias": True}
-    options = ["skip", 2, 4, 8]
-    net = make(gate=gate, options=options, target=0.03, lean=-2.0, curve=curve)
+def test_a_multiplier_that_follows_the_budget(tmp_path: Path) -> None:
+    curve = ((0.01, 9.0), (0.02, 4.0), (0.05, 0.5))
+    gate = {"width": 5, "output": "sensitivity", "budget_input": True, "block_bias": True}
+    points: dict[str, Any] = {"target": 0.03, "multiplier": 2.0, "multiplier_curve": curve}
+    net = make(gate=gate, options=["skip", 2, 4, 8], **points)
     assert net.gate is not None
     with torch.no_grad():
         net.gate.out.bias.copy_(torch.tensor([-3.0, -6, -8, -16]))
@@ -165,53 +176,49 @@ def test_a_price_on_harm_that_follows_the_budget(tmp_path: Path) -> None:
             asked = None if budget is None else np.asarray(budget)
             fast = native.run(images_for(net, 64), budget=asked)
             assert (fast.decisions == found.decisions).all(1).mean() > 0.95
-    plan = session.plan.gate
-    assert plan is not None
-    assert (plan.lean, plan.curve) == (-2.0, curve)
+    assert session.plan.operating_points.model_dump() == net.operating_points.model_dump()
     assert costs[1] < costs[2]
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["leaned", "told and leaned"])
+@pytest.mark.parametrize("budget_input", [False, True])
 @pytest.mark.parametrize("stream", ["float", "int8"])
-def test_second_looks(stream: str, told: bool, tmp_path: Path) -> None:
-    curve = ((0.02, -3.0), (0.1, 0.5), (0.5, 4.0))
-    gate = {"width": 5, "budget_input": told}
-    net = make(quant={"stream": stream}, gate=gate, target=0.2, curve=curve)
+def test_cascades(stream: str, budget_input: bool, tmp_path: Path) -> None:
+    curve = ((0.02, 3.0), (0.1, -0.5), (0.5, -4.0))
+    gate = {"width": 5, "budget_input": budget_input}
+    net = make(quant={"stream": stream}, gate=gate, target=0.2, multiplier_curve=curve)
     with torch.inference_mode():
         once = net(fracskip.preprocess(images_for(net, 64), net.spec.image), budget=0.05)
     least = float(once.logits.softmax(1).amax(1).median())
     cascade = ((0.05, 0.02, 0.1, least), (0.3, 0.1, 0.5, least))
-    net.spec = net.spec.model_copy(update={"cascade": cascade})
+    net.operating_points = net.operating_points.changed(cascade=cascade)
     for budget in (None, 0.05, torch.linspace(0.05, 0.3, 64)):
         wanted, found, session = both(net, tmp_path / "x.fsk", budget=budget)
         assert session.plan.budgets == (0.05, 0.3)
-        assert wanted.first is not None
-        assert wanted.again is not None
         asked = None if budget is None else np.asarray(budget)
         results = [found]
         for isa in instruction_sets():
             native = InferenceSession(tmp_path / "x.fsk", engine="native", isa=isa, threads=2)
             results.append(native.run(images_for(net, 64), budget=asked))
         for result in results:
-            assert result.before is not None
-            again = result.before.again
-            assert 0 < again.sum() < len(again)
+            assert 0 < result.escalated.sum() < len(result.escalated)
             same = (result.decisions == wanted.decisions.numpy()).all(1)
-            same &= (result.before.decisions == wanted.first.numpy()).all(1)
-            same &= again == wanted.again.numpy()
+            first, other = (each.executions[0].decisions for each in (result, wanted))
+            same &= (first == other.numpy()).all(1)
+            same &= result.escalated == wanted.escalated.numpy()
             assert same.mean() > 0.9
             logits = wanted.logits.numpy()
             scale = logits.std()
             assert_close(result.logits[same], logits[same], 1e-3 * scale, 0.5 * scale)
-            cost = session.cost(result.decisions, result.before)
+            cost = session.cost(result)
             np.testing.assert_allclose(cost.image_cp[same], wanted.cost[same], rtol=1e-5)
+            np.testing.assert_allclose(result.cost[same], wanted.cost[same], rtol=1e-5)
 
 
-def test_a_look_is_forced_alone(tmp_path: Path) -> None:
-    curve, cascade = ((0.02, -3.0), (0.5, 4.0)), ((0.05, 0.02, 0.1, 1.0), (0.3, 0.1, 0.5, 1.0))
-    net = make(target=0.2, curve=curve, cascade=cascade)
+def test_decisions_are_forced_on_one_member(tmp_path: Path) -> None:
+    curve, cascade = ((0.02, 3.0), (0.5, -4.0)), ((0.05, 0.02, 0.1, 1.0), (0.3, 0.1, 0.5, 1.0))
+    net = make(target=0.2, multiplier_curve=curve, cascade=cascade)
     _, found, _ = both(net, tmp_path / "x.fsk", decisions=net.forced("full", 64))
-    assert found.before is None
+    assert len(found.executions) == 1
 
 
 @pytest.mark.parametrize("stream", ["float", "int8"])
@@ -265,7 +272,8 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
     bundle = read_bundle(tmp_path / "x.fsk")
     plan, spec = bundle.plan, net.spec
     assert bundle.digest == digest
-    assert (plan.name, plan.source, plan.target) == ("resnet14", "sha256:abc", 0.1)
+    assert (plan.name, plan.source) == ("resnet14", "sha256:abc")
+    assert plan.operating_points.target == 0.1
     assert (plan.class_names, plan.data_name, plan.image) == (CLASSES, "random", spec.image)
     assert plan.options == spec.options
     assert plan.cost == net.profile

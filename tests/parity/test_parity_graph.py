@@ -26,6 +26,7 @@ from torch.nn import functional as F
 import fracskip
 from fracskip.config import QuantConfig
 from fracskip.dynamic import DynamicNetwork
+from fracskip.operating import OperatingPoints
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.session import instruction_sets
 
@@ -100,8 +101,8 @@ def network(kind: object, stream: str) -> DynamicNetwork:
     if kind is Wide and stream == "float":  # its gates are kept in bfloat16, the others' in float32
         assert net.gate is not None
         net.gate.round_embeddings()
-    net.spec = net.spec.model_copy(
-        update={"target": 0.1, "curve": ((0.01, -60.0), (0.1, 0.0), (0.5, 60.0))}
+    net.operating_points = OperatingPoints(
+        target=0.1, multiplier_curve=((0.01, 60.0), (0.1, 0.0), (0.5, -60.0))
     )
     return net
 
@@ -126,8 +127,8 @@ def drawn_paths(session: InferenceSession, count: int) -> np.ndarray:
     draw = np.random.default_rng(0)
     shape = (count, len(session.plan.gated_names))
     chosen = draw.integers(0, len(session.options), shape).astype(np.uint8)
-    barred = np.flatnonzero(session.plan.unskippable)
-    chosen[:, barred] = np.maximum(chosen[:, barred], 1)
+    executed = np.flatnonzero(session.plan.masks[:, 0])
+    chosen[:, executed] = np.maximum(chosen[:, executed], 1)
     return chosen
 
 
@@ -162,8 +163,8 @@ def test_every_option_gives_the_same(kind: object, stream: str, isa: str, folder
     images = pixels(kind)
     for option in portable.options.labels:
         decisions = portable.forced(option, len(images))
-        barred = np.flatnonzero(portable.plan.unskippable)
-        decisions[:, barred] = np.maximum(decisions[:, barred], 1)
+        executed = np.flatnonzero(portable.plan.masks[:, 0])
+        decisions[:, executed] = np.maximum(decisions[:, executed], 1)
         wanted = portable.run(images, decisions=decisions)
         found = native.run(images, decisions=decisions)
         if runs_in_bfloat16(isa, option):
@@ -207,26 +208,24 @@ def test_gates_decide_alike(kind: object, stream: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_second_looks_are_the_same(stream: str, folder: Path) -> None:
+def test_cascades_are_the_same(stream: str, folder: Path) -> None:
     net = network(Wide, stream)
     images = images_for(Wide, 24)
     with torch.no_grad():
         sure = net(images, budget=0.05).logits.softmax(1).amax(1).sort().values
     middle = float(sure[11:13].mean())  # between two images
-    before = net.spec
+    before = net.operating_points
     try:
         rows = ((0.04, 0.02, 0.3, middle), (0.2, 0.05, 0.5, middle))
-        net.spec = before.model_copy(update={"cascade": rows})
+        net.operating_points = before.changed(cascade=rows)
         fracskip.export(net, folder / "cascade.fsk")
     finally:
-        net.spec = before
+        net.operating_points = before
     portable = InferenceSession(folder / "cascade.fsk", engine="portable")
     native = InferenceSession(folder / "cascade.fsk", engine="native")
     wanted, found = (each.run(pixels(Wide, 24), budget=0.1) for each in (portable, native))
-    assert wanted.before is not None
-    assert found.before is not None
-    assert 0 < wanted.before.again.sum() < 24
-    np.testing.assert_array_equal(found.before.again, wanted.before.again)
+    assert 0 < wanted.escalated.sum() < 24
+    np.testing.assert_array_equal(found.escalated, wanted.escalated)
     np.testing.assert_array_equal(found.decisions, wanted.decisions)
     assert_near(stream, found.logits, wanted.logits)
 

@@ -26,8 +26,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "wide": {"options": (8, 9, 16, "full"), "first": 4},
     "feedforward": {"gate": "feedforward", "depth": 1, "widths": (4, 20)},
     "wide gate": {"gate_width": 200, "depth": 1, "widths": (4, 20)},
-    "harm": {"output": "harm", "lean": -4.0, "options": ("skip", 2, 3, 4, 6, 8), "first": 8},
-    "feedforward harm": {"output": "harm", "gate": "feedforward", "depth": 3},
+    "sensitivity": {
+        "output": "sensitivity",
+        "multiplier": 4.0,
+        "options": ("skip", 2, 3, 4, 6, 8),
+        "first": 8,
+    },
+    "feedforward sensitivity": {"output": "sensitivity", "gate": "feedforward", "depth": 3},
     "many channels": {"widths": (120, 136), "depth": 1, "image": (8, 8), "first": 8},
 }
 
@@ -60,33 +65,35 @@ def test_native_gives_the_portable_answers(
 @pytest.mark.parametrize("engine", ["native", "portable"])
 @pytest.mark.parametrize("stream", ["int8", "float"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_second_look_is_the_network_asked_again(
+def test_a_second_member_is_the_network_asked_again(
     shape: str, stream: str, engine: Any, tmp_path: Path
 ) -> None:
     """Whatever lies between: stems that pool, projections, bottlenecks, many channels."""
     path, images = write(tmp_path, 11, stream=stream, **SHAPES[shape])
     session, count = InferenceSession(path, engine=engine, threads=2), len(images)
 
-    def run(**told: Any) -> list[NDArray[Any]]:
+    def run(**asked: Any) -> list[NDArray[Any]]:
         logits = np.empty((count, 5), np.float32)
         decisions = np.empty((count, len(session.plan.gated)), np.uint8)
         flags: dict[str, NDArray[Any]] = {}
-        if "confidences" in told:
-            flags = {"first": np.empty_like(decisions), "again": np.zeros(count, np.uint8)}
+        if "thresholds" in asked:
+            second = np.empty_like(decisions)
+            flags = {"second_decisions": second, "escalated": np.zeros(count, np.uint8)}
         latency = np.empty(count, np.float32)
-        session._engine.run(images, logits, decisions, latency, None, **told, **flags)
+        session._engine.run(images, logits, decisions, latency, None, **asked, **flags)
         return [logits, decisions, *flags.values()]
 
-    low, high = (np.full(count, lean, np.float32) for lean in (-30, 30))
-    cheap, dear = run(leans=low), run(leans=high)
+    low, high = (np.full(count, multiplier, np.float32) for multiplier in (30, -30))
+    cheap, dear = run(multipliers=low), run(multipliers=high)
     assert (cheap[1] != dear[1]).any()
-    for confidence, answer in ((2.0, dear), (0.0, cheap)):
-        least = np.full(count, confidence, np.float32)
-        found = run(leans=low, second_leans=high, confidences=least)
+    for threshold, answer in ((2.0, dear), (0.0, cheap)):
+        least = np.full(count, threshold, np.float32)
+        found = run(multipliers=low, second_multipliers=high, thresholds=least)
         assert (found[0] == answer[0]).all()
-        assert (found[1] == answer[1]).all()
-        assert (found[2] == cheap[1]).all()
-        assert (found[3] == (confidence > 0)).all()
+        assert (found[1] == cheap[1]).all()
+        assert (found[3] == (threshold > 0)).all()
+        if threshold:
+            assert (found[2] == dear[1]).all()
 
 
 @pytest.mark.parametrize("ends", [8, "full"])

@@ -114,16 +114,17 @@ def test_budgets(gate: str) -> None:
     assert (others != decisions).any()
 
 
-@pytest.mark.parametrize("lean", [None, -20.0, -0.5])
+@pytest.mark.parametrize("multiplier", [None, 20.0, 0.5])
 @pytest.mark.parametrize("gate", ["recurrent", "feedforward"])
-def test_harm_is_weighed_against_cost(gate: str, lean: float | None) -> None:
-    keywords = {"options": ("skip", 2, 3, 4, 6, 8), "first": 8, "depth": 3}
-    bundle = parse_bundle(random_bundle(7, gate=gate, output="harm", lean=-3.0, **keywords))
+def test_sensitivity_is_weighed_against_cost(gate: str, multiplier: float | None) -> None:
+    keywords: dict[str, Any] = {"options": ("skip", 2, 3, 4, 6, 8), "first": 8, "depth": 3}
+    keywords |= {"gate": gate, "output": "sensitivity", "multiplier": 3.0}
+    bundle = parse_bundle(random_bundle(7, **keywords))
     images = random_images(bundle.plan, 8)
-    leans = None if lean is None else np.full(8, lean, np.float32)
-    logits, decisions = run(bundle, images, leans=leans)
+    multipliers = None if multiplier is None else np.full(8, multiplier, np.float32)
+    logits, decisions = run(bundle, images, multipliers=multipliers)
     for image, row, path in zip(images, logits, decisions, strict=True):
-        wanted, made, margin = Reference(bundle).run(image, lean=lean)
+        wanted, made, margin = Reference(bundle).run(image, multiplier=multiplier)
         assert margin > 1e-4, "choose another seed"
         assert made == path.tolist()
         np.testing.assert_allclose(row, wanted, atol=1e-2)

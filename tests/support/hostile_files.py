@@ -195,7 +195,7 @@ OPTIONS = ["skip", *map(str, range(2, 17)), "full"]
 
 def small_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
     """A plan for an image of 8 x 8 pixels and two classes."""
-    gate = {"kind": "recurrent", "width": 1, "budget_input": False}
+    gate = {"kind": "recurrent", "width": 1, "budget_input": False, "output": "logit"}
     priced = [
         {"name": part["name"], "branch_macs": 1, "shortcut_macs": 0, "gate_macs": 0, "gated": True,
          "fixed_bits": 32}
@@ -213,10 +213,15 @@ def small_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
         "image": {"size": [8, 8], "channels": 1, "mean": [0.0], "std": [1.0]},
         "options": options,
         "stream": "float",
-        "target": None,
         "cost": cost,
         "network": {"classes": 2, "parts": parts},
         "gate": gate if len(options) > 1 else None,
+        "operating_points": {
+            "target": None,
+            "multiplier": 0.0,
+            "multiplier_curve": [],
+            "cascade": [],
+        },
     }
 
 
@@ -378,11 +383,11 @@ HOSTILE_BUNDLES: dict[str, Hostile] = {
     ),
     "many labels": lambda draw, size: _plan_of(options=["8"] * (size // 7)),
     "many points": lambda draw, size: _plan_of(
-        gate={
-            "kind": "recurrent",
-            "width": 1,
-            "budget_input": False,
-            "curve": [[1.0, 0.0]] * (size // 12),
+        operating_points={
+            "target": None,
+            "multiplier": 0.0,
+            "multiplier_curve": [[1.0, 0.0]] * (size // 12),
+            "cascade": [],
         }
     ),
     "deep header": lambda draw, size: _in_header("[" * size),

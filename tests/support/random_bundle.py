@@ -40,8 +40,8 @@ def random_bundle(
     gate: Literal["recurrent", "feedforward"] = "recurrent",
     gate_width: int = 6,
     budget_input: bool = False,
-    output: Literal["logit", "harm"] = "logit",
-    lean: float = 0.0,
+    output: Literal["logit", "sensitivity"] = "logit",
+    multiplier: float = 0.0,
     classes: int = 5,
 ) -> bytes:
     """A valid bundle with random weights.
@@ -62,8 +62,8 @@ def random_bundle(
         gate: Its kind.
         gate_width: Its width.
         budget_input: Whether it takes a budget.
-        output: What it says of an option.
-        lean: On its decisions, where output is 'harm'.
+        output: What its last layer gives.
+        multiplier: Of cost, where no budget is asked for.
         classes: Of the head.
     """
     plan = random_plan(
@@ -81,7 +81,7 @@ def random_bundle(
         gate_width=gate_width,
         budget_input=budget_input,
         output=output,
-        lean=lean,
+        multiplier=multiplier,
         classes=classes,
     )
     return encode_bundle(plan, random_tensors(plan, seed))[0]
@@ -208,8 +208,8 @@ def random_plan(
     gate: str = "recurrent",
     gate_width: int = 6,
     budget_input: bool = False,
-    output: Literal["logit", "harm"] = "logit",
-    lean: float = 0.0,
+    output: Literal["logit", "sensitivity"] = "logit",
+    multiplier: float = 0.0,
     classes: int = 5,
 ) -> Plan:
     """The plan of `random_bundle`."""
@@ -248,14 +248,18 @@ def random_plan(
         },
         "options": labels,
         "stream": stream,
-        "target": 0.1,
         "network": {"parts": shapes.parts, "classes": classes},
         "gate": None,
+        "operating_points": {
+            "target": 0.1,
+            "multiplier": multiplier,
+            "multiplier_curve": [],
+            "cascade": [],
+        },
     }
     if len(labels) > 1:
-        tree["gate"] = {"kind": gate, "width": gate_width, "budget_input": budget_input}
-        if output == "harm":
-            tree["gate"] |= {"output": output, "lean": lean}
+        own = {"width": gate_width, "budget_input": budget_input, "output": output}
+        tree["gate"] = {"kind": gate, **own}
     bits = Option.parse(outer).bits
     cost = NetworkProfile(stem_macs, tuple(shapes.macs), head_macs, bits, bits)
     # Validated from JSON, as a reader does.
@@ -311,8 +315,8 @@ def _of_gate(
     plan: Plan, path: list[str], spec: TensorSpec, draw: np.random.Generator
 ) -> NDArray[np.float64]:
     normal = draw.normal(size=spec.shape)
-    if path[0] == "out" and path[-1] == "bias" and plan.gate and plan.gate.output == "harm":
-        # Logarithms of harms: 0.01 nats, and less for dearer options.
+    if path[0] == "out" and path[-1] == "bias" and plan.gate and plan.gate.output == "sensitivity":
+        # Logarithms: 0.01 nats, and less for dearer options.
         return normal - 7 - 1.5 * np.arange(spec.shape[-1])
     if path[-1] == "weight" and path[0] in ("embed", "out"):
         return 2.5 * normal

@@ -133,23 +133,25 @@ class Reference:
         total = x.astype(np.int64).sum((0, 1)).astype(F32)
         return total / F32(x.shape[0] * x.shape[1]) * self._step(index - 1)
 
-    def leaned(self, said: Floats, lean: float | None) -> Floats:
-        """Logits (K,) from what the gate's last layer says; no lean is the plan's own."""
+    def scores(self, outputs: Floats, multiplier: float | None) -> Floats:
+        """Scores (K,) from what the gate's last layer gives; no multiplier is the plan's own."""
         gate = self.plan.gate
         assert gate is not None
         bits = np.array([Option.parse(label).bits for label in self.plan.options], F32)
         weights = np.arange(len(bits), dtype=F32) / F32(len(bits) - 1)
-        if gate.output == "harm":
-            said = F32(-1000) * np.exp(np.minimum(said, F32(0)))
+        scores = -outputs
+        if gate.output == "sensitivity":
+            scores = F32(1000) * np.exp(np.minimum(outputs, F32(0)))
             weights = (bits / bits[-1]) ** 2
-        return said + F32(gate.lean if lean is None else lean) * weights
+        own = self.plan.operating_points.multiplier
+        return scores + F32(own if multiplier is None else multiplier) * weights
 
     def run(
         self,
         image: NDArray[Any],
         decisions: NDArray[Any] | None = None,
         budget: float = 0,
-        lean: float | None = None,
+        multiplier: float | None = None,
     ) -> tuple[Floats, list[int], float]:
         """Logits (N,), decisions (L,), and how close the closest decision was."""
         x, gate, made, margin = self.normalised(image), _Gate(self, budget), [], np.inf
@@ -158,9 +160,9 @@ class Reference:
             if part.gated and decisions is not None:
                 choice = int(decisions[len(made)])
             elif part.gated and self.plan.gate is not None:
-                logits = self.leaned(gate.outputs(len(made), self.pool(index, x)), lean)
-                choice = int(logits.argmax())
-                margin = min(margin, float(np.diff(np.sort(logits)[-2:])[0]))
+                scores = self.scores(gate.outputs(len(made), self.pool(index, x)), multiplier)
+                choice = int(scores.argmin())
+                margin = min(margin, float(np.diff(np.sort(scores)[:2])[0]))
             if part.gated:
                 made.append(choice)
             x = self.part(index, x, choice)
@@ -172,10 +174,10 @@ class _Gate:
 
     def __init__(self, network: Reference, budget: float) -> None:
         self._tensors, self._plan = network.tensors, network.plan.gate
-        self._told: Any = 0
+        self._embedded: Any = 0
         if self._plan is not None and self._plan.budget_input:
             scaled = F32(np.log10(F32(budget)) / 1.5 + 1)
-            self._told = self._linear_terms("gate.budget", scaled)
+            self._embedded = self._linear_terms("gate.budget", scaled)
         self._hidden = self._cell = np.zeros(1 if self._plan is None else self._plan.width, F32)
 
     def _linear_terms(self, name: str, x: Any) -> Any:
@@ -186,7 +188,7 @@ class _Gate:
 
     def outputs(self, block: int, pooled: Floats) -> Floats:
         assert self._plan is not None
-        features = self._linear(f"gate.embed.{block}", pooled) + self._told
+        features = self._linear(f"gate.embed.{block}", pooled) + self._embedded
         if self._plan.kind == "feedforward":
             return self._linear(f"gate.out.{block}", np.maximum(features, 0))
         terms = self._tensors["gate.lstm.weight_ih"] @ features + self._tensors["gate.lstm.bias"]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import fracskip
 from fracskip.devices import computes_in_bf16
-from fracskip.dynamic import DynamicNetwork, Mixing, Output
+from fracskip.dynamic import DynamicNetwork, Mixing
 from fracskip.models import create_backbone
+from fracskip.operating import Prediction
 
 NAMES = ["torchvision/resnet50", "torchvision/mobilenet_v2"]
 COUNT, SIZE = 2, 224
@@ -54,7 +55,7 @@ def rough() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def holds(out: Output, net: DynamicNetwork) -> None:
+def holds(out: Prediction[torch.Tensor], net: DynamicNetwork) -> None:
     """Every image has a decision for each block, and the cost that follows from them."""
     assert out.decisions.shape == (COUNT, len(net.blocks))
     assert out.logits.isfinite().all()

@@ -24,7 +24,7 @@ def make_recipe(pictures: Path, **backbone: object) -> Recipe:
             "data": {"name": f"folder:{pictures}", "image": IMAGE, "validation": 12},
             "model": {"name": "torchvision/mobilenet_v2"},
             "quant": {"calibration_images": 24, "weights": "own"},
-            "gate": {"width": 4, "output": "harm", "budget_input": True, "block_bias": True},
+            "gate": {"width": 4, "output": "sensitivity", "budget_input": True, "block_bias": True},
             "backbone": {"epochs": 1, "optim": {"lr": 0.02}, **backbone},
             "supernet": {"epochs": 1, "distillation": 0.5},
             "gates": {"epochs": 1, "label": "harm", "trusts": [0.1, 1.0]},

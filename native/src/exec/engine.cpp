@@ -43,16 +43,15 @@ class Runner {
     const Clock::time_point begin = Clock::now();
     if (request.gate_us) std::fill_n(request.gate_us + index * gates, gates, 0.f);
     worker_.begin(static_cast<const char*>(request.images) + index * image_bytes, request.pixels);
-    const bool may_repeat = request.confidences && gates > 0;
-    if (may_repeat) worker_.keep();
-    look(request, index, request.budgets, request.leans);
-    if (may_repeat) {
-      std::memcpy(request.first + index * gates, request.decisions + index * gates, gates);
-      const bool again = confidence(request.logits + index * classes()) < request.confidences[index];
-      request.again[index] = again;
-      if (again) {
+    const bool cascade = request.thresholds && gates > 0;
+    if (cascade) worker_.keep();
+    member(request, index, request.budgets, request.multipliers, request.decisions);
+    if (cascade) {
+      const bool escalated = confidence(request.logits + index * classes()) < request.thresholds[index];
+      request.escalated[index] = escalated;
+      if (escalated) {
         worker_.bring_back();
-        look(request, index, request.second_budgets, request.second_leans);
+        member(request, index, request.second_budgets, request.second_multipliers, request.second_decisions);
       }
     }
     request.latency_us[index] = microseconds_since(begin);
@@ -62,7 +61,7 @@ class Runner {
   std::size_t classes() const { return static_cast<std::size_t>(executor_.classes); }
 
   // From the first gated block to the logits.
-  void look(const RunRequest& request, std::size_t index, const float* budgets, const float* leans) {
+  void member(const RunRequest& request, std::size_t index, const float* budgets, const float* multipliers, std::uint8_t* decisions) {
     const Gates& gates = executor_.gates;
     gate_.start(budgets ? budgets + index : nullptr);
     for (std::size_t block = 0; block < gates.count; ++block) {
@@ -72,10 +71,11 @@ class Runner {
         option = request.forced[at];
       } else if (gates.kind != GateKind::none) {
         const Clock::time_point begin = request.gate_us ? Clock::now() : Clock::time_point();
-        option = gate_.decide(block, worker_.pooled(block), leans ? leans[index] : gates.lean, first_options_[block]);
+        const float multiplier = multipliers ? multipliers[index] : gates.multiplier;
+        option = gate_.decide(block, worker_.pooled(block), multiplier, first_options_[block]);
         if (request.gate_us) request.gate_us[at] += microseconds_since(begin);
       }
-      request.decisions[at] = static_cast<std::uint8_t>(option);
+      decisions[at] = static_cast<std::uint8_t>(option);
       worker_.execute(block, static_cast<std::size_t>(option));
     }
     worker_.classify(request.logits + index * classes());

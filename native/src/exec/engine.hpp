@@ -20,18 +20,18 @@ struct RunRequest {
   std::size_t count = 0;
   const std::uint8_t* forced = nullptr;  // (count, gated blocks) option indices, or null
   const float* budgets = nullptr;        // (count), or null
-  const float* leans = nullptr;          // (count), or null
-  // Of a second look, for images whose first choice is less probable than its confidence; without
-  // confidences there is one look. A second look goes on from what the first gated block saw.
-  const float* confidences = nullptr;    // (count), or null
-  const float* second_budgets = nullptr; // (count), or null
-  const float* second_leans = nullptr;   // (count), or null
-  std::uint8_t* first = nullptr;         // (count, gated blocks): the first look's decisions; with confidences
-  std::uint8_t* again = nullptr;         // (count): whether there was a second; likewise
-  float* logits = nullptr;               // (count, classes)
-  std::uint8_t* decisions = nullptr;     // (count, gated blocks)
+  const float* multipliers = nullptr;    // (count), or null
+  // Of a cascade's second member: images whose first choice is less probable than the threshold are escalated to it.
+  // Without thresholds there is one member. The second goes on from what the first gated block saw.
+  const float* thresholds = nullptr;             // (count), or null
+  const float* second_budgets = nullptr;         // (count), or null
+  const float* second_multipliers = nullptr;     // (count), or null
+  std::uint8_t* second_decisions = nullptr;      // (count, gated blocks), of images that are escalated; with thresholds
+  std::uint8_t* escalated = nullptr;             // (count): whether an image was; likewise
+  float* logits = nullptr;               // (count, classes), of the member that answers
+  std::uint8_t* decisions = nullptr;     // (count, gated blocks), of the first member
   float* latency_us = nullptr;           // (count)
-  float* gate_us = nullptr;              // (count, gated blocks): what deciding took, in all looks; or null
+  float* gate_us = nullptr;              // (count, gated blocks): what deciding took, in all members; or null
 };
 
 // Immutable once built, so any number of threads may call `run` at once; each call takes an arena

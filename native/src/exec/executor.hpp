@@ -43,7 +43,7 @@ class Worker {
   void execute(std::size_t block, std::size_t option);   // and what follows, up to the next one
   void classify(float* logits);
 
-  // Puts aside what the first block takes, and brings it back for a second look.
+  // Puts aside what the first block takes, and brings it back for a second member.
   void keep();
   void bring_back();
 

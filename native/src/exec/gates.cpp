@@ -70,12 +70,12 @@ Gates::Gates(const Network& network, const KernelSet& set, std::size_t blocks)
   width = gate.width;
   padded_width = round_up(width, 8);
   padded_options = round_up(options, 8);
-  harm = gate.harm;
-  lean = gate.lean;
+  sensitivity = gate.sensitivity;
+  multiplier = gate.multiplier;
   for (int k = 0; k < options; ++k) {
     const double share = static_cast<double>(network.option_bits[k]) / network.option_bits.back();
     const double rank = static_cast<double>(k) / std::max(options - 1, 1);
-    lean_weights.push_back(static_cast<float>(gate.harm ? share * share : rank));
+    cost_weights.push_back(static_cast<float>(gate.sensitivity ? share * share : rank));
   }
   for (std::size_t g = 0; g < gate.embed.size(); ++g) {
     Own planned;
@@ -124,7 +124,7 @@ void GateState::start(const float* budget) {
   for (int i = 0; i < gates_.padded_width; ++i) part(2)[i] = weight[i] * encoded + weight[gates_.padded_width + i];
 }
 
-int GateState::decide(std::size_t block, const float* pooled, float lean, int first) {
+int GateState::decide(std::size_t block, const float* pooled, float multiplier, int first) {
   const Gates::Own& own = gates_.own[block];
   GateArgs a{};
   a.pooled = pooled;
@@ -141,15 +141,15 @@ int GateState::decide(std::size_t block, const float* pooled, float lean, int fi
   a.lstm = gates_.lstm.as<float>();
   a.out = own.out.as<float>();
   a.block_bias = own.block_bias.size() ? own.block_bias.as<float>() : nullptr;
-  a.harm = gates_.harm;
-  a.lean = lean;
-  a.lean_weights = gates_.lean_weights.data();
+  a.sensitivity = gates_.sensitivity;
+  a.multiplier = multiplier;
+  a.cost_weights = gates_.cost_weights.data();
   a.hidden = part(0);
   a.cell = part(1);
   a.work = part(3);
-  a.logits = part(8);
+  a.scores = part(8);
   int option = gates_.kernels.gate(a);
-  if (option < first) option = static_cast<int>(std::max_element(a.logits + first, a.logits + a.options) - a.logits);
+  if (option < first) option = static_cast<int>(std::min_element(a.scores + first, a.scores + a.options) - a.scores);
   return option;
 }
 

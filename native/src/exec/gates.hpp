@@ -24,9 +24,9 @@ struct Gates {
   std::size_t count;
   GateKind kind;
   int width = 0, padded_width = 0, options = 0, padded_options = 0;
-  bool harm = false;
-  float lean = 0.f;                 // where none is asked for
-  std::vector<float> lean_weights;  // (options)
+  bool sensitivity = false;
+  float multiplier = 0.f;           // where none is asked for
+  std::vector<float> cost_weights;  // (options)
   std::vector<Own> own;             // of each gated block; none in a static network
   Buffer lstm, budget;  // budget: weight, then bias; empty if the gate takes none
 };
@@ -39,13 +39,13 @@ class GateState {
   // Before the first block; without a budget, null.
   void start(const float* budget);
   // The option of a block with such channel means. `first`: the first option that it may take.
-  int decide(std::size_t block, const float* pooled, float lean, int first);
+  int decide(std::size_t block, const float* pooled, float multiplier, int first);
 
  private:
   float* part(int number) { return memory_.as<float>() + number * gates_.padded_width; }
 
   const Gates& gates_;
-  Buffer memory_;  // hidden, cell, encoded budget, five of work, logits
+  Buffer memory_;  // hidden, cell, encoded budget, five of work, scores
 };
 
 }  // namespace fracskip

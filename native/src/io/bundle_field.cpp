@@ -33,6 +33,12 @@ std::vector<float> read_floats(const Field& field, std::size_t count, bool posit
   return out;
 }
 
+// What float32 holds.
+float read_multiplier(const Field& field) {
+  if (!(std::fabs(field.number()) <= 1e38)) field.fail("must be from -1e38 to 1e38");
+  return static_cast<float>(field.number());
+}
+
 }  // namespace
 
 std::vector<int> read_options(const Field& field) {
@@ -71,71 +77,64 @@ void read_image(const Field& field, Network& network) {
   network.std = read_floats(field["std"], channels, true);
 }
 
-GatePlan read_gate(const Field& field, Network& network) {
-  GatePlan plan;
+bool read_gate(const Field& field, Network& network) {
   Gate& gate = network.gate;
   const bool is_static = network.option_bits.size() == 1;
   if (is_static != field.is_null()) {
     field.fail("must be null if and only if the network has one option");
   }
-  if (is_static) return plan;  // gated blocks have the one option, with nobody to choose it
-  field.members({"kind", "width", "budget_input"}, {"block_bias", "curve", "cascade", "output", "lean"});
+  if (is_static) return false;  // gated blocks have the one option, with nobody to choose it
+  field.members({"kind", "width", "budget_input", "output"});
   const std::string& kind = field["kind"].text();
   if (kind != "recurrent" && kind != "feedforward") field["kind"].fail("is unknown");
   gate.kind = kind == "recurrent" ? GateKind::recurrent : GateKind::feedforward;
   gate.width = field["width"].integer(1, kMaxExtent);
-  plan.budget_input = field["budget_input"].flag();
-  // What leans cost is for those who turn budgets into leans; here it only has to be sound.
-  double cheapest = 1.0, dearest = 0.0;  // of the curve
-  if (field.has("curve")) {
-    double cost = 0.0, lean = -std::numeric_limits<double>::infinity();
-    const std::vector<Field> points = field["curve"].items();
-    if (points.size() == 1) field["curve"].fail("must have two points at least, or none");
-    for (const Field& point : points) {
-      const std::vector<Field> both = point.items();
-      if (both.size() != 2) point.fail("must be a cost and a lean");
-      if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() > lean)) point.fail("must ascend");
-      cost = both[0].number();
-      lean = both[1].number();
-      cheapest = std::min(cheapest, cost);
-      dearest = cost;
-    }
-  }
-  // Likewise which looks meet which budget.
-  if (field.has("cascade")) {
-    double budget = 0.0;
-    const std::vector<Field> points = field["cascade"].items();
-    if (points.size() == 1 || (!points.empty() && dearest == 0.0)) {
-      field["cascade"].fail("must have two points at least and a curve, or none");
-    }
-    for (const Field& point : points) {
-      const std::vector<Field> row = point.items();
-      if (row.size() != 4) point.fail("must be a budget, those of two looks and a probability");
-      if (!(row[0].number() > budget && row[0].number() <= 1.0)) point.fail("must ascend");
-      if (!(row[1].number() >= cheapest && row[1].number() <= row[2].number() && row[2].number() <= dearest)) {
-        point.fail("must look at costs on the curve, the dearer one second");
-      }
-      if (!(row[3].number() >= 0.0 && row[3].number() <= 1.0)) point.fail("must have a probability in [0, 1]");
-      if (budget == 0.0) plan.smallest_budget = row[0].number();
-      plan.largest_budget = budget = row[0].number();
-    }
-  }
-  if (field.has("output")) {
-    const std::string& output = field["output"].text();
-    if (output != "logit" && output != "harm") field["output"].fail("is unknown");
-    gate.harm = output == "harm";
-  }
-  if (field.has("lean")) gate.lean = static_cast<float>(field["lean"].number());
-  if (gate.lean != 0.f && !gate.harm) field["lean"].fail("is for output 'harm': logits have theirs in the last bias");
-  // How it was trained; whether the bundle has such biases, its tensors say.
-  if (field.has("block_bias") && field["block_bias"].flag() &&
-      gate.kind == GateKind::feedforward) {
-    field.fail("has block_bias, which is for 'recurrent'");
-  }
-  return plan;
+  const std::string& output = field["output"].text();
+  if (output != "logit" && output != "sensitivity") field["output"].fail("is unknown");
+  gate.sensitivity = output == "sensitivity";
+  return field["budget_input"].flag();
 }
 
-void read_texts(const Field& root, const Network& network, const GatePlan& plan) {
+// Curve and cascade are for those who turn budgets into multipliers and members; here they only have to be sound.
+void read_operating_points(const Field& field, Network& network) {
+  field.members({"target", "multiplier", "multiplier_curve", "cascade"});
+  const double target = field["target"].is_null() ? 0.0 : field["target"].number();
+  if (!field["target"].is_null() && !(target > 0.0 && target <= 1.0)) field["target"].fail("must be in (0, 1]");
+  network.gate.multiplier = read_multiplier(field["multiplier"]);
+  const std::vector<Field> points = field["multiplier_curve"].items(), rows = field["cascade"].items();
+  if (points.size() == 1) field["multiplier_curve"].fail("must have two points at least, or none");
+  double cost = 0.0, multiplier = std::numeric_limits<double>::infinity(), cheapest = 0.0;
+  for (const Field& point : points) {
+    const std::vector<Field> both = point.items();
+    if (both.size() != 2) point.fail("must be a cost and a multiplier");
+    read_multiplier(both[1]);
+    if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() < multiplier)) {
+      point.fail("must cost more than the one before, with a smaller multiplier");
+    }
+    cost = both[0].number();
+    multiplier = both[1].number();
+    if (cheapest == 0.0) cheapest = cost;
+  }
+  if (rows.size() == 1 || (!rows.empty() && points.empty())) {
+    field["cascade"].fail("must have two rows at least and a multiplier curve, or none");
+  }
+  if (network.gate.kind == GateKind::none && !points.empty()) field.fail("must have no multiplier curve without a gate");
+  double budget = 0.0, smallest = 0.0;
+  for (const Field& line : rows) {
+    const std::vector<Field> row = line.items();
+    if (row.size() != 4) line.fail("must be a budget, those of two members and a threshold");
+    if (!(row[0].number() > budget && row[0].number() <= 1.0)) line.fail("must ascend");
+    if (!(row[1].number() >= cheapest && row[1].number() <= row[2].number() && row[2].number() <= cost)) {
+      line.fail("must have members on the multiplier curve, the dearer one second");
+    }
+    if (!(row[3].number() >= 0.0 && row[3].number() <= 1.0)) line.fail("must have a threshold in [0, 1]");
+    budget = row[0].number();
+    if (smallest == 0.0) smallest = budget;
+  }
+  if (!rows.empty() && (target < smallest || target > budget)) field["target"].fail("must be among the cascade's budgets");
+}
+
+void read_texts(const Field& root, const Network& network) {
   if (root["name"].text().empty()) root["name"].fail("must not be empty");
   root["source"].text();
   root["data_name"].text();
@@ -143,14 +142,6 @@ void read_texts(const Field& root, const Network& network, const GatePlan& plan)
   for (const Field& name : names) name.text();
   if (names.size() != static_cast<std::size_t>(network.classes)) {
     root["class_names"].fail("must have one name for each class");
-  }
-  if (!root["target"].is_null()) {
-    const double target = root["target"].number();
-    if (!(target > 0.0 && target <= 1.0)) root["target"].fail("must be in (0, 1]");
-  }
-  if (plan.largest_budget > 0.0) {
-    const double target = root["target"].is_null() ? 0.0 : root["target"].number();
-    if (target < plan.smallest_budget || target > plan.largest_budget) root["target"].fail("must be among the cascade's budgets");
   }
   // What decisions cost is for those who price them; here it only has to be there.
   const Field cost = root["cost"];

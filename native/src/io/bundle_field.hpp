@@ -107,14 +107,9 @@ Window read_window(const Field& field);
 std::vector<int> read_options(const Field& field);
 int read_executed(const Field& field);  // one that is not skip
 
-// What a gate's tensors and its network's budgets depend on, besides the gate.
-struct GatePlan {
-  bool budget_input = false;
-  double smallest_budget = 0.0, largest_budget = 0.0;  // of a cascade; 0: there is none
-};
-
 void read_image(const Field& field, Network& network);
-GatePlan read_gate(const Field& field, Network& network);  // after the options
-void read_texts(const Field& root, const Network& network, const GatePlan& gate);  // after the classes
+bool read_gate(const Field& field, Network& network);  // after the options; whether it takes a budget
+void read_operating_points(const Field& field, Network& network);  // after the gate
+void read_texts(const Field& root, const Network& network);  // after the classes
 
 }  // namespace fracskip

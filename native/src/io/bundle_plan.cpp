@@ -176,7 +176,7 @@ void check_version(const Field& root) {
 BundlePlan read_plan(const Field& root) {
   check_version(root);
   root.members({"schema", "version", "name", "source", "data_name", "class_names", "image",
-                "options", "stream", "target", "cost", "network", "gate"});
+                "options", "stream", "cost", "network", "gate", "operating_points"});
   BundlePlan plan;
   Network& network = plan.network;
   read_image(root["image"], network);
@@ -188,8 +188,9 @@ BundlePlan read_plan(const Field& root) {
   own.members({"classes", "parts"});
   network.classes = own["classes"].integer(1, kMaxExtent);
   read_parts(own["parts"], network);
-  plan.gate = read_gate(root["gate"], network);
-  read_texts(root, network, plan.gate);
+  plan.budget_input = read_gate(root["gate"], network);
+  read_operating_points(root["operating_points"], network);
+  read_texts(root, network);
   plan.gated_channels = check_shapes(network);
   return plan;
 }

@@ -11,7 +11,7 @@ namespace fracskip {
 // A network that is complete but for what tensors hold.
 struct BundlePlan {
   Network network;
-  GatePlan gate;
+  bool budget_input = false;  // of the gate
   std::vector<int> gated_channels;  // of what each gated part takes
 };
 

@@ -71,7 +71,7 @@ Linear Tensors::linear(const std::string& name, int in, int out) {
   return linear;
 }
 
-void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Network& network) {
+void fill_gate(Tensors& tensors, bool budget_input, const std::vector<int>& channels, Network& network) {
   Gate& gate = network.gate;
   if (gate.kind == GateKind::none) return;
   const int options = static_cast<int>(network.option_bits.size());
@@ -84,7 +84,7 @@ void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& c
       gate.out.push_back(tensors.linear("gate.out." + index, gate.width, options));
     }
   }
-  if (plan.budget_input) {
+  if (budget_input) {
     gate.budget_weight = tensors.floats("gate.budget.weight", {width});
     gate.budget_bias = tensors.floats("gate.budget.bias", {width});
   }

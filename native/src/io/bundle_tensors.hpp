@@ -34,7 +34,7 @@ class Tensors {
 };
 
 // The gate's own; `channels` of what each gated block takes.
-void fill_gate(Tensors& tensors, const GatePlan& plan, const std::vector<int>& channels, Network& network);
+void fill_gate(Tensors& tensors, bool budget_input, const std::vector<int>& channels, Network& network);
 
 // All that tensors say of a network.
 Network fill_network(BundlePlan plan, Tensors tensors);

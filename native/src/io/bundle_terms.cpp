@@ -105,7 +105,7 @@ Network fill_network(BundlePlan plan, Tensors tensors) {
     read_grid(tensors, name, before, part);
     before = {part.step, part.zero};
   }
-  fill_gate(tensors, plan.gate, plan.gated_channels, network);
+  fill_gate(tensors, plan.budget_input, plan.gated_channels, network);
   tensors.refuse_surplus();
   return network;
 }

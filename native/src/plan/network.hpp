@@ -42,8 +42,8 @@ enum class GateKind { none, recurrent, feedforward };
 struct Gate {
   GateKind kind = GateKind::none;
   int width = 0;
-  bool harm = false;  // outputs are logarithms of harms, leaned by cost; else logits, leaned by rank
-  float lean = 0.f;   // where none is asked for
+  bool sensitivity = false;  // outputs are logarithms of sensitivities, weighed by cost; else logits, weighed by rank
+  float multiplier = 0.f;    // of cost, where none is asked for
   std::vector<Linear> embed;                     // per gated block
   std::vector<float> budget_weight, budget_bias; // (width); empty: takes no budget
   Linear lstm_input, lstm_hidden;                // (4 width, width), order i f g o; bias in input

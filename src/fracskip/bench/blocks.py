@@ -114,7 +114,7 @@ def option_times(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> 
     options, blocks = session.options, len(session.plan.gated_names)
     shapes = block_shapes(session.plan)
     base = np.zeros(blocks, dtype=np.uint8)
-    base[list(session.plan.unskippable)] = 1
+    base[session.plan.masks[:, 0]] = 1
     paths: list[Path | None] = [base]
     for shape in shapes:
         for option in range(1, len(options)):
@@ -146,15 +146,14 @@ def gate_time(session: InferenceSession, pixels: Pixels, rounds: int = 9) -> flo
 
     Returns:
         The median over the images of the lower quartile over the rounds (see `path_times`); the
-        mean over blocks and looks.
+        mean over blocks and members.
     """
     session.run(pixels)
     times = np.zeros((rounds, len(pixels)))
     for turn in range(rounds):
         result = session.run(pixels, time_gates=True)
         assert result.gate_us is not None  # asked for
-        looks = 1 if result.before is None else 1 + result.before.again
-        times[turn] = result.gate_us.sum(1) / looks
+        times[turn] = result.gate_us.sum(1) / (1 + result.escalated)
     micros = float(np.median(np.quantile(times, 0.25, axis=0)))
     return micros / max(len(session.plan.gated_names), 1)
 

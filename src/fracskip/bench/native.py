@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fracskip.bench.contender import Contender, Load, Logits, Precision
 from fracskip.bench.subject import Images
 from fracskip.errors import MissingExtraError
+from fracskip.operating import Prediction
 from fracskip.options import Option
-from fracskip.runtime import InferenceSession, RunResult
+from fracskip.runtime import InferenceSession
 
 BATCH = 256
 OurEngine = Literal["native", "portable"]
@@ -67,14 +68,18 @@ def native_contenders(
 def _runner(
     session: InferenceSession, decisions: NDArray[np.uint8] | None
 ) -> tuple[Callable[[Any], Logits], Callable[[], float]]:
-    last: list[RunResult] = []
+    last: list[Prediction[NDArray[Any]]] = []
 
     def run(image: NDArray[np.uint8]) -> Logits:
         result = session.run(image, decisions=decisions)
         last[:] = [result]
         return result.logits
 
-    return run, lambda: float(last[0].latency_us[0])
+    def own() -> float:
+        assert last[0].latency_us is not None  # a session measures it
+        return float(last[0].latency_us[0])
+
+    return run, own
 
 
 def _load(session: InferenceSession, pixels: NDArray[np.uint8], option: Option | None) -> Load:
@@ -89,8 +94,7 @@ def _load(session: InferenceSession, pixels: NDArray[np.uint8], option: Option |
 
 
 def _cp(session: InferenceSession, pixels: NDArray[np.uint8]) -> float:
-    found = session.run(pixels)
-    return session.cost(found.decisions, found.before).cp
+    return session.cost(session.run(pixels)).cp
 
 
 def _precision(option: Option) -> Precision:

@@ -186,7 +186,7 @@ def _load(asked: Plan) -> _Subject:
         bundle = read_bundle(model)
         plan = bundle.plan
         about = {"digest": bundle.digest, "model": plan.name, "options": list(plan.options)}
-        target = plan.target
+        target = plan.operating_points.target
         parts = (plan.image, plan.class_names, plan.data_name)
         net = None
     else:
@@ -195,7 +195,7 @@ def _load(asked: Plan) -> _Subject:
         net = load(model) if asked.plain is None else asked.plain()
         spec = net.spec
         about = {"digest": net.digest, "model": spec.model.name, "options": list(spec.options)}
-        target = spec.target
+        target = net.operating_points.target
         parts = (spec.image, spec.class_names, spec.data_name)
     return _Subject(net, *parts, {"name": model, **about, "target": target})
 

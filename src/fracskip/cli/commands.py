@@ -26,7 +26,7 @@ from fracskip.data import (
 )
 from fracskip.errors import ConfigError, DataError, MissingExtraError
 from fracskip.evaluation import evaluate, predict, subject_of, sweep
-from fracskip.evaluation.record import first_path
+from fracskip.evaluation.record import first_allocation
 from fracskip.evaluation.subject import Card, Network
 from fracskip.evaluation.sweep import POINTS
 from fracskip.files import require_regular_file, write_atomically
@@ -249,15 +249,16 @@ def run_predict(options: argparse.Namespace) -> int:
     rows = []
     if good:
         found = predict(net, np.stack(pixels), budget=options.budget)
-        costs = account(found.decisions, card.options, card.profile, found.before).image_cp
+        costs = account(found.executions, card.options, card.profile).image_cp
+        probabilities, decisions = found.probabilities, found.decisions
         rows = [
             {
                 "file": str(file),
                 "class": card.class_names[index],
-                "probability": float(found.probabilities[row, index]),
+                "probability": float(probabilities[row, index]),
                 "cp": float(costs[row]),
-                "path": [card.options.labels[choice] for choice in found.decisions[row]],
-                "first_path": first_path(card.options, found.before, row),
+                "path": [card.options.labels[choice] for choice in decisions[row]],
+                "first_path": first_allocation(card.options, found, row),
             }
             for row, (file, index) in enumerate(zip(good, found.predicted, strict=True))
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -37,8 +35,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of a list in a file its first fault is said, and no more of it is read.
 FIRST_FAULT = FailFast()
 Texts = Annotated[tuple[str, ...], FIRST_FAULT]
-Curve = Annotated[tuple[tuple[Fraction, float], ...], FIRST_FAULT]
-Looks = Annotated[tuple[tuple[Fraction, Fraction, Fraction, Probability], ...], FIRST_FAULT]
 # A preset's name or a list of options, kept as labels.
 OptionLabels = Annotated[tuple[str, ...], BeforeValidator(lambda value: OptionSet.of(value).labels)]
 
@@ -172,10 +168,10 @@ class GateConfig(Frozen):
             leave decisions that do not either, and a small gradient to change it.
         block_bias: Whether a recurrent gate, whose output layer all blocks share, also has a bias
             of each block's own. (A feedforward gate has an output layer per block anyway.)
-        output: What the last layer says of an option: its 'logit', or the logarithm of the 'harm'
-            it does to the prediction (the logit is then minus the harm). Harm adds up over blocks,
-            so a lean on it is a price of computation, and many widths are weighed rightly. Logits
-            alone say which option, not by how much; a lean then only orders the decisions.
+        output: What the last layer gives for an option: its 'logit', or the logarithm of the
+            prediction's 'sensitivity' to it. Sensitivities add up over blocks, so the multiplier
+            of cost is a price of computation, and many widths are weighed rightly. Logits alone
+            say which option, not by how much; a multiplier then only orders the decisions.
     """
 
     kind: Literal["recurrent", "feedforward"] = "recurrent"
@@ -183,7 +179,7 @@ class GateConfig(Frozen):
     budget_input: bool = False
     standardise: bool = False
     block_bias: bool = False
-    output: Literal["logit", "harm"] = "logit"
+    output: Literal["logit", "sensitivity"] = "logit"
 
     @model_validator(mode="after")
     def _biases_are_shared_once(self) -> GateConfig:
@@ -193,20 +189,9 @@ class GateConfig(Frozen):
 
 
 class ModelSpec(Frozen):
-    """What a checkpoint must say of itself so that its network can be built again.
+    """What a network is, so that it can be built again; how it is operated is a value of its own.
 
-    Attributes:
-        target: The computation share it was trained for, if any; what a gate that takes a budget
-            is given when the caller names none.
-        lean: Added to the gates' logits at evaluation, times the option's rank (0 for the first
-            option to 1 for the last) or, where `gate.output` is 'harm', its cost (1 for the
-            dearest): above 0 decisions lean towards more computation. Found on validation
-            images so that the mean cost meets the target.
-        curve: (cost, lean) pairs, ascending: what leans cost on validation images, for budgets
-            that the caller names. Empty: the network takes no budget of this kind.
-        cascade: (budget, budget of a first look, of a second, probability of the first choice
-            under which there is a second look), ascending: what meets a budget where images may
-            be looked at twice (see `fracskip.cost.Cascade`). Empty: there is one look.
+    See `fracskip.operating.OperatingPoints`. A spec is never rewritten.
     """
 
     model: ModelConfig
@@ -216,72 +201,8 @@ class ModelSpec(Frozen):
     image: ImageConfig
     class_names: Texts
     data_name: str
-    target: Fraction | None = None
-    lean: float = 0.0
-    curve: Curve = ()
-    cascade: Looks = ()
-
-    @model_validator(mode="after")
-    def _the_curve_ascends(self) -> ModelSpec:
-        check_ascending(self.curve)
-        check_cascade(self.cascade, self.curve, self.target)
-        return self
 
     @property
     def option_set(self) -> OptionSet:
         """The options as a set."""
         return OptionSet.of(self.options)
-
-    @property
-    def lean_weights(self) -> tuple[float, ...]:
-        """What a lean is multiplied with before it is added to each option's logit."""
-        return self.option_set.lean_weights(self.gate.output)
-
-    @property
-    def takes_budget(self) -> bool:
-        """Whether a caller may name the cost."""
-        return self.budgets is not None
-
-    @property
-    def budgets(self) -> tuple[float, float] | None:
-        """The smallest and the largest budget that a caller may name; None if it takes none."""
-        points = self.cascade or self.curve
-        if points:
-            return points[0][0], points[-1][0]
-        return (0.0, 1.0) if self.gate.budget_input else None
-
-
-def check_ascending(curve: Sequence[tuple[float, float]]) -> None:
-    """Raises ValueError unless a curve is empty or has two or more points that ascend in both."""
-    if len(curve) == 1:
-        raise ValueError("a curve has two points at least, or none")
-    for (cost, lean), (dearer, higher) in itertools.pairwise(curve):
-        if not (cost < dearer and lean < higher):
-            raise ValueError("a curve's costs and leans must ascend")
-
-
-def check_cascade(
-    cascade: Sequence[tuple[float, float, float, float]],
-    curve: Sequence[tuple[float, float]],
-    target: float | None,
-) -> None:
-    """Raises ValueError unless a cascade is empty or its looks lie on the curve.
-
-    Args:
-        cascade: See `ModelSpec`.
-        curve: Of the same network.
-        target: Of the same network; what is asked for where the caller names no budget.
-    """
-    if not cascade:
-        return
-    if len(cascade) == 1 or not curve:
-        raise ValueError("a cascade has two points at least and a curve for its looks, or is empty")
-    for (budget, *_), (larger, *_) in itertools.pairwise(cascade):
-        if not budget < larger:
-            raise ValueError("a cascade's budgets must ascend")
-    low, high = curve[0][0], curve[-1][0]
-    for _, first, second, _ in cascade:
-        if not low <= first <= second <= high:
-            raise ValueError(f"a cascade's looks must lie on the curve, from {low} to {high}")
-    if target is None or not cascade[0][0] <= target <= cascade[-1][0]:
-        raise ValueError("a cascade needs a target among its budgets, for callers who name none")

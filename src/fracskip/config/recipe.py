@@ -172,10 +172,11 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _harm_is_taught_by_harm(self) -> Recipe:
-        if self.gate.output == "harm" and self.gates.label != "harm":
+    def _sensitivity_is_measured(self) -> Recipe:
+        if self.gate.output == "sensitivity" and self.gates.label != "harm":
             raise ValueError(
-                "gate.output 'harm' is learned from what options do: set gates.label to 'harm'"
+                "gate.output 'sensitivity' is learned from what options do to predictions: set "
+                "gates.label to 'harm'"
             )
         return self
 
@@ -241,15 +242,12 @@ class Recipe(Frozen):
         """The teacher's weights, likewise."""
         return self._folder / self.teacher.load if self.teacher.load else None
 
-    def model_spec(
-        self, class_names: Sequence[str], data_name: str, target: float | None = None
-    ) -> ModelSpec:
+    def model_spec(self, class_names: Sequence[str], data_name: str) -> ModelSpec:
         """What the run's network is.
 
         Args:
             class_names: What labels stand for.
             data_name: Of the training images.
-            target: The computation share that it is trained for, if any.
         """
         return ModelSpec(
             model=self.model,
@@ -259,7 +257,6 @@ class Recipe(Frozen):
             image=self.data.image,
             class_names=tuple(class_names),
             data_name=data_name,
-            target=target,
         )
 
     @property

@@ -122,14 +122,14 @@ class GateStage(Frozen):
             the option's to `joint.target`: what a block adds depends on which others are there).
         confidence: The probability that the gates learn to give it. Below 1 so that the softmax
             is not saturated when the joint stage begins.
-        erase: Side, in pixels, of a square that is blanked in each image for gates that learn harm
-            (`gate.output`): a network that knows its training images by heart then meets some that
-            it cannot be sure of, as it will.
-        trusts: Shares of what gates say of an image beyond what they say of most, from which
-            validation images choose once gates are trained; () keeps all of it.
-        block_trusts: Likewise, of what they say of a block beyond what they say of blocks on
-            average: harm that is measured in one block overrates what sets blocks apart once many
-            of them execute less.
+        erase: Side, in pixels, of a square that is blanked in each image for gates that learn
+            sensitivities (`gate.output`): a network that knows its training images by heart then
+            meets some that it cannot be sure of, as it will.
+        trusts: Shares of what sets head outputs for an image apart from their mean over images,
+            from which validation images choose once gates are trained (1 minus the shrinkage);
+            () keeps all of it.
+        block_trusts: Likewise, of what sets those for a block apart from their mean over blocks:
+            sensitivity that is measured in one block overrates it once many execute less.
         lr: Of Adam.
     """
 
@@ -164,13 +164,13 @@ class JointStage(Frozen):
             at what the gates choose for the mean image at the target: a static network of mixed
             precision, to compare with; needs `gate_lr` 0).
         gate_lr: Highest learning rate of the gates (Adam). With 0 they stay as their own stage left
-            them, and only 'balance' moves their decisions, by its lean.
-        objective: 'price' (a multiplier raised while the cost is above target), 'balance' (a lean
-            on all decisions holds the cost at the target, and the price is the one at which the
-            gates have no drift to more or less computation) or 'paper' (the sign of the error
-            times `beta`).
+            them, and only 'balance' moves their decisions, by its multiplier of cost.
+        objective: 'price' (of cost in the loss, raised while the cost is above target), 'balance'
+            (the multiplier of cost in the decisions holds the cost at the target, and the price is
+            the one at which the gates have no drift to more or less computation) or 'paper' (the
+            sign of the error times `beta`).
         price_rate: How fast the price follows the error ('balance': the drift), per step.
-        lean_rate: How fast the lean of 'balance' answers an error, per step.
+        lean_rate: How fast the multiplier of 'balance' answers an error, per step.
         distillation: Weight of the divergence from the teacher's predictions, the cross-entropy
             keeping the rest (0: no teacher). Costs a third of a backbone step.
         distillation_temperature: Softens both predictions.
@@ -190,10 +190,10 @@ class JointStage(Frozen):
         anchor_rate: Share of each batch (with shared paths: share of steps) whose blocks all
             execute one option, drawn anew each step: keeps options that the gates have left able to
             compute (and to be compared).
-        budgets: Costs at which the decisions' lean is measured once all is trained, so that
-            callers may name any budget between the least and the largest of them.
-        looks: How often an image may be looked at: 1, or 2 (a cascade: where a first look, for
-            less than the budget, leaves the prediction uncertain, a second one decides; needs
+        budgets: Costs for which the multiplier is searched once all is trained, so that callers
+            may name any budget between the least and the largest of them.
+        looks: How many members a cascade may have: 1, or 2 (where a first one, for less than the
+            budget, leaves the prediction uncertain, the image is escalated to a second; needs
             `budgets`, and validation images that the backbone has not learned).
         norm_images: Training images on which, once all is trained, BatchNorm statistics are
             estimated anew along the paths that the gates choose (0: they stay as they are).

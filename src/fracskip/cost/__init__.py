@@ -1,20 +1,13 @@
 """Cost: multiply-accumulates from shapes, and what decisions cost. Knows no modules, no torch."""
 
 from fracskip.cost.accounting import CostReport, account, decision_entropy_bits, option_shares
-from fracskip.cost.budget import BudgetCurve, checked_budgets
-from fracskip.cost.cascade import Cascade, FirstLooks, Looks
 from fracskip.cost.profile import BlockProfile, NetworkProfile, conv_macs, linear_macs
 
 __all__ = [
     "BlockProfile",
-    "BudgetCurve",
-    "Cascade",
     "CostReport",
-    "FirstLooks",
-    "Looks",
     "NetworkProfile",
     "account",
-    "checked_budgets",
     "conv_macs",
     "decision_entropy_bits",
     "linear_macs",

@@ -1,20 +1,23 @@
 """Decisions to cost: the paper's computation percentage, the honest BitOps ratio, statistics.
 
-Decisions are integer matrices (images, gated blocks) of indices into an option set. Where images
-were looked at twice, they are those of the look that decided, and what went before counts as well.
+Decisions are integer matrices (images, gated blocks) of indices into an option set, one for each
+member of a cascade that executed something.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fracskip.cost.cascade import Decisions, FirstLooks
 from fracskip.cost.profile import NetworkProfile
 from fracskip.errors import ConfigError
+from fracskip.operating import Execution
 from fracskip.options import FULL_BITS, OptionSet
+
+Decisions = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -49,39 +52,42 @@ def _checked(decisions: Decisions, options: OptionSet, blocks: int | None = None
 
 
 def account(
-    decisions: Decisions,
+    executions: Sequence[Execution[NDArray[np.integer]]] | Decisions,
     options: OptionSet,
     profile: NetworkProfile,
-    before: FirstLooks | None = None,
 ) -> CostReport:
-    """Costs a decision matrix.
+    """Costs what the members of a cascade executed: one network, at several budgets.
 
     Args:
-        decisions: Option indices, (N, gated blocks), N at least 1.
-        options: What the indices mean.
+        executions: Of a prediction: the first of all N images, at least 1; or the decisions of one
+            member alone, (N, gated blocks).
+        options: What decisions mean.
         profile: The network's MACs.
-        before: What was executed for the same images before, if some were looked at twice.
 
     Raises:
         ConfigError: if the shape or the indices do not fit.
     """
+    if isinstance(executions, np.ndarray):
+        count = executions.shape[0] if executions.ndim else 0
+        executions = [Execution(np.arange(count), executions)]
     gated = profile.gated
     bits = np.array([option.bits for option in options], dtype=np.float64)
     costs = (bits / FULL_BITS) ** 2
-    cost = costs[_checked(decisions, options, len(gated))]
+    first, *others = executions
+    cost = costs[_checked(first.decisions, options, len(gated))]
     fixed = profile.fixed_macs
-    if before is not None:
-        first = _checked(before.decisions, options, len(gated))
-        if not len(first) == len(before.again) == len(decisions):
+    for other in others:
+        if len(other.rows) != len(other.decisions):
             raise ConfigError(
-                f"first looks at {len(first)} images, with {len(before.again)} words on a second, "
-                f"do not fit decisions for {len(decisions)}"
+                f"decisions of {len(other.decisions)} images do not fit {len(other.rows)} rows: "
+                "give one for each"
             )
-        cost = cost + costs[first] * before.again[:, None]
-        fixed += profile.second_look_macs * before.again.mean()
+        if len(other.rows):
+            cost[other.rows] += costs[_checked(other.decisions, options, len(gated))]
+        fixed += profile.repeated_macs * (len(other.rows) / len(cost))
     branch = np.array([block.branch_macs for block in gated], dtype=np.float64)
     executed = fixed + (cost @ branch).mean()
-    image_cp = cost.mean(axis=1) if gated else np.ones(len(decisions))
+    image_cp = cost.mean(axis=1) if gated else np.ones(len(cost))
     return CostReport(float(image_cp.mean()), float(executed / profile.backbone_macs), image_cp)
 
 

@@ -117,11 +117,11 @@ class NetworkProfile:
         return sum(block.gate_macs for block in self.blocks)
 
     @property
-    def second_look_macs(self) -> float:
-        """What a second look executes whatever is chosen, gates included: MACs at 32 bits.
+    def repeated_macs(self) -> float:
+        """What a further member of a cascade executes whatever is chosen: MACs at 32 bits.
 
-        It goes on from what the first gated block saw, so the stem and the blocks before that one
-        are not executed again.
+        If it is the same network, it goes on from what the first gated block saw: the stem and the
+        blocks before that one are not executed again. Gates are included.
         """
         repeated = itertools.dropwhile(lambda block: not block.gated, self.blocks)
         blocks = sum(block.fixed_cost for block in repeated)

@@ -61,8 +61,8 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
 
     Inputs: `images`, float32 (1, C, H, W), normalised (`fracskip.preprocess`); for gates that take
     one also `budget`, float32 (1, 1). Outputs: `logits`, float32 (1, N); `decisions`, int64 (1, L),
-    indices into the metadata's `options`. The model is one look: where the metadata's `cascade` is
-    not empty, whoever runs it decides whether there is a second (docs/deployment.md).
+    indices into the metadata's `options`. The model is one member: where the metadata's `cascade`
+    is not empty, whoever runs it decides what is escalated (docs/deployment.md).
 
     Args:
         plan: The bundle's plan.
@@ -72,7 +72,7 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
     _walk(graph, plan, tensors)
     image = plan.image
     inputs = [value_info("images", FLOAT, (1, image.channels, *image.size))]
-    if plan.takes_budget:
+    if plan.budgets is not None:
         inputs.append(value_info("budget", FLOAT, (1, 1)))
     outputs = [
         value_info("logits", FLOAT, (1, plan.network.classes)),
@@ -87,8 +87,8 @@ def bundle_onnx(plan: Plan, tensors: Arrays) -> onnx.ModelProto:
             "options": plan.options,
             "gated_blocks": plan.gated_names,
             "stream": plan.stream,
-            "target": plan.target,
-            "cascade": [] if plan.gate is None else plan.gate.cascade,
+            "target": plan.operating_points.target,
+            "cascade": plan.operating_points.cascade,
             "data": plan.data_name,
             "source": plan.source,
         },
@@ -146,7 +146,7 @@ def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True
     network = ProgramWriter(plan, tensors)
     gate = None
     if plan.gate is not None:
-        gate = GateWriter(graph, plan.gate, tensors, plan.lean_weights, "budget")
+        gate = GateWriter(graph, plan, tensors, "budget")
     x = Flow("images", "images")
     choices: list[str] = []
     for index, (block, gated) in enumerate(network.parts):
@@ -154,7 +154,7 @@ def _walk(graph: Graph, plan: Plan, tensors: Arrays, tell_decisions: bool = True
         if gate is not None and gated:
             name = f"{block}/gate"
             pooled = network.pooled(graph, index, x, f"{name}.pooled")
-            choice = gate.decide(len(choices), pooled, name, plan.unskippable[len(choices)])
+            choice = gate.decide(len(choices), pooled, name)
             choices.append(choice)
         x = network.block(graph, index, x, choice)
     network.head(graph, x, "logits")

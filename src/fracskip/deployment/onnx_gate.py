@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 
 from fracskip.deployment.onnx_graph import Graph
 from fracskip.deployment.onnx_pieces import Arrays, linear
-from fracskip.options import HARM_SCALE
-from fracskip.runtime.elements import GatePlan
+from fracskip.operating import offsets
+from fracskip.options import SENSITIVITY_SCALE
+from fracskip.runtime.plan import Plan
 
 
 class GateWriter:
@@ -20,44 +20,43 @@ class GateWriter:
 
     Args:
         graph: Where to; all decisions stand in one graph, for the LSTM's state runs through them.
-        plan: The gate's plan.
+        plan: The bundle's plan, of a network with a gate.
         tensors: The bundle's tensors.
-        lean_weights: What a lean on decisions is multiplied with, option by option.
         budget: The input that holds the budget, (1, 1), for networks that take one.
     """
 
     def __init__(
         self,
         graph: Graph,
-        plan: GatePlan,
+        plan: Plan,
         tensors: Arrays,
-        lean_weights: Sequence[float],
         budget: str,
     ) -> None:
-        self._graph, self._plan, self._tensors = graph, plan, tensors
+        assert plan.gate is not None
+        self._graph, self._tensors = graph, tensors
+        self._gate, self._points, self._masks = plan.gate, plan.operating_points, plan.masks
         self._axes = graph.tensor("gate.axes", [0], np.int64)
         self._state: tuple[str, str] | None = None
-        if plan.output == "harm":
+        if self._gate.output == "sensitivity":
             graph.tensor("gate.most", 0)
-            graph.tensor("gate.scale", -HARM_SCALE)
-        self._options = len(lean_weights)
-        self._lean = self._leaning(lean_weights, budget)
-        self._budget = self._embed_budget(budget) if plan.budget_input else None
-        if plan.kind == "recurrent":
+            graph.tensor("gate.scale", SENSITIVITY_SCALE)
+        # ONNX models have the same weights in all blocks.
+        self._offsets = self._make_offsets(plan.cost_weights[0], budget)
+        self._budget = self._embed_budget(budget) if self._gate.budget_input else None
+        if self._gate.kind == "recurrent":
             for name in ("weight_ih", "weight_hh"):
                 graph.tensor(f"gate.{name}", self._reordered(f"gate.lstm.{name}"))
             # ONNX has two biases; here they are summed.
             bias = self._reordered("gate.lstm.bias")
             graph.tensor("gate.bias", np.concatenate([bias, np.zeros_like(bias)], axis=1))
 
-    def decide(self, index: int, pooled: str, name: str, barred: bool = False) -> str:
+    def decide(self, index: int, pooled: str, name: str) -> str:
         """Adds the decision for a gated block.
 
         Args:
             index: Among the gated blocks.
             pooled: The mean of its input, (1, C).
             name: Of what is added.
-            barred: Whether the first option is no choice.
 
         Returns:
             The option's index, int64 (1,).
@@ -66,28 +65,29 @@ class GateWriter:
         features = linear(graph, self._tensors, f"gate.embed.{index}", pooled, f"{name}.embed")
         if self._budget is not None:
             features = graph.node("Add", [features, self._budget], f"{name}.features")
-        if self._plan.kind == "feedforward":
+        if self._gate.kind == "feedforward":
             hidden = graph.node("Relu", [features], f"{name}.relu")
-            logits = linear(graph, self._tensors, f"gate.out.{index}", hidden, f"{name}.logits")
+            outputs = linear(graph, self._tensors, f"gate.out.{index}", hidden, f"{name}.outputs")
         else:
             hidden = self._lstm(features, name)
-            logits = linear(graph, self._tensors, "gate.out", hidden, f"{name}.logits")
+            outputs = linear(graph, self._tensors, "gate.out", hidden, f"{name}.outputs")
             own = self._tensors.get("gate.block_bias")
             if own is not None:
                 bias = graph.tensor(f"{name}.own", own[index])
-                logits = graph.node("Add", [logits, bias], f"{name}.own_logits")
-        if self._plan.output == "harm":
-            counted = graph.node("Min", [logits, "gate.most"], f"{name}.counted")
-            harm = graph.node("Exp", [counted], f"{name}.harm")
-            logits = graph.node("Mul", [harm, "gate.scale"], f"{name}.worth")
-        if self._lean is not None:
-            logits = graph.node("Add", [logits, self._lean], f"{name}.leaned")
-        if barred:
-            bars = np.zeros(self._options, np.float32)
-            bars[0] = -np.inf
-            logits = graph.node("Add", [logits, graph.tensor(f"{name}.bars", bars)], f"{name}.left")
-        # The first of several maxima, as everywhere.
-        return graph.node("ArgMax", [logits], name, axis=1, keepdims=0, select_last_index=0)
+                outputs = graph.node("Add", [outputs, bias], f"{name}.own_outputs")
+        if self._gate.output == "sensitivity":
+            counted = graph.node("Min", [outputs, "gate.most"], f"{name}.counted")
+            sensitivity = graph.node("Exp", [counted], f"{name}.sensitivity")
+            scores = graph.node("Mul", [sensitivity, "gate.scale"], f"{name}.scores")
+        else:
+            scores = graph.node("Neg", [outputs], f"{name}.scores")
+        if self._offsets is not None:
+            scores = graph.node("Add", [scores, self._offsets], f"{name}.weighed")
+        if self._masks[index].any():
+            mask = np.where(self._masks[index], np.float32(np.inf), np.float32(0))
+            scores = graph.node("Add", [scores, graph.tensor(f"{name}.mask", mask)], f"{name}.left")
+        # The first of several minima, as everywhere.
+        return graph.node("ArgMin", [scores], name, axis=1, keepdims=0, select_last_index=0)
 
     def _lstm(self, features: str, name: str) -> str:
         graph = self._graph
@@ -96,7 +96,7 @@ class GateWriter:
         if self._state is not None:  # it begins at zero
             inputs += ["", *self._state]
         self._state = (f"{name}.hidden", f"{name}.cell")
-        graph.node("LSTM", inputs, f"{name}.lstm", ["", *self._state], hidden_size=self._plan.width)
+        graph.node("LSTM", inputs, f"{name}.lstm", ["", *self._state], hidden_size=self._gate.width)
         return graph.node("Squeeze", [self._state[0], self._axes], f"{name}.output")
 
     def _reordered(self, key: str) -> NDArray[Any]:
@@ -104,16 +104,16 @@ class GateWriter:
         i, f, g, o = np.split(self._tensors[key], 4)
         return np.concatenate([i, o, f, g])[None]
 
-    def _leaning(self, lean_weights: Sequence[float], budget: str) -> str | None:
-        """What is added to all logits, (1, K); None if nothing is."""
-        graph, plan = self._graph, self._plan
-        weights = np.asarray(lean_weights, dtype=np.float32)[None]
-        if not plan.curve:
-            return graph.tensor("gate.lean", plan.lean * weights) if plan.lean else None
+    def _make_offsets(self, weights: NDArray[np.float32], budget: str) -> str | None:
+        """What is added to all scores, (1, K); None if nothing is. Weights: (K,)."""
+        graph, points = self._graph, self._points
+        if not points.multiplier_curve:
+            fixed = offsets(np.float32(points.multiplier), weights)[None]
+            return graph.tensor("gate.offsets", fixed) if points.multiplier else None
         # Linear in log cost between the curve's points: a sum of what each piece has risen by.
-        costs, leans = np.array(plan.curve).T
+        costs, multipliers = np.array(points.multiplier_curve).T
         logs = np.log(costs)
-        slopes = np.diff(leans) / np.diff(logs)
+        slopes = np.diff(multipliers) / np.diff(logs)
         low, high = (
             graph.tensor(f"gate.curve.{at}", part[None])
             for at, part in zip(("low", "high"), (logs[:-1], logs[1:]), strict=True)
@@ -125,9 +125,11 @@ class GateWriter:
         rise = graph.node(
             "MatMul", [gone, graph.tensor("gate.curve.slopes", slopes[:, None])], "gate.curve.rise"
         )
-        first = graph.tensor("gate.curve.first", leans[:1, None])
-        lean = graph.node("Add", [rise, first], "gate.curve.lean")
-        return graph.node("Mul", [lean, graph.tensor("gate.lean", weights)], "gate.leaning")
+        first = graph.tensor("gate.curve.first", multipliers[:1, None])
+        multiplier = graph.node("Add", [rise, first], "gate.multiplier")
+        return graph.node(
+            "Mul", [multiplier, graph.tensor("gate.weights", weights[None])], "gate.offsets"
+        )
 
     def _embed_budget(self, budget: str) -> str:
         graph = self._graph

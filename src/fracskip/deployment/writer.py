@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fracskip.dynamic import DynamicNetwork
 from fracskip.gating.gate import Gate, RecurrentGate
-from fracskip.runtime.elements import GatePlan
+from fracskip.runtime.elements import GatePlan, PlannedPoints
 
 Array = NDArray[Any]
 
@@ -43,17 +43,12 @@ class TensorWriter:
         net, spec = self.net, self.net.spec
         gate = None
         if net.gate is not None:
-            # Harm is no sum of the last layer's, so its lean cannot stand in the bias.
-            folded = spec.lean if spec.gate.output == "logit" else 0.0
-            self._gate(net.gate, folded)
+            self._gate(net.gate)
             gate = GatePlan(
                 kind=spec.gate.kind,
                 width=spec.gate.width,
                 budget_input=spec.gate.budget_input,
-                curve=tuple((cost, lean - folded) for cost, lean in spec.curve),
-                cascade=spec.cascade,
                 output=spec.gate.output,
-                lean=spec.lean - folded,
             )
         return {
             "name": spec.model.name,
@@ -62,21 +57,18 @@ class TensorWriter:
             "class_names": spec.class_names,
             "image": spec.image,
             "options": spec.options,
-            "target": spec.target,
             "cost": net.profile,
             "gate": gate,
+            "operating_points": PlannedPoints(**dict(net.operating_points)),
         }
 
-    def linear(self, name: str, layer: nn.Module, offset: Tensor | float = 0.0) -> None:
-        """Adds a linear layer's tensors, with an offset in its bias."""
+    def linear(self, name: str, layer: nn.Module) -> None:
+        """Adds a linear layer's tensors."""
         assert isinstance(layer, nn.Linear)
         self.put(f"{name}.weight", layer.weight)
-        self.put(f"{name}.bias", layer.bias.double() + offset)
+        self.put(f"{name}.bias", layer.bias)
 
-    def _gate(self, gate: Gate, folded: float) -> None:
-        """The gate, with so much of a lean in its last bias."""
-        weights = torch.tensor(self.net.spec.lean_weights, dtype=torch.float64)
-        lean = (folded * weights).to(self.net.lean_weights.device)
+    def _gate(self, gate: Gate) -> None:
         for index, layer in enumerate(gate.embed):
             self.linear(f"gate.embed.{index}", layer)
         if gate.budget_embed is not None:
@@ -84,11 +76,11 @@ class TensorWriter:
             self.put("gate.budget.bias", gate.budget_embed.bias)
         if not isinstance(gate, RecurrentGate):
             for index, layer in enumerate(cast(nn.ModuleList, gate.out)):
-                self.linear(f"gate.out.{index}", layer, lean)
+                self.linear(f"gate.out.{index}", layer)
             return
         self.put("gate.lstm.weight_ih", gate.lstm.weight_ih)
         self.put("gate.lstm.weight_hh", gate.lstm.weight_hh)
         self.put("gate.lstm.bias", gate.lstm.bias_ih.double() + gate.lstm.bias_hh.double())
-        self.linear("gate.out", gate.out, lean)
+        self.linear("gate.out", gate.out)
         if gate.block_bias is not None:
             self.put("gate.block_bias", gate.block_bias)

@@ -4,14 +4,12 @@ from fracskip.dynamic.block import FractionalBlock
 from fracskip.dynamic.convert import convert
 from fracskip.dynamic.mixing import Mixing
 from fracskip.dynamic.network import DynamicNetwork, build_network
-from fracskip.dynamic.output import Output
 from fracskip.dynamic.preprocess import preprocess
 
 __all__ = [
     "DynamicNetwork",
     "FractionalBlock",
     "Mixing",
-    "Output",
     "build_network",
     "convert",
     "preprocess",

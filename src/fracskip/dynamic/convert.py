@@ -26,7 +26,9 @@ from fracskip.options import Option, OptionSet
 from fracskip.quant.convolution import FractionalLayer
 
 IMAGE = (3, 224, 224)
-GATE = GateConfig(width=16, output="harm", budget_input=True, standardise=True, block_bias=True)
+GATE = GateConfig(
+    width=16, output="sensitivity", budget_input=True, standardise=True, block_bias=True
+)
 
 
 def convert(
@@ -55,7 +57,7 @@ def convert(
         model: In evaluation mode, float32, one image batch in, logits (B, N) out.
         options: A preset's name or the options themselves; with 'full' among them the original can
             still be executed.
-        gate: Who decides; by default gates that say what harm an option does, at any budget.
+        gate: Who decides; by default gates that give the sensitivity to an option, at any budget.
         quant: How blocks are quantised; by default with weights of each option's own.
         blocks: Which modules are blocks: paths, or what says so of a path and a module.
         example_input: Images of a shape that the model takes, (B, C, H, W); 224 x 224 RGB if not

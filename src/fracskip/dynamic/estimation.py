@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fracskip.gating import choose
+from fracskip.gating import first_minimum
+from fracskip.operating import offsets
 from fracskip.options import Option
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 from fracskip.quant.quantisers import ModernQuantiser
@@ -203,10 +204,9 @@ def _asked(net: DynamicNetwork, streams: Sequence[Tensor]) -> Chooser:
     states = [gate.start(len(x), net.gate_budget(None), x) for x in streams]
 
     def ask(index: int, seen: Sequence[Tensor]) -> list[Tensor]:
-        logits = [
-            net.judged(index, x, state).float() for x, state in zip(seen, states, strict=True)
-        ]
-        return [choose(net.leaned(each, net.spec.lean)) for each in logits]
+        scores = [net.scores(index, x, state) for x, state in zip(seen, states, strict=True)]
+        added = offsets(net.operating_points.multiplier, net.cost_weights[index]) + net.mask[index]
+        return [first_minimum(each + added) for each in scores]
 
     return ask
 

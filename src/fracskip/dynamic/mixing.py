@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fracskip.dynamic.routing import RoutedBlock, Trial
+from fracskip.gating import first_minimum, gumbel_like, straight_through
+from fracskip.options import OptionSet
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -14,7 +18,7 @@ class Mixing:
 
     Attributes:
         generator: All random choices come from it (a CPU generator).
-        noise: Scale of the Gumbel noise on the gates' logits.
+        noise: Scale of the Gumbel noise on the gates' scores.
         temperature: Of the softmax that carries the gates' gradient.
         dense: Compute every option for every image (K times the cost).
         sample_rate: Otherwise: share of images that try an option not chosen; with 0 the loss
@@ -22,7 +26,7 @@ class Mixing:
         anchors: The first so many images execute `anchor_option` everywhere; they tell the gates
             nothing, and their cost means nothing.
         anchor_option: Index of that option.
-        lean: In place of the spec's: added to the logits times `lean_weights`.
+        multiplier: Of cost, in place of the operating points'.
     """
 
     generator: torch.Generator
@@ -32,4 +36,46 @@ class Mixing:
     sample_rate: float = 0.25
     anchors: int = 0
     anchor_option: int = 0
-    lean: float | Tensor = 0.0
+    multiplier: float | Tensor = 0.0
+
+    def execute(
+        self, block: RoutedBlock, x: Tensor, scores: Tensor, options: OptionSet
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Executes a block as training explores it.
+
+        Args:
+            block: Which.
+            x: What it sees, (B, C, H, W).
+            scores: Of its options, offsets included, (B, K).
+            options: What there is to choose from.
+
+        Returns:
+            What it gives, the choice (B,) and its relative cost (B,) with the gates' gradient.
+        """
+        if self.noise:
+            scores = scores - self.noise * gumbel_like(scores, self.generator)
+        choice = first_minimum(scores)
+        choice[: self.anchors] = self.anchor_option
+        weights = straight_through((-scores / self.temperature).softmax(-1), choice)
+        if self.anchors:
+            fixed = weights[: self.anchors].detach()
+            weights = torch.cat([fixed, weights[self.anchors :]])
+        if self.dense:
+            x = block.mix(x, weights)
+        elif not self.sample_rate:
+            x = block.route(x, choice)
+        else:
+            trial = self.trial(len(x), options, x.device)
+            x = block.route_with_gradient(x, weights, choice, trial)
+        costs = torch.tensor(options.costs, device=x.device)
+        # A product and a sum, not `@`: autocast would round the costs to bfloat16.
+        return x, choice, (weights * costs).sum(1)
+
+    def trial(self, count: int, options: OptionSet, device: torch.device) -> Trial:
+        """Draws which images of so many try which executed option."""
+        lowest = 1 if options.can_skip else 0
+        executed = len(options) - lowest
+        tries = max(1, round(self.sample_rate * count))
+        rows = torch.randperm(count, generator=self.generator)[:tries]
+        option = int(torch.randint(lowest, len(options), (), generator=self.generator))
+        return Trial(rows.to(device), option, executed * count / tries)

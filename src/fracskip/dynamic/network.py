@@ -11,27 +11,36 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fracskip.config import ModelSpec
-from fracskip.cost.budget import TAKES_NONE, BudgetCurve, checked_budgets
-from fracskip.cost.cascade import Cascade
 from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic import estimation
+from fracskip.dynamic.inputs import check_images, checked_decisions
 from fracskip.dynamic.mixing import Mixing
-from fracskip.dynamic.output import Output
-from fracskip.dynamic.routing import RoutedBlock, Trial
 from fracskip.dynamic.trunk import Trunk
 from fracskip.errors import ConfigError
-from fracskip.gating import GateState, choose, create_gate, gumbel_like, straight_through
+from fracskip.gating import GateState, create_gate, first_minimum
 from fracskip.models import create_backbone
 from fracskip.models.layers import copy_of, take_over
 from fracskip.models.structure import Structure
+from fracskip.operating import (
+    TAKES_NO_BUDGET,
+    Execution,
+    OperatingPoints,
+    Operation,
+    Prediction,
+    Setting,
+    cost_weights,
+    masks,
+    offsets,
+)
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 
-BARRED = -1e9  # added to the logit of what a block can't do; finite, so that nothing becomes NaN
+MASKED = 1e9  # added to the score of what a block can't do; finite, so that nothing becomes NaN
 
 
 class DynamicNetwork(nn.Module):
@@ -44,6 +53,10 @@ class DynamicNetwork(nn.Module):
         backbone: A plain network; its gated blocks are converted in place.
         spec: Options, quantisation, gate, image and classes.
         structure: The backbone's blocks, if they were looked for already.
+
+    Attributes:
+        spec: What it is; never changed.
+        operating_points: How it is operated; assigned as a whole.
     """
 
     def __init__(
@@ -61,20 +74,49 @@ class DynamicNetwork(nn.Module):
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
         self.gate = create_gate(spec.gate, channels, len(self.options)) if adaptive else None
-        lean_weights = torch.tensor(spec.lean_weights)
-        self.register_buffer("lean_weights", lean_weights, persistent=False)
+        weights = cost_weights(self.options, spec.gate.output, len(self.blocks))
+        self.register_buffer("cost_weights", torch.from_numpy(weights), persistent=False)
         self.register_buffer("_costs", torch.tensor(self.options.costs), persistent=False)
-        barred = torch.zeros(len(self.blocks), len(self.options))
-        if self.options.can_skip:
-            barred[[not block.can_be_skipped for block in self.blocks], 0] = BARRED
-        self.register_buffer("barred", barred, persistent=False)
+        skippable = [block.can_be_skipped for block in self.blocks]
+        mask = MASKED * torch.from_numpy(masks(self.options, skippable)).float()
+        self.register_buffer("mask", mask, persistent=False)
         self.profile = self._priced(self.trunk.profile)
+        self._points = OperatingPoints()
 
     _costs: Tensor
-    barred: Tensor
-    lean_weights: Tensor
+    mask: Tensor  # (L, K): `MASKED` or 0
+    cost_weights: Tensor  # (L, K)
     digest: str = ""  # of the checkpoint it was loaded from
     notes: dict[str, Any]
+
+    @property
+    def operating_points(self) -> OperatingPoints:
+        """How it is operated."""
+        return self._points
+
+    @operating_points.setter
+    def operating_points(self, points: OperatingPoints) -> None:
+        self._points = self.checked_points(points)
+
+    def checked_points(self, points: OperatingPoints) -> OperatingPoints:
+        """Operating points, if this network has them.
+
+        Raises:
+            ConfigError: if they are for gates, and it has none.
+        """
+        if self.gate is None and points.range is not None:
+            raise ConfigError(
+                "a network with one option has nothing to decide: leave multiplier_curve and "
+                "cascade empty"
+            )
+        return points
+
+    @property
+    def budgets(self) -> tuple[float, float] | None:
+        """The smallest and the largest budget that a caller may name; None if it takes none."""
+        if self.gate is None:
+            return None
+        return self.operating_points.budgets(self.spec.gate.budget_input)
 
     def _priced(self, plain: NetworkProfile) -> NetworkProfile:
         """The plain network's profile with this one's gates."""
@@ -126,23 +168,7 @@ class DynamicNetwork(nn.Module):
 
     def check_images(self, images: Tensor) -> None:
         """Raises a ConfigError if normalised images (B, C, H, W) do not fit the network."""
-        image = self.spec.image
-        expected = (image.channels, *image.size)
-        if not images.is_floating_point():
-            raise ConfigError(
-                f"images of type {images.dtype} are pixels, not normalised floats: give "
-                "fracskip.preprocess(images, net.spec.image), for uint8 (images, height, width, "
-                "channels)"
-            )
-        if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
-            raise ConfigError(
-                f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
-                f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
-            )
-        if not images.isfinite().all():
-            raise ConfigError(
-                "images hold NaN or infinite values: leave them out, or mend what makes them"
-            )
+        check_images(images, self.spec.image)
 
     def begin(self, images: Tensor) -> Tensor:
         """What the first gated block sees of normalised images; see `check_images`."""
@@ -156,211 +182,165 @@ class DynamicNetwork(nn.Module):
         budget: float | Tensor | None = None,
         decisions: Tensor | None = None,
         mixing: Mixing | None = None,
-    ) -> Output:
-        """Classifies a batch, each image by its own path.
+        points: OperatingPoints | None = None,
+    ) -> Prediction[Tensor]:
+        """Classifies a batch, each image by its own allocation.
 
         Args:
             images: Normalised floats (B, C, H, W); see `fracskip.preprocess`.
             budget: Target computation share, one for all or (B,), if the network takes one (None:
                 what it was trained for).
-            decisions: Option indices (B, L) to execute instead of asking the gate; in one look.
+            decisions: Option indices (B, L) to execute instead of asking the gate, by one member.
             mixing: In training: how to explore, and the gates' gradient. Without it, decisions
-                are the gate's first maxima and nothing but what is chosen is computed.
+                are the first minima and nothing but what is chosen is computed.
+            points: Operating points in place of the network's own.
 
         Raises:
             ConfigError: if images, decisions or budget do not fit the network.
         """
         x = self.begin(images)
         count = len(images)
-        if budget is not None and not (self.spec.takes_budget and self.gate is not None):
-            raise ConfigError(TAKES_NONE)
+        points = self.operating_points if points is None else self.checked_points(points)
+        takes_budget = self.spec.gate.budget_input
+        if budget is not None and (self.gate is None or points.budgets(takes_budget) is None):
+            raise ConfigError(TAKES_NO_BUDGET)
         if decisions is not None:
-            decisions = self._check_decisions(decisions, count).to(x.device)
+            decisions = checked_decisions(decisions, count, self.blocks, self.options).to(x.device)
         elif self.gate is None:
             decisions = torch.zeros(count, len(self.blocks), dtype=torch.int64, device=x.device)
         if decisions is not None:
             for index, block in enumerate(self.blocks):
                 x = block.route(x, decisions[:, index])
-            return Output(self.trunk.head(x), decisions, self._costs[decisions].mean(1))
-        if self.spec.cascade and mixing is None:
-            return self._look_twice(x, budget)
-        return self._look(x, budget, mixing)
+            return self._answer(x, decisions, self._costs[decisions].mean(1))
+        if mixing is not None:
+            setting = points.alone(None, count, takes_budget)
+            return self._member(x, setting, mixing.multiplier, mixing)
+        return self._cascade(x, points.at(_numbers(budget), count, takes_budget))
 
-    def _look_twice(self, x: Tensor, budget: float | Tensor | None) -> Output:
-        """A cascade from what the first gated block sees: see `fracskip.cost.Cascade`."""
-        given = self.spec.target if budget is None else budget
-        budgets = checked_budgets(_numbers(given), len(x))
-        looks = Cascade(self.spec.cascade).looks_at(budgets)
-        first = self._look(x, torch.from_numpy(looks.first).to(x.device))
-        least = torch.from_numpy(looks.confidence).to(x.device)
-        again = first.logits.float().softmax(1).amax(1) < least
-        rows = again.nonzero().squeeze(1)
-        found = first._replace(first=first.decisions, again=again)
-        if not len(rows):
+    def _answer(
+        self, x: Tensor, decisions: Tensor, cost: Tensor, scores: Tensor | None = None
+    ) -> Prediction[Tensor]:
+        """Of one member that executed its blocks."""
+        rows = torch.arange(len(x), device=x.device)
+        return Prediction(self.trunk.head(x), cost, (Execution(rows, decisions),), scores)
+
+    def _cascade(self, x: Tensor, operation: Operation) -> Prediction[Tensor]:
+        """The members in order, from what the first gated block sees; or the only one."""
+        first, *others = operation.members
+        found = self._member(x, first, torch.from_numpy(first.multiplier).to(x.device))
+        if operation.threshold is None:
             return found
-        second = self._look(x[rows], torch.from_numpy(looks.second).to(x.device)[rows])
-        return found._replace(
-            logits=first.logits.index_copy(0, rows, second.logits),
-            decisions=first.decisions.index_copy(0, rows, second.decisions),
-            cost=first.cost.index_add(0, rows, second.cost),
-        )
+        threshold = torch.from_numpy(operation.threshold).to(x.device)
+        for other in others:
+            unsure = found.logits.float().softmax(1).amax(1) < threshold
+            rows = unsure.nonzero().squeeze(1)
+            if not len(rows):
+                empty = Execution(rows, found.executions[0].decisions[rows])
+                return found._replace(executions=(*found.executions, empty))
+            setting = other.of(rows.cpu().numpy())
+            multiplier = torch.from_numpy(setting.multiplier).to(x.device)
+            member = self._member(x[rows], setting, multiplier)
+            executed = Execution(rows, member.executions[0].decisions)
+            found = found._replace(
+                logits=found.logits.index_copy(0, rows, member.logits),
+                cost=found.cost.index_add(0, rows, member.cost),
+                executions=(*found.executions, executed),
+            )
+        return found
 
-    def _look(
-        self, x: Tensor, budget: float | Tensor | None, mixing: Mixing | None = None
-    ) -> Output:
-        """One walk from what the first gated block sees, each image by its own path."""
+    def _member(
+        self,
+        x: Tensor,
+        setting: Setting,
+        multiplier: float | Tensor,
+        mixing: Mixing | None = None,
+    ) -> Prediction[Tensor]:
+        """One pass from what the first gated block sees, each image by its own allocation."""
         assert self.gate is not None
-        lean = self._lean(budget, len(x))
-        state = self.gate.start(len(x), self.gate_budget(budget), x)
+        state = self.gate.start(len(x), _tensor(setting.budget), x)
         choices, costs, scores = [], [], []
         for index, block in enumerate(self.blocks):
             # The features are cut from the graph: the backbone learns to classify, not to steer.
-            logits = self.judged(index, x.detach(), state).float()
-            logits = self.leaned(logits, lean if mixing is None else mixing.lean)
-            scores.append(logits)
+            score = self.scores(index, x.detach(), state) + self.mask[index]
+            score = score + offsets(multiplier, self.cost_weights[index])
+            scores.append(score)
             if mixing is None:
-                choice = choose(logits)
+                choice = first_minimum(score)
                 x = block.route(x, choice)
                 costs.append(self._costs[choice])
             else:
-                x, choice, cost = self._mixed(x, logits, block, mixing)
+                x, choice, cost = mixing.execute(block, x, score, self.options)
                 costs.append(cost)
             choices.append(choice)
         cost = torch.stack(costs, 1).mean(1)
         found = None if mixing is None else torch.stack(scores, 1)
-        return Output(self.trunk.head(x), torch.stack(choices, 1), cost, found)
+        return self._answer(x, torch.stack(choices, 1), cost, found)
 
-    def _mixed(
-        self, x: Tensor, logits: Tensor, block: RoutedBlock, mixing: Mixing
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if mixing.noise:
-            logits = logits + mixing.noise * gumbel_like(logits, mixing.generator)
-        choice = choose(logits)
-        choice[: mixing.anchors] = mixing.anchor_option
-        weights = straight_through((logits / mixing.temperature).softmax(-1), choice)
-        if mixing.anchors:
-            fixed = weights[: mixing.anchors].detach()
-            weights = torch.cat([fixed, weights[mixing.anchors :]])
-        if mixing.dense:
-            x = block.mix(x, weights)
-        elif not mixing.sample_rate:
-            x = block.route(x, choice)
-        else:
-            x = block.route_with_gradient(x, weights, choice, self._trial(len(x), mixing, x.device))
-        # A product and a sum, not `@`: autocast would round the costs to bfloat16.
-        return x, choice, (weights * self._costs).sum(1)
-
-    def judged(self, index: int, x: Tensor, state: GateState, barred: bool = True) -> Tensor:
-        """The gate's logits (B, K) on what a block sees, (B, C, H, W).
+    def scores(self, index: int, x: Tensor, state: GateState) -> Tensor:
+        """The gate's scores (B, K), float32, before offsets, on what a block sees, (B, C, H, W).
 
         Args:
             index: Of the gated block.
             x: What it sees.
             state: The gate's; see `Gate.start`.
-            barred: Whether what the block can't do is ruled out.
         """
         assert self.gate is not None
-        logits: Tensor = self.gate(index, x.mean((2, 3)), state)
-        return logits + self.barred[index] if barred else logits
-
-    def leaned(self, logits: Tensor, lean: float | Tensor) -> Tensor:
-        """A gate's logits (B, K) with a lean, one for all or (B, 1): what decides."""
-        return logits + lean * self.lean_weights
+        scores: Tensor = self.gate(index, x.mean((2, 3)), state)
+        return scores.float()
 
     def gate_budget(self, budget: float | Tensor | None) -> float | Tensor | None:
-        """What the gate itself is told."""
+        """What the gate itself takes as an input."""
         if not self.spec.gate.budget_input:
             return None
-        return self.spec.target if budget is None else budget
-
-    def _lean(self, budget: float | Tensor | None, count: int) -> float | Tensor:
-        """What is added to the logits times `lean_weights`: one for all, or (B, 1)."""
-        spec = self.spec
-        if budget is None or not spec.curve:
-            return spec.lean
-        leans = BudgetCurve(spec.curve).leans_at(checked_budgets(_numbers(budget), count))
-        return torch.from_numpy(leans)[:, None].to(self.lean_weights.device)
-
-    def _trial(self, count: int, mixing: Mixing, device: torch.device) -> Trial:
-        lowest = 1 if self.options.can_skip else 0
-        executed = len(self.options) - lowest
-        tries = max(1, round(mixing.sample_rate * count))
-        rows = torch.randperm(count, generator=mixing.generator)[:tries]
-        option = int(torch.randint(lowest, len(self.options), (), generator=mixing.generator))
-        return Trial(rows.to(device), option, executed * count / tries)
-
-    def _check_decisions(self, decisions: Tensor, count: int) -> Tensor:
-        shape = (count, len(self.blocks))
-        if decisions.shape != shape or decisions.is_floating_point():
-            raise ConfigError(
-                f"decisions of shape {tuple(decisions.shape)} and type {decisions.dtype} do not "
-                f"fit: integers of shape {shape} are needed"
-            )
-        if decisions.numel() and not 0 <= int(decisions.min()) <= int(decisions.max()) < len(
-            self.options
-        ):
-            raise ConfigError(f"decisions must be option indices, 0 to {len(self.options) - 1}")
-        if self.options.can_skip:
-            for index, block in enumerate(self.blocks):
-                if not block.can_be_skipped and bool((decisions[:, index] == 0).any()):
-                    raise ConfigError(
-                        f"block {block.name} has no shortcut and can't be skipped: choose a width"
-                    )
-        return decisions.to(torch.int64)
+        return self.operating_points.target if budget is None else budget
 
     @torch.no_grad()
-    def walk(self, images: Tensor, path: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
-        """What every gated block sees while all images take one path, and the logits (B, N).
+    def walk(self, images: Tensor, allocation: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        """What every gated block sees in one allocation for all images, and the logits (B, N).
 
         Args:
             images: Normalised floats (B, C, H, W).
-            path: Index of each block's option (L); the top one everywhere if not given.
+            allocation: Index of each block's option (L); the top one everywhere if not given.
         """
-        path = path or [len(self.options) - 1] * len(self.blocks)
+        allocation = allocation or [len(self.options) - 1] * len(self.blocks)
         x, inputs = self.begin(images), []
-        for block, option in zip(self.blocks, path, strict=True):
+        for block, option in zip(self.blocks, allocation, strict=True):
             inputs.append(x)
             x = block.execute(x, self.options[option])
         return inputs, self.trunk.head(x)
 
     @torch.no_grad()
-    def detour(self, x: Tensor, block: int, other: int, path: Sequence[int]) -> Tensor:
+    def detour(self, x: Tensor, block: int, other: int, allocation: Sequence[int]) -> Tensor:
         """The logits (B, N) of a walk whose images execute another option in one block.
 
         Args:
             x: What the block sees, from `walk`.
             block: Index of the block.
             other: Index of the option it executes.
-            path: As in `walk`.
+            allocation: As in `walk`.
         """
         x = self.blocks[block].execute(x, self.options[other])
-        for later, option in zip(self.blocks[block + 1 :], path[block + 1 :], strict=True):
+        for later, option in zip(self.blocks[block + 1 :], allocation[block + 1 :], strict=True):
             x = later.execute(x, self.options[option])
         return self.trunk.head(x)
 
-    def gate_logits(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
-        """The gates' logits (B, L, K) while every block executes the top option, without lean."""
-        return self.gate_logits_on(self.walk(images)[0], budget)
+    def gate_scores(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
+        """The gates' scores (B, L, K), masks included, while all execute the top option."""
+        return self.gate_scores_on(self.walk(images)[0], budget) + self.mask
 
-    def gate_logits_on(
-        self,
-        inputs: Sequence[Tensor],
-        budget: float | Tensor | None = None,
-        barred: bool = True,
+    def gate_scores_on(
+        self, inputs: Sequence[Tensor], budget: float | Tensor | None = None
     ) -> Tensor:
-        """The gates' logits (B, L, K) on given inputs of the gated blocks, without lean.
+        """The gates' scores (B, L, K) before offsets on given inputs of the gated blocks.
 
         Args:
             inputs: From `walk`, (B, C, H, W) each; they get no gradient.
             budget: As in `forward`.
-            barred: As in `judged`.
         """
         assert self.gate is not None, "a static network has no gate"
         state = self.gate.start(len(inputs[0]), self.gate_budget(budget), inputs[0])
-        logits = [
-            self.judged(index, x.detach(), state, barred).float() for index, x in enumerate(inputs)
-        ]
-        return torch.stack(logits, 1)
+        scores = [self.scores(index, x.detach(), state) for index, x in enumerate(inputs)]
+        return torch.stack(scores, 1)
 
     def calibrate(self, batches: Sequence[Tensor]) -> None:
         """Initialises every quantised option; see `estimation.calibrate`."""
@@ -382,6 +362,10 @@ class DynamicNetwork(nn.Module):
 
 def _numbers(budget: Any) -> Any:
     return budget.cpu().numpy() if isinstance(budget, Tensor) else budget
+
+
+def _tensor(values: NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def build_network(

@@ -3,9 +3,9 @@
 Importing this loads no torch: an exported network is evaluated without it.
 """
 
-from fracskip.evaluation.predictions import Predictions, predict
+from fracskip.evaluation.predictions import predict
 from fracskip.evaluation.record import SCHEMA, evaluate
 from fracskip.evaluation.subject import Card, Subject, subject_of
 from fracskip.evaluation.sweep import sweep
 
-__all__ = ["SCHEMA", "Card", "Predictions", "Subject", "evaluate", "predict", "subject_of", "sweep"]
+__all__ = ["SCHEMA", "Card", "Subject", "evaluate", "predict", "subject_of", "sweep"]

@@ -7,18 +7,24 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from fracskip.cost import FirstLooks
 from fracskip.devices import describe
 from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.evaluation.subject import Answers, Card
+from fracskip.evaluation.subject import Card
+from fracskip.operating import Execution, OperatingPoints, Prediction
 from fracskip.options import Option
 
 
 class NetworkSubject:
-    """A dynamic network on the device where it is; it is put into evaluation mode."""
+    """A dynamic network on the device where it is; it is put into evaluation mode.
 
-    def __init__(self, net: DynamicNetwork) -> None:
+    Args:
+        net: The network.
+        points: Operating points in place of its own.
+    """
+
+    def __init__(self, net: DynamicNetwork, points: OperatingPoints | None = None) -> None:
         self._net = net.eval()
+        self._points = net.operating_points if points is None else net.checked_points(points)
         self._device = next(net.parameters()).device
 
     @property
@@ -34,8 +40,8 @@ class NetworkSubject:
             class_names=spec.class_names,
             quant=spec.quant.scheme,
             gate="none" if net.gate is None else spec.gate.kind,
-            target=spec.target,
-            budgets=None if net.gate is None else spec.budgets,
+            target=self._points.target,
+            budgets=None if net.gate is None else self._points.budgets(spec.gate.budget_input),
             device=describe(self._device),
         )
 
@@ -46,14 +52,14 @@ class NetworkSubject:
         force: Option | int | str | None = None,
         budget: float | None = None,
         normalised: bool = False,
-    ) -> Answers:
+    ) -> Prediction[NDArray[Any]]:
         """See `fracskip.evaluation.Subject`."""
         net = self._net
         pixels = torch.from_numpy(images).to(self._device)
         x = preprocess(pixels, net.spec.image, normalised=normalised)
         forced = None if force is None else net.forced(force, len(x))
-        out = net(x, budget=budget, decisions=forced)
-        before = None
-        if out.first is not None and out.again is not None:
-            before = FirstLooks(out.first.cpu().numpy(), out.again.cpu().numpy())
-        return Answers(out.logits.float().cpu().numpy(), out.decisions.cpu().numpy(), before)
+        out = net(x, budget=budget, decisions=forced, points=self._points)
+        executions = (Execution(*(each.cpu().numpy() for each in one)) for one in out.executions)
+        return Prediction(
+            out.logits.float().cpu().numpy(), out.cost.cpu().numpy(), tuple(executions)
+        )

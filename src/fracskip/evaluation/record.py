@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fracskip.config import EXAMPLES
-from fracskip.cost import FirstLooks, account, decision_entropy_bits, option_shares
+from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
-from fracskip.evaluation.predictions import Predictions, Progress, predict_subject
+from fracskip.evaluation.predictions import Progress, predict_subject
 from fracskip.evaluation.source import Batches, Source, source_of
 from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.machine import versions
+from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
 
 SCHEMA = "fracskip.evaluation/1"
@@ -65,17 +67,17 @@ def evaluate(
     card = subject.card
     alone = [option for option in card.options if static and not (card.is_static or option.is_skip)]
     source = source_of(data, card.class_names, 1 + len(alone))
-    predictions = predict_subject(
+    begin = time.perf_counter()
+    prediction = predict_subject(
         subject, source.batches(batch_size), None, budget, progress, normalised
     )
-    options, decisions = card.options, predictions.decisions
-    labels = source.labels
-    right = predictions.predicted == labels
-    before = predictions.before
-    cost = account(decisions, options, card.profile, before)
-    shares = option_shares(_looks(decisions, before), options)
-    # Of the looks that decided: what differs between two looks says nothing of images.
-    entropy = decision_entropy_bits(option_shares(decisions, options))
+    seconds = time.perf_counter() - begin
+    options, labels = card.options, source.labels
+    right = prediction.predicted == labels
+    cost = account(prediction.executions, options, card.profile)
+    shares = option_shares(_executed(prediction), options)
+    # Of the members that answered: what differs between two members says nothing of images.
+    entropy = decision_entropy_bits(option_shares(prediction.decisions, options))
     forced = [
         _static_point(subject, source, option, batch_size, progress, normalised) for option in alone
     ]
@@ -98,10 +100,10 @@ def evaluate(
         "accuracy": float(right.mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
-        "second_looks": 0.0 if before is None else float(before.again.mean()),
+        "second_looks": float(prediction.escalated.mean()),
         "option_share": _named(shares.mean(0), options),
         "decision_entropy_bits": float(entropy.mean()),
-        "seconds": predictions.seconds,
+        "seconds": seconds,
         "device": card.device,
         "versions": versions(),
         "blocks": [
@@ -113,17 +115,20 @@ def evaluate(
             }
             for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
         ],
-        "classes": _per_class(source, labels, right, predictions, cost.image_cp, options),
+        "classes": _per_class(source, labels, right, prediction, cost.image_cp, options),
         "static": forced,
-        "examples": _examples(data, predictions, cost.image_cp, options, examples),
+        "examples": _examples(data, prediction, cost.image_cp, options, examples),
     }
 
 
-def _looks(decisions: NDArray[np.int64], before: FirstLooks | None) -> NDArray[np.int64]:
-    """Decisions of all looks, one row a look."""
-    if before is None:
-        return decisions
-    return before.all_with(decisions).astype(np.int64)
+def _executed(
+    prediction: Prediction[NDArray[Any]], of: NDArray[np.bool_] | None = None
+) -> NDArray[Any]:
+    """Decisions of all members, one row an image and member; only those `of` some images."""
+    return np.concatenate(
+        [each.decisions if of is None else each.decisions[of[each.rows]]
+         for each in prediction.executions]
+    )  # fmt: skip
 
 
 def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
@@ -139,9 +144,11 @@ def _static_point(
     normalised: bool,
 ) -> dict[str, Any]:
     batches = source.batches(batch_size)
+    begin = time.perf_counter()
     forced = predict_subject(subject, batches, option, None, progress, normalised)
+    seconds = time.perf_counter() - begin
     profile = subject.card.profile
-    cost = account(forced.decisions, subject.card.options, profile)
+    cost = account(forced.executions, subject.card.options, profile)
     # A static network has no gates to pay for.
     gates = profile.gate_macs / profile.backbone_macs
     return {
@@ -149,7 +156,7 @@ def _static_point(
         "accuracy": float((forced.predicted == source.labels).mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio - gates,
-        "seconds": forced.seconds,
+        "seconds": seconds,
     }
 
 
@@ -157,7 +164,7 @@ def _per_class(
     source: Source,
     labels: NDArray[np.int64],
     right: NDArray[np.bool_],
-    predictions: Predictions,
+    prediction: Prediction[NDArray[Any]],
     image_cp: NDArray[np.float64],
     options: OptionSet,
 ) -> list[dict[str, Any]]:
@@ -166,9 +173,7 @@ def _per_class(
         of_class = labels == index
         if not of_class.any():
             continue
-        before = None if predictions.before is None else predictions.before.take(of_class)
-        looks = _looks(predictions.decisions[of_class], before)
-        shares = option_shares(looks, options).mean(0)
+        shares = option_shares(_executed(prediction, of_class), options).mean(0)
         rows.append(
             {
                 "name": name,
@@ -183,7 +188,7 @@ def _per_class(
 
 def _examples(
     data: ImageSet | Batches,
-    predictions: Predictions,
+    prediction: Prediction[NDArray[Any]],
     image_cp: NDArray[np.float64],
     options: OptionSet,
     count: int,
@@ -192,15 +197,16 @@ def _examples(
         return {"easiest": [], "hardest": []}
     order = np.argsort(image_cp, kind="stable")
     count = min(count, len(order))
+    predicted, decisions = prediction.predicted, prediction.decisions
 
     def example(index: int) -> dict[str, Any]:
         return {
             "index": int(index),
             "label": data.class_names[data.labels[index]],
-            "predicted": data.class_names[predictions.predicted[index]],
+            "predicted": data.class_names[predicted[index]],
             "cp": float(image_cp[index]),
-            "path": [options.labels[choice] for choice in predictions.decisions[index]],
-            "first_path": first_path(options, predictions.before, index),
+            "path": [options.labels[choice] for choice in decisions[index]],
+            "first_path": first_allocation(options, prediction, index),
             "png": _png(data.images[index]),
         }
 
@@ -210,11 +216,14 @@ def _examples(
     }
 
 
-def first_path(options: OptionSet, before: FirstLooks | None, index: int) -> list[str] | None:
-    """What an image's first look executed; None if there was no second."""
-    if before is None or not before.again[index]:
+def first_allocation(
+    options: OptionSet, prediction: Prediction[NDArray[Any]], row: int
+) -> list[str] | None:
+    """What a cascade's first member executed for an image that was escalated; None for others."""
+    first, *others = prediction.executions
+    if not any(row in other.rows for other in others):
         return None
-    return [options.labels[choice] for choice in before.decisions[index]]
+    return [options.labels[choice] for choice in first.decisions[row]]
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import FirstLooks, NetworkProfile
+from fracskip.cost import NetworkProfile
 from fracskip.machine import describe_processor
+from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
 from fracskip.runtime import InferenceSession
 
@@ -18,20 +18,6 @@ if TYPE_CHECKING:
     from fracskip.dynamic import DynamicNetwork
 
 Network: TypeAlias = Union["DynamicNetwork", InferenceSession]
-
-
-class Answers(NamedTuple):
-    """What a network says of B images.
-
-    Attributes:
-        logits: (B, N).
-        decisions: Option indices (B, L); where an image was looked at twice, of the second look.
-        before: The first looks, where images may be looked at twice.
-    """
-
-    logits: NDArray[np.float32]
-    decisions: NDArray[np.integer[Any]]
-    before: FirstLooks | None = None
 
 
 @dataclass(frozen=True)
@@ -84,13 +70,13 @@ class Subject(Protocol):
         force: Option | int | str | None = None,
         budget: float | None = None,
         normalised: bool = False,
-    ) -> Answers:
+    ) -> Prediction[NDArray[Any]]:
         """What it says of a batch.
 
         Args:
             images: uint8 (B, H, W, C); a network in torch also takes normalised floats
                 (B, C, H, W).
-            force: Execute every block at this option instead of asking the gates, in one look.
+            force: Execute every block at this option instead of asking the gates, by one member.
             budget: Target computation share, if the network takes one.
             normalised: Floats are normalised, whatever their range is.
         """
@@ -126,7 +112,7 @@ class SessionSubject:
             class_names=session.class_names,
             quant="modern",
             gate="none" if plan.gate is None else plan.gate.kind,
-            target=plan.target,
+            target=plan.operating_points.target,
             budgets=plan.budgets,
             device=f"{describe_processor(session.threads)}, {engine}",
         )
@@ -137,9 +123,8 @@ class SessionSubject:
         force: Option | int | str | None = None,
         budget: float | None = None,
         normalised: bool = False,
-    ) -> Answers:
+    ) -> Prediction[NDArray[Any]]:
         """See `Subject`."""
         session = self._session
         forced = None if force is None else session.forced(force, len(images))
-        result = session.run(images, budget=budget, decisions=forced, normalised=normalised)
-        return Answers(result.logits, result.decisions, result.before)
+        return session.run(images, budget=budget, decisions=forced, normalised=normalised)

@@ -1,8 +1,9 @@
 """Gates: what decides, block by block, how each image is treated.
 
 A gate sees the global average of its block's input (and, where it is made so, a target budget)
-and gives one logit per option. The protocol is one `start` per batch, then one `forward` per
-gated block, in order; the state that runs between them is the gate's own.
+and gives one score per option, the less the better (`fracskip.operating.decision`). The protocol
+is one `start` per batch, then one `forward` per gated block, in order; the state that runs between
+them is the gate's own.
 
 Shapes: B batch, C channels of a block's input, K options.
 """
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 
 from fracskip.config import GateConfig
 from fracskip.errors import ConfigError
-from fracskip.options import HARM_SCALE
+from fracskip.options import SENSITIVITY_SCALE
 
-CERTAIN = 1e4  # a logit that no lean and no noise outweighs
-# What fresh gates say: 0.025 nats, and next to none for the dearest option.
+CERTAIN = 1e4  # a logit that no multiplier and no noise outweighs
 LEAST_DEVIATION = 1e-6  # what does not vary more than so much is the same in all images
-USUAL_HARM, NO_HARM = -6.0, -16.0
+# Log sensitivities of fresh gates: 0.025 nats, and next to none for the dearest option.
+USUAL_SENSITIVITY, NO_SENSITIVITY = -6.0, -16.0
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Gate(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.output: Literal["logit", "harm"] = "logit"
+        self.output: Literal["logit", "sensitivity"] = "logit"
         self.embed = nn.ModuleList([nn.Linear(count, width) for count in channels])
         self.budget_embed = nn.Linear(1, width) if budget_input else None
 
@@ -101,7 +102,7 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def standardise(self, pooled: Sequence[Tensor]) -> None:
-        """Rescales a fresh gate so that its logits differ between images: mean 0, deviation 1.
+        """Rescales a fresh gate so that head outputs differ between images: mean 0, deviation 1.
 
         Embeddings come to act on inputs of mean 0 and deviation 1, then the output layer is scaled
         and centred. Where nothing differs, as with a single image, they are centred alone.
@@ -118,14 +119,15 @@ class Gate(nn.Module):
                 layer.weight.div_(deviation.clamp_min(0.05 * widest + LEAST_DEVIATION))
             layer.bias.sub_(layer.weight @ mean)
         state = self.start(len(pooled[0]), None if self.budget_embed is None else 1.0, pooled[0])
-        said = torch.stack([self.judge(block, seen, state) for block, seen in enumerate(pooled)])
-        mean = said.mean(1)
-        deviation = (said - mean[:, None]).square().mean().sqrt()
+        given = [self.head_output(block, seen, state) for block, seen in enumerate(pooled)]
+        outputs = torch.stack(given)
+        mean = outputs.mean(1)
+        deviation = (outputs - mean[:, None]).square().mean().sqrt()
         if not float(deviation) > LEAST_DEVIATION:
             deviation = torch.ones_like(deviation)
         wanted = torch.zeros_like(mean)
-        if self.output == "harm":
-            wanted[:, :-1], wanted[:, -1] = USUAL_HARM, NO_HARM
+        if self.output == "sensitivity":
+            wanted[:, :-1], wanted[:, -1] = USUAL_SENSITIVITY, NO_SENSITIVITY
         self._rescale(1 / float(deviation), mean / deviation - wanted)
 
     @torch.no_grad()
@@ -151,23 +153,23 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
-    def fix(self, path: Sequence[int]) -> None:
-        """Gives every image the same decisions, whatever it looks like and however they are leaned.
+    def fix(self, allocation: Sequence[int]) -> None:
+        """Gives every image the same decisions, whatever it looks like and at any multiplier.
 
         Args:
-            path: An option's index for each gated block.
+            allocation: An option's index for each gated block.
 
         Raises:
             ConfigError: if the gate has no bias of each block's own.
         """
         raise NotImplementedError
 
-    def trust(self, share: float, rest: Tensor) -> None:
-        """Keeps a share of what the last layer says, and says something else in place of the rest.
+    def shrink(self, kept: float, rest: Tensor) -> None:
+        """Scales head outputs, and adds something for all images alike.
 
         Args:
-            share: How much is kept, in [0, 1].
-            rest: What is added to it, for all images alike, (L, K); see `judge`.
+            kept: The scale, in [0, 1].
+            rest: What is added, (L, K); see `head_output`.
 
         Raises:
             ConfigError: if the gate has no bias of each block's own.
@@ -183,36 +185,37 @@ class Gate(nn.Module):
             state: From `start`; updated in place.
 
         Returns:
-            Logits (B, K).
+            Scores (B, K), before offsets.
         """
-        return self.logits_of(self.judge(block, pooled, state))
+        return self.scores_of(self.head_output(block, pooled, state))
 
-    def logits_of(self, said: Tensor) -> Tensor:
-        """What decides, from what the last layer says, (..., K)."""
+    def scores_of(self, outputs: Tensor) -> Tensor:
+        """Scores from head outputs, (..., K)."""
         if self.output == "logit":
-            return said
-        # In float32: under autocast harms would be rounded to three digits, and options of
-        # nearly equal worth could not be told apart.
-        return -HARM_SCALE * said.float().clamp_max(0).exp()
+            return -outputs
+        # In float32: under autocast sensitivities would be rounded to three digits, and options
+        # of nearly equal worth could not be told apart.
+        return SENSITIVITY_SCALE * outputs.float().clamp_max(0).exp()
 
-    def said_by(self, logits: Tensor) -> Tensor:
-        """What the last layer said, from logits without a lean, (..., K); of harms, at most 0."""
+    def outputs_of(self, scores: Tensor) -> Tensor:
+        """Head outputs from scores before offsets, (..., K); of sensitivities, at most 0."""
         if self.output == "logit":
-            return logits
-        return (-logits / HARM_SCALE).log()
+            return -scores
+        return (scores / SENSITIVITY_SCALE).log()
 
-    def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
-        """What the last layer says of each option, (B, K); see `forward`."""
+    def head_output(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """What the last layer gives for each option, (B, K): logits or log sensitivities."""
         raise NotImplementedError
 
     def macs(self, block: int) -> int:
         """MACs of one decision for one image; the pooling counts as one MAC per channel."""
         raise NotImplementedError
 
-    def _certain(self, path: Sequence[int], options: int) -> Tensor:
-        """What is to be said (L, K) so that the options of a path are chosen."""
+    def _certain(self, allocation: Sequence[int], options: int) -> Tensor:
+        """Head outputs (L, K) by which an allocation is chosen."""
         sign = 1 if self.output == "logit" else -1
-        return sign * CERTAIN * nn.functional.one_hot(torch.tensor(path), options).float()
+        chosen = nn.functional.one_hot(torch.tensor(allocation), options)
+        return sign * CERTAIN * chosen.float()
 
     def _embed_macs(self, block: int) -> int:
         embed = self.embed[block]
@@ -244,8 +247,8 @@ class RecurrentGate(Gate):
 
     block_bias: nn.Parameter | None
 
-    def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
-        """See `Gate.judge`."""
+    def head_output(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """See `Gate.head_output`."""
         features = self.features(block, pooled, state)
         if state.hidden is None or state.cell is None:
             state.hidden = state.cell = torch.zeros_like(features)
@@ -259,7 +262,7 @@ class RecurrentGate(Gate):
         self.out.bias.add_(shares.log())
 
     @torch.no_grad()
-    def fix(self, path: Sequence[int]) -> None:
+    def fix(self, allocation: Sequence[int]) -> None:
         """See `Gate.fix`."""
         if self.block_bias is None:
             raise ConfigError(
@@ -268,19 +271,19 @@ class RecurrentGate(Gate):
             )
         self.out.weight.zero_()
         self.out.bias.zero_()
-        self.block_bias.copy_(self._certain(path, self.out.out_features))
+        self.block_bias.copy_(self._certain(allocation, self.out.out_features))
 
     @torch.no_grad()
-    def trust(self, share: float, rest: Tensor) -> None:
-        """See `Gate.trust`."""
+    def shrink(self, kept: float, rest: Tensor) -> None:
+        """See `Gate.shrink`."""
         if self.block_bias is None:
             raise ConfigError(
-                "a recurrent gate is trusted less only with a bias of each block's own: set "
+                "a recurrent gate is shrunk only with a bias of each block's own: set "
                 "gate.block_bias to true, or gates.trusts and gates.block_trusts to []"
             )
-        self.out.weight.mul_(share)
-        self.out.bias.mul_(share)
-        self.block_bias.mul_(share).add_(rest)
+        self.out.weight.mul_(kept)
+        self.out.bias.mul_(kept)
+        self.block_bias.mul_(kept).add_(rest)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         self.out.weight.mul_(factor)
@@ -306,8 +309,8 @@ class FeedForwardGate(Gate):
         self.out = nn.ModuleList([nn.Linear(width, options) for _ in channels])
         self._options = options
 
-    def judge(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
-        """See `Gate.judge`."""
+    def head_output(self, block: int, pooled: Tensor, state: GateState) -> Tensor:
+        """See `Gate.head_output`."""
         logits: Tensor = self.out[block](self.features(block, pooled, state).relu())
         return logits
 
@@ -319,20 +322,20 @@ class FeedForwardGate(Gate):
             layer.bias.add_(shares.log())
 
     @torch.no_grad()
-    def fix(self, path: Sequence[int]) -> None:
+    def fix(self, allocation: Sequence[int]) -> None:
         """See `Gate.fix`."""
-        for layer, logits in zip(self.out, self._certain(path, self._options), strict=True):
+        for layer, outputs in zip(self.out, self._certain(allocation, self._options), strict=True):
             assert isinstance(layer, nn.Linear)
             layer.weight.zero_()
-            layer.bias.copy_(logits)
+            layer.bias.copy_(outputs)
 
     @torch.no_grad()
-    def trust(self, share: float, rest: Tensor) -> None:
-        """See `Gate.trust`."""
-        for layer, said in zip(self.out, rest, strict=True):
+    def shrink(self, kept: float, rest: Tensor) -> None:
+        """See `Gate.shrink`."""
+        for layer, added in zip(self.out, rest, strict=True):
             assert isinstance(layer, nn.Linear)
-            layer.weight.mul_(share)
-            layer.bias.mul_(share).add_(said)
+            layer.weight.mul_(kept)
+            layer.bias.mul_(kept).add_(added)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         for layer, middle in zip(self.out, centre, strict=True):

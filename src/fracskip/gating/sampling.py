@@ -1,4 +1,4 @@
-"""From a gate's logits to a decision and to a gradient."""
+"""From a gate's scores to a decision and to a gradient."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 
-def gumbel_like(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard Gumbel noise of the logits' shape; adding it makes an argmax a sample."""
-    uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float32)
-    return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7))).to(logits.device)
+def gumbel_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel noise of the scores' shape; taking it away makes an argmin a sample."""
+    uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float32)
+    return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7))).to(scores.device)
 
 
-def choose(logits: Tensor) -> Tensor:
-    """The decision: index of the largest logit; the first one where several are equal.
+def first_minimum(scores: Tensor) -> Tensor:
+    """The decision: index of the least score; the first one where several are equal.
 
     Args:
-        logits: (B, K).
+        scores: (B, K), offsets included.
 
     Returns:
         (B,) int64.
     """
-    # torch.argmax leaves open which of several maxima it returns.
-    is_best = logits == logits.amax(dim=-1, keepdim=True)
-    options = logits.shape[-1]
-    countdown = torch.arange(options, 0, -1, device=logits.device)
+    # torch.argmin leaves open which of several minima it returns.
+    is_best = scores == scores.amin(dim=-1, keepdim=True)
+    options = scores.shape[-1]
+    countdown = torch.arange(options, 0, -1, device=scores.device)
     return options - (is_best * countdown).amax(dim=-1)
 
 

@@ -1,5 +1,5 @@
 """Running exported networks: bundles, sessions and engines. Importing this loads no torch."""
 
-from fracskip.runtime.session import InferenceSession, RunResult
+from fracskip.runtime.session import InferenceSession
 
-__all__ = ["InferenceSession", "RunResult"]
+__all__ = ["InferenceSession"]

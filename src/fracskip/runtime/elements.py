@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
-from fracskip.config import Curve, Looks, check_ascending
+from fracskip.config import Fraction
+from fracskip.operating import Cascade, Multiplier, MultiplierCurve, OperatingPoints
 from fracskip.options import OptionSet
 from fracskip.quant.affine import IntegerGrid
 
@@ -80,39 +74,23 @@ def canonical(labels: tuple[str, ...]) -> OptionSet:
 
 
 class GatePlan(Strict):
-    """Who decides: see `fracskip.config.GateConfig`.
-
-    Attributes:
-        curve: (cost, lean) pairs, ascending in both. With output 'logit' leans are relative to the
-            one that the last bias holds already.
-        cascade: What meets a budget where images may be looked at twice: see
-            `fracskip.config.ModelSpec`.
-        output: What the last layer says of an option.
-        lean: Where no budget is asked for, with output 'harm'.
-    """
+    """Who decides: see `fracskip.config.GateConfig`."""
 
     kind: Literal["recurrent", "feedforward"]
     width: Positive
     budget_input: bool
-    curve: Curve = ()
-    cascade: Looks = ()
-    output: Literal["logit", "harm"] = "logit"
-    lean: float = 0.0
+    output: Literal["logit", "sensitivity"]
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what older readers do not know, where it says nothing."""
-        tree: dict[str, Any] = serialise(self)
-        silent = {key for key in ("curve", "cascade") if not getattr(self, key)}
-        silent |= {"output", "lean"} if self.output == "logit" else set()
-        return {key: tree[key] for key in tree if key not in silent}
 
-    @model_validator(mode="after")
-    def _the_curve_ascends(self) -> GatePlan:
-        check_ascending(self.curve)
-        if self.lean and self.output == "logit":
-            raise ValueError("a lean is for output 'harm': logits have theirs in the last bias")
-        return self
+class PlannedPoints(OperatingPoints):
+    """Operating points in a bundle: all keys, nothing converted."""
+
+    model_config = ConfigDict(strict=True)
+
+    target: Fraction | None
+    multiplier: Multiplier
+    multiplier_curve: MultiplierCurve
+    cascade: Cascade
 
 
 @dataclass(frozen=True)

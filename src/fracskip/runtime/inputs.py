@@ -81,7 +81,7 @@ def checked_decisions(decisions: ArrayLike, count: int, plan: Plan) -> NDArray[n
             f"decisions from {values.min()} to {values.max()} do not fit: option indices from "
             f"0 to {options - 1} are needed"
         )
-    for column in np.flatnonzero(plan.unskippable):
+    for column in np.flatnonzero(plan.masks[:, 0]):
         if (values[:, column] == 0).any():
             raise ConfigError(
                 f"block {plan.gated_names[column]} has no shortcut and can't be skipped: "

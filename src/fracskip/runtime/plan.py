@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fracskip.config import FIRST_FAULT, Fraction, ImageConfig, Texts, check_cascade
-from fracskip.cost.budget import BudgetCurve
-from fracskip.cost.cascade import Cascade
+from fracskip.config import FIRST_FAULT, ImageConfig, Texts
 from fracskip.cost.profile import NetworkProfile
+from fracskip.operating import cost_weights, masks
 from fracskip.options import FULL_BITS, Option, OptionSet
 from fracskip.runtime.elements import (
     MAX_BLOCKS,
@@ -28,6 +28,7 @@ from fracskip.runtime.elements import (
     WIDEST_INTEGERS,
     Activations,
     GatePlan,
+    PlannedPoints,
     Positive,
     Strict,
     TensorSpec,
@@ -155,10 +156,10 @@ class Plan(Strict):
         image: Size, channels and normalisation of its input.
         options: Labels of what its gates choose from.
         stream: What runs between parts: floats, or levels of one step a part.
-        target: The computation share it was trained for, if any.
         cost: MACs, so that decisions can be priced.
         network: What is executed.
         gate: Who decides; None for a static network (one option).
+        operating_points: How it is operated.
     """
 
     schema_name: Literal["fracskip.bundle"] = Field(SCHEMA, alias="schema")
@@ -170,17 +171,12 @@ class Plan(Strict):
     image: ImageConfig
     options: Texts
     stream: Literal["float", "int8"]
-    target: Fraction | None
     cost: NetworkProfile
     network: Network
     gate: GatePlan | None
+    operating_points: PlannedPoints
 
     # -- options and budgets ---------------------------------------------------------------------
-
-    @property
-    def lean_weights(self) -> tuple[float, ...]:
-        """What a lean is multiplied with before it is added to each option's logit."""
-        return self.option_set.lean_weights("logit" if self.gate is None else self.gate.output)
 
     @cached_property
     def option_set(self) -> OptionSet:
@@ -188,28 +184,25 @@ class Plan(Strict):
         return OptionSet.of(self.options)
 
     @property
-    def takes_budget(self) -> bool:
-        """Whether a caller may name the cost."""
-        return self.gate is not None and (self.gate.budget_input or bool(self.gate.curve))
-
-    @cached_property
-    def curve(self) -> BudgetCurve | None:
-        """What leans cost, where budgets become leans."""
-        return None if self.gate is None or not self.gate.curve else BudgetCurve(self.gate.curve)
-
-    @cached_property
-    def cascade(self) -> Cascade | None:
-        """Which looks meet a budget, where images may be looked at twice."""
-        rows = () if self.gate is None else self.gate.cascade
-        return Cascade(rows) if rows else None
+    def budget_input(self) -> bool:
+        """Whether the gate takes a budget."""
+        return self.gate is not None and self.gate.budget_input
 
     @property
     def budgets(self) -> tuple[float, float] | None:
         """The smallest and the largest budget that a caller may name; None if it takes none."""
-        reached = self.cascade or self.curve
-        if reached is not None:
-            return reached.range
-        return (0.0, 1.0) if self.takes_budget else None
+        return self.operating_points.budgets(self.budget_input)
+
+    @cached_property
+    def cost_weights(self) -> NDArray[np.float32]:
+        """What a multiplier weighs of each block's options, (L, K); see `fracskip.operating`."""
+        output = "logit" if self.gate is None else self.gate.output
+        return cost_weights(self.option_set, output, len(self.gated))
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """Which options a block can't execute, (L, K); see `fracskip.operating`."""
+        return masks(self.option_set, [part.residual for part in self.gated])
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -222,12 +215,6 @@ class Plan(Strict):
     def gated_names(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(part.name for part in self.gated)
-
-    @property
-    def unskippable(self) -> tuple[bool, ...]:
-        """Of each gated part: whether skip is one of the options, and no choice for it."""
-        can_skip = self.option_set.can_skip
-        return tuple(can_skip and not part.residual for part in self.gated)
 
     @cached_property
     def entries(self) -> tuple[Shape, ...]:
@@ -338,8 +325,8 @@ class Plan(Strict):
             )
         if (len(canonical(self.options)) == 1) != (self.gate is None):
             raise ValueError("a network has a gate if and only if it has several options")
-        if self.gate is not None:
-            check_cascade(self.gate.cascade, self.gate.curve, self.target)
+        if self.gate is None and self.operating_points.range is not None:
+            raise ValueError("a network without a gate has no multiplier curve and no cascade")
         _check_cost(self.cost)
         self._check_parts()
         _ = self.entries

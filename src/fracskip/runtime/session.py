@@ -7,7 +7,6 @@ when it is asked for.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import CostReport, FirstLooks, NetworkProfile, account, checked_budgets
-from fracskip.cost.budget import TAKES_NONE
+from fracskip.cost import CostReport, NetworkProfile, account
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
+from fracskip.operating import Execution, Operation, Prediction
 from fracskip.options import Option, OptionSet
 from fracskip.runtime.bundle import BUNDLED, Bundle, read_bundle
 from fracskip.runtime.inputs import Images, checked_decisions, checked_images
@@ -25,34 +24,6 @@ from fracskip.runtime.plan import Plan
 
 ENGINES = ("auto", "native", "portable")
 MAX_THREADS = 256
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a session says of a batch.
-
-    Attributes:
-        logits: float32 (B, N).
-        decisions: Option indices, uint8 (B, L); where an image was looked at twice, of the second
-            look.
-        latency_us: Time of each image in microseconds, float32 (B,). The portable engine works
-            on whole batches: it gives each image its share of the batch's time.
-        before: The first looks, where images may be looked at twice.
-        gate_us: What each block's gate took in all looks at an image, in microseconds, float32
-            (B, L), where `run` was asked for it; of a portable engine likewise a share of the
-            batch's time.
-    """
-
-    logits: NDArray[np.float32]
-    decisions: NDArray[np.uint8]
-    latency_us: NDArray[np.float32]
-    before: FirstLooks | None = None
-    gate_us: NDArray[np.float32] | None = None
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """The class of the largest logit of each image, (B,)."""
-        return np.asarray(self.logits.argmax(1), dtype=np.int64)
 
 
 class Engine(Protocol):
@@ -80,12 +51,12 @@ class Engine(Protocol):
         latency_us: NDArray[np.float32],
         forced: NDArray[np.uint8] | None,
         budgets: NDArray[np.float32] | None = None,
-        leans: NDArray[np.float32] | None = None,
-        confidences: NDArray[np.float32] | None = None,
+        multipliers: NDArray[np.float32] | None = None,
+        thresholds: NDArray[np.float32] | None = None,
         second_budgets: NDArray[np.float32] | None = None,
-        second_leans: NDArray[np.float32] | None = None,
-        first: NDArray[np.uint8] | None = None,
-        again: NDArray[np.uint8] | None = None,
+        second_multipliers: NDArray[np.float32] | None = None,
+        second_decisions: NDArray[np.uint8] | None = None,
+        escalated: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
     ) -> None:
         """Writes answers in place."""
@@ -116,7 +87,7 @@ class InferenceSession:
         MissingExtraError: if the engine is not installed.
 
     >>> session = InferenceSession("bundled")  # doctest: +SKIP
-    >>> result = session.run(images)  # doctest: +SKIP
+    >>> prediction = session.run(images)  # doctest: +SKIP
     """
 
     def __init__(
@@ -143,6 +114,7 @@ class InferenceSession:
         self._opened = {"path": name, "threads": threads, "engine": engine, "isa": isa}
         self.plan: Plan = bundle.plan
         self.digest = bundle.digest
+        self._costs = np.array(self.plan.option_set.costs, np.float32)
         self._engine: Engine
         if native is not None and engine != "portable":
             self.engine = "native"
@@ -197,14 +169,15 @@ class InferenceSession:
         """What executes each block's options: (block, option, one name a convolution)."""
         return self._engine.kernels()
 
-    def cost(self, decisions: NDArray[np.integer], before: FirstLooks | None = None) -> CostReport:
-        """Prices decisions (B, L): see `fracskip.cost.account`.
+    def cost(self, executed: Prediction[NDArray[Any]] | NDArray[np.integer]) -> CostReport:
+        """Prices what was executed: see `fracskip.cost.account`.
 
         Args:
-            decisions: Of a result.
-            before: Its first looks (`result.before`): without them only the deciding looks count.
+            executed: A prediction, or the decisions (B, L) of one member alone.
         """
-        return account(decisions, self.options, self.profile, before)
+        if isinstance(executed, Prediction):
+            return account(executed.executions, self.options, self.profile)
+        return account(executed, self.options, self.profile)
 
     def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
         """Decisions (B, L) that give every block the same option.
@@ -225,17 +198,17 @@ class InferenceSession:
         decisions: ArrayLike | None = None,
         time_gates: bool = False,
         normalised: bool = False,
-    ) -> RunResult:
-        """Classifies images, each by its own path.
+    ) -> Prediction[NDArray[Any]]:
+        """Classifies images, each by its own allocation.
 
         Args:
             images: uint8 pixels (B, H, W, C), or float32 of that shape that are normalised
                 already, (pixel / 255 - mean) / std, which their range is checked for.
             budget: Target computation share in (0, 1], one for all or (B,), if the network takes
                 one (None: what it was trained for).
-            decisions: Option indices (B, L) to execute instead of asking the gate; in one look,
-                for which no budget is needed.
-            time_gates: Read a clock around every gate: `gate_us` of the result. Two readings a
+            decisions: Option indices (B, L) to execute instead of asking the gate, by one member;
+                no budget is needed.
+            time_gates: Read a clock around every gate: `gate_us` of the prediction. Two readings a
                 gate, of some 20 ns each, one of which counts as the gate's.
             normalised: Floats are normalised, whatever their range is.
 
@@ -247,20 +220,31 @@ class InferenceSession:
         images = checked_images(images, self.image, normalised)
         count = len(images)
         forced = None if decisions is None else checked_decisions(decisions, count, self.plan)
-        told = self._told(budget, count, forced is not None)
+        if budget is None and forced is not None:
+            operation = Operation(())
+        else:
+            operation = self.plan.operating_points.at(budget, count, self.plan.budget_input)
+        said = _engine_arguments(operation) if forced is None else {}
         logits = np.empty((count, self.plan.network.classes), np.float32)
         chosen = np.empty((count, len(self.plan.gated_names)), np.uint8)
         latency_us = np.empty(count, np.float32)
-        before = None
-        if "confidences" in told:
-            told["first"], told["again"] = np.empty_like(chosen), np.zeros(count, np.uint8)
+        if "thresholds" in said:
+            said["second_decisions"] = np.empty_like(chosen)
+            said["escalated"] = np.zeros(count, np.uint8)
         if time_gates:
-            told["gate_us"] = np.empty(chosen.shape, np.float32)
-        self._engine.run(images, logits, chosen, latency_us, forced, **told)
+            said["gate_us"] = np.empty(chosen.shape, np.float32)
+        self._engine.run(images, logits, chosen, latency_us, forced, **said)
         self._check_logits(logits)
-        if "confidences" in told:
-            before = FirstLooks(told["first"], told["again"].astype(bool))
-        return RunResult(logits, chosen, latency_us, before, told.get("gate_us"))
+        executions: list[Execution[NDArray[Any]]] = [Execution(np.arange(count), chosen)]
+        cost = self._costs[chosen].mean(1) if chosen.shape[1] else np.ones(count, np.float32)
+        if "thresholds" in said:
+            rows = np.flatnonzero(said["escalated"])
+            second = said["second_decisions"][rows]
+            executions.append(Execution(rows, second))
+            if second.size:
+                cost[rows] += self._costs[second].mean(1)
+        gate_us = said.get("gate_us")
+        return Prediction(logits, cost, tuple(executions), latency_us=latency_us, gate_us=gate_us)
 
     def _check_logits(self, logits: NDArray[np.float32]) -> None:
         if not np.isfinite(logits).all():
@@ -271,37 +255,18 @@ class InferenceSession:
                 "export a network that evaluates well"
             )
 
-    def _told(
-        self, budget: ArrayLike | None, count: int, is_forced: bool
-    ) -> dict[str, NDArray[Any]]:
-        """What the engine is told of a budget, (B,): the share itself, a lean, or both."""
-        plan = self.plan
-        if budget is not None and not plan.takes_budget:
-            raise ConfigError(TAKES_NONE)
-        if is_forced and budget is None:
-            return {}
-        if plan.cascade is not None and not is_forced:
-            asked = plan.target if budget is None else budget
-            assert asked is not None  # the plan says so
-            looks = plan.cascade.looks_at(checked_budgets(asked, count))
-            told = self._told_of_one(looks.first, count)
-            again = self._told_of_one(looks.second, count)
-            told.update({f"second_{key}": value for key, value in again.items()})
-            return {**told, "confidences": looks.confidence}
-        return self._told_of_one(budget, count)
 
-    def _told_of_one(self, budget: ArrayLike | None, count: int) -> dict[str, NDArray[Any]]:
-        """What it is told of one look's budget."""
-        plan = self.plan
-        told = {}
-        if budget is not None and plan.curve is not None:
-            told["leans"] = plan.curve.leans_at(checked_budgets(budget, count))
-        if plan.gate is not None and plan.gate.budget_input:
-            given = plan.target if budget is None else budget
-            if given is None:
-                raise ConfigError("this network needs a budget: a computation share in (0, 1]")
-            told["budgets"] = checked_budgets(given, count)
-        return told
+def _engine_arguments(operation: Operation) -> dict[str, NDArray[Any]]:
+    """What an engine needs of how images are operated: `Engine.run`'s arguments, (B,) each."""
+    found: dict[str, NDArray[Any]] = {}
+    for prefix, member in zip(("", "second_"), operation.members, strict=False):
+        if member.multiplier.ndim:  # else it has it from the plan
+            found[f"{prefix}multipliers"] = member.multiplier
+        if member.budget is not None:
+            found[f"{prefix}budgets"] = member.budget
+    if operation.threshold is not None:
+        found["thresholds"] = operation.threshold
+    return found
 
 
 # -- engines --------------------------------------------------------------------------------------

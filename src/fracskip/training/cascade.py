@@ -1,8 +1,8 @@
-"""Which looks meet which budget, where images may be looked at twice: a choice by validation.
+"""Which members of a cascade meet which budget: a choice by validation images.
 
 What a prediction says of its own certainty tells hard images from easy ones better than anything
-that is known before it is there. So a cascade spends less than its budget on a first look, and the
-rest on a second look at the images that the first leaves least certain.
+that is known before it is there. So a cascade spends less than its budget on a first member, and
+the rest on a second one for the images that the first leaves least certain.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fracskip.cost import BudgetCurve, account
-from fracskip.cost.cascade import CascadePoint
+from fracskip.cost import account
 from fracskip.dynamic import DynamicNetwork
-from fracskip.evaluation import predict
+from fracskip.operating import Cascade, OperatingPoints
 from fracskip.training.batches import Labelled
+from fracskip.training.validation import predicted
 
-STEP = 1.25  # from the budget of a look to that of the next dearer one
-FURTHEST = 5  # so many steps the first look's budget may lie under the cascade's, the second's over
-JUST_UNDER = 1 - 1e-4  # a budget that still gets one look, where those over it get two
+STEP = 1.25  # from the budget of a member to that of the next dearer one
+FURTHEST = 5  # so many steps the first budget may lie under the cascade's, the second's over
+JUST_UNDER = 1 - 1e-4  # a budget that still gets one member, where those over it get two
+
+Row = tuple[float, float, float, float]  # of a `Cascade`
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at N validation images gives.
+class Member:
+    """A network at a budget on N validation images: what may stand in a cascade.
 
     Attributes:
         budget: Asked for.
-        cost: Computation share of each image, (N,).
+        cost: Of each image, (N,).
         confidence: Probability of each image's first choice, (N,).
         right: Whether that is its class, (N,).
     """
@@ -43,98 +45,101 @@ class Look:
     right: NDArray[np.bool_]
 
 
-def measure_cascade(net: DynamicNetwork, data: Labelled) -> float:
-    """Lets the network look twice, if validation images gain by it.
+def best_cascade(net: DynamicNetwork, data: Labelled) -> tuple[Cascade, float]:
+    """The cascade by which validation images gain most; nothing is changed.
 
-    The first look's budget is the same share of the asked one at every budget, and the second's the
-    same multiple, but for the ends of the curve; and budgets under one of them, which leave a first
-    look too little, get one look. So three numbers are chosen by accuracy, too few to fit the
-    images that they are chosen on. Thresholds need no labels.
+    The first member's budget is the same share of the asked one at every budget, and the second's
+    the same multiple, but for the ends of the curve; and budgets under one of them, which leave a
+    first member too little, get one member. So three numbers are chosen by accuracy, too few to fit
+    the images that they are chosen on. Thresholds need no labels.
 
     A gain that is not above its own standard error is none.
 
     Args:
-        net: A network with a curve that reaches its target; its `spec.cascade` is set.
+        net: A network with a multiplier curve that reaches its target.
         data: Validation images, which the weights must not have learned: confidence in known
             images says nothing of others.
 
     Returns:
-        Accuracy gained on these images, a mean over budgets; 0 where the network keeps one look.
+        The cascade, and the accuracy gained on these images, a mean over budgets; () and 0 where
+        one member does as well.
     """
-    net.spec = net.spec.model_copy(update={"cascade": ()})
-    low, high = BudgetCurve(net.spec.curve).range
-    target = net.spec.target
-    if target is None or not low <= target <= high:
-        return 0.0  # who names no budget asks for the target
+    points = net.operating_points.changed(cascade=())
+    assert points.range is not None
+    low, high = points.range
+    if points.target is None or not low <= points.target <= high:
+        return (), 0.0  # who names no budget asks for the target
     steps = max(1, round(math.log(high / low) / math.log(STEP)))
     budgets = np.geomspace(low, high, steps + 1).clip(low, high).tolist()
-    looks = [look_at(net, data, budget) for budget in budgets]
+    members = [member_at(net, points, data, budget) for budget in budgets]
     found = [
-        where_it_pays(*combined(looks, under, over))
+        where_it_pays(*combined(members, under, over))
         for under, over in itertools.product(range(1, FURTHEST + 1), repeat=2)
     ]
-    gained, points = max(found, key=lambda each: float(each[0].mean()))
+    gained, rows = max(found, key=lambda each: float(each[0].mean()))
     if gained.mean() <= gained.std() / math.sqrt(len(gained)):
-        return 0.0
-    net.spec = net.spec.model_copy(update={"cascade": points})
-    return float(gained.mean())
+        return (), 0.0
+    return rows, float(gained.mean())
 
 
-def look_at(net: DynamicNetwork, data: Labelled, budget: float) -> Look:
-    """One look at all images."""
-    found = predict(net, data.images, budget=budget)
-    cost = account(found.decisions, net.options, net.profile)
-    return Look(budget, cost.image_cp, found.probabilities.max(1), found.predicted == data.labels)
+def member_at(
+    net: DynamicNetwork, points: OperatingPoints, data: Labelled, budget: float
+) -> Member:
+    """All images answered at a budget, at operating points without a cascade."""
+    found = predicted(net, points, data.images, budget)
+    cost = account(found.executions, net.options, net.profile)
+    right = found.predicted == data.labels
+    return Member(budget, cost.image_cp, found.probabilities.max(1), right)
 
 
 def combined(
-    looks: Sequence[Look], under: int, over: int
-) -> tuple[NDArray[np.float64], tuple[CascadePoint, ...]]:
-    """Cascades for all the looks' budgets.
+    members: Sequence[Member], under: int, over: int
+) -> tuple[NDArray[np.float64], tuple[Row, ...]]:
+    """Cascades for all the members' budgets.
 
     Args:
-        looks: Ascending in budget.
-        under: So many looks before a budget's own comes its first look.
+        members: Ascending in budget.
+        under: So many members before a budget's own comes its first one.
         over: So many after it the second.
 
     Returns:
-        1 where an image is right that is wrong in one look, -1 where it is the other way round,
-        else 0, (budgets, N); and the cascade's points, one a budget.
+        1 where an image is right that is wrong by one member, -1 where it is the other way round,
+        else 0, (budgets, N); and the cascade's rows, one a budget.
     """
-    gains, points = [], []
-    for index, own in enumerate(looks):
-        first = looks[max(index - under, 0)]
-        second = looks[min(index + over, len(looks) - 1)]
-        confidence = threshold(first, second, own.budget)
-        right = np.where(first.confidence < confidence, second.right, first.right)
+    gains, rows = [], []
+    for index, own in enumerate(members):
+        first = members[max(index - under, 0)]
+        second = members[min(index + over, len(members) - 1)]
+        least = threshold(first, second, own.budget)
+        right = np.where(first.confidence < least, second.right, first.right)
         gains.append(right.astype(np.float64) - own.right)
-        points.append((own.budget, first.budget, second.budget, confidence))
-    return np.stack(gains), tuple(points)
+        rows.append((own.budget, first.budget, second.budget, least))
+    return np.stack(gains), tuple(rows)
 
 
 def where_it_pays(
-    gains: NDArray[np.float64], points: Sequence[CascadePoint]
-) -> tuple[NDArray[np.float64], tuple[CascadePoint, ...]]:
-    """Gives the smallest budgets one look, up to where the sum of all gains is greatest.
+    gains: NDArray[np.float64], rows: Sequence[Row]
+) -> tuple[NDArray[np.float64], tuple[Row, ...]]:
+    """Gives the smallest budgets one member, up to where the sum of all gains is greatest.
 
     Args:
         gains: Of each budget's cascade, (budgets, N).
-        points: Their cascades.
+        rows: Their cascades.
 
     Returns:
-        What each image gains, a mean over all budgets (N,), and the cascade's points.
+        What each image gains, a mean over all budgets (N,), and the cascade's rows.
     """
     from_there_up = gains.mean(1)[::-1].cumsum()[::-1]
     start = int(from_there_up.argmax())
     gained = gains[start:].sum(0) / len(gains)
     if not start:
-        return gained, tuple(points)
-    alone = [(budget,) * 3 for budget in (points[0][0], points[start][0] * JUST_UNDER)]
-    return gained, (*((*budgets, 0.0) for budgets in alone), *points[start:])
+        return gained, tuple(rows)
+    alone = [(budget,) * 3 for budget in (rows[0][0], rows[start][0] * JUST_UNDER)]
+    return gained, (*((*budgets, 0.0) for budgets in alone), *rows[start:])
 
 
-def threshold(first: Look, second: Look, budget: float) -> float:
-    """The confidence under which a second look spends what the first leaves of a budget.
+def threshold(first: Member, second: Member, budget: float) -> float:
+    """The confidence under which escalation spends what the first member leaves of a budget.
 
     Halfway between the last image that the budget pays for and the next; where it pays for none,
     just none is under it.

@@ -1,7 +1,7 @@
 """Training a converted network on any loader: every option, gates, paths; then its curve.
 
-The stages are those of a recipe (`training.supernet`, `harms`, `joint`), on the caller's batches
-and without a run's folder: nothing is written, and a callback may save what it likes.
+The stages are those of a recipe (`training.supernet`, `sensitivities`, `joint`), on the caller's
+batches and without a run's folder: nothing is written, and a callback may save what it likes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fracskip.training.health import (
     require_finite_loss,
     require_finite_weights,
 )
-from fracskip.training.judging import plain_accuracy
 from fracskip.training.loaders import Held, Loader, LoaderBatches, hold
 from fracskip.training.sequence import STAGES, StageSequence
 from fracskip.training.stages import Place, Stage
 from fracskip.training.standard import BUDGET, EPOCHS, LOOKS, LR, VALIDATION, Budget, stages
 from fracskip.training.state import Totals
+from fracskip.training.validation import plain_accuracy
 
 
 def fit(
@@ -56,15 +56,16 @@ def fit(
     warned of, and the network's target and budgets are those that it does reach.
 
     Args:
-        net: From `convert`, with gates that say harm (its default). It is trained where the
-            device is, and left there, in evaluation mode.
+        net: From `convert`, with gates that give sensitivities (its default). It is trained where
+            the device is, and left there, in evaluation mode.
         train: Batches of normalised images (B, C, H, W), varied as you like, or of pixels, uint8
             (B, H, W, C), which are normalised as `net.spec.image` says; and class numbers (B,) or
             one-hot labels. Pairs, or dictionaries such as {'image', 'label'}.
         validation: Likewise, not varied; the weights should not have learned from them.
         budget: Computation share to be met, or the smallest and the largest.
         epochs: Of the three stages; the first should give each executed option a few.
-        looks: 2 lets the network look again where a first look leaves it unsure (two budgets).
+        looks: 2 allows for a cascade: what a cheap first member leaves uncertain is escalated to a
+            second one (two budgets).
         lr: Highest learning rate of the weights; 3e-3 suits batches of 128.
         seed: All draws but the loaders' follow from it.
         validation_images: At most so many are kept in memory.
@@ -74,7 +75,8 @@ def fit(
         on_epoch: Called after each epoch with its figures; 'stage' and 'epoch' say which.
 
     Returns:
-        'epochs' (what `on_epoch` was given), 'curve', 'cascade' and 'lean'.
+        'epochs' (what `on_epoch` was given), and what ends the training (see `training.finalize`):
+        'operating_points', 'cascade_gain' and 'norms'.
 
     Raises:
         ConfigError: if the network, the budget or the loaders do not fit.
@@ -88,9 +90,6 @@ def fit(
     held = hold(validation, validation_images, net.spec, normalised)
     size = len(batches.get("size", 0, 0)[1])
     recipe = recipe or make_recipe(net, budget, epochs, looks, lr, seed, size)
-    net.spec = net.spec.model_copy(
-        update={"target": recipe.joint.target, "lean": 0.0, "curve": (), "cascade": ()}
-    )
     bf16 = use_bf16(recipe.runtime.amp, device)
     sequence = StageSequence(recipe, net.spec, batches, held, device, bf16)
     history: list[dict[str, Any]] = []
@@ -113,12 +112,12 @@ def fit(
                         doubted = _warn(text)
                 if following:
                     stage = sequence.begin(following, stage)
-            closing = sequence.close(net)
+            found = sequence.finish(net)
     finally:
         net.eval()
     for text in sequence.shortfalls:
         _warn(text)
-    return {"epochs": history, **closing}
+    return {"epochs": history, **found}
 
 
 def _warn(text: str | None) -> bool:
@@ -131,10 +130,11 @@ def _warn(text: str | None) -> bool:
 def _check(net: DynamicNetwork) -> None:
     if net.gate is None:
         raise ConfigError("a network with one option has no gates to train: give it two at least")
-    if net.spec.gate.output != "harm":
+    if net.spec.gate.output != "sensitivity":
         raise ConfigError(
-            f"fit trains gates that say 'harm', this one says a {net.spec.gate.output!r}: convert "
-            "with GateConfig(output='harm', ...), or train with a recipe"
+            f"fit trains gates whose output is 'sensitivity', this one's is a "
+            f"{net.spec.gate.output!r}: convert with GateConfig(output='sensitivity', ...), or "
+            "train with a recipe"
         )
     if net.spec.quant.scheme != "modern":
         raise ConfigError("fit needs quant.scheme 'modern': the paper's is trained with a recipe")
@@ -191,7 +191,7 @@ def _run_epoch(
     except DivergedError as error:
         net.load_state_dict(kept)
         raise DivergedError(f"{error}; the network is as it was before this epoch") from None
-    budget = net.spec.target if net.spec.curve or net.spec.gate.budget_input else None
+    budget = None if net.budgets is None else net.operating_points.target
     found = evaluate(net, held.batches(), budget=budget, static=False, examples=0, normalised=True)
     keys = ("accuracy", "cp", "bitops_ratio", "option_share", "decision_entropy_bits")
     return {

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
-from fracskip.training.objective import harm, leaned_path, target_at
+from fracskip.training.objective import allocation_at, sensitivity, target_at
 from fracskip.training.randomness import generator_at
 from fracskip.training.stages import Place, StageBase, StepResult
 
 HARMLESS = 1e-4  # nats by which a prediction may change for a decision to be even
-HARM_RANGE = (1e-6, 10.0)  # outside it, more or less harm makes no difference
-HARM_BLOCKS = 2  # blocks tried in a step
+RANGE = (1e-6, 10.0)  # nats; outside it, more or less makes no difference
+BLOCKS = 2  # tried in a step
 
 
 class GateTraining(StageBase):
@@ -25,7 +25,7 @@ class GateTraining(StageBase):
     The backbone only runs forward and stays as it is. What is learned is a soft label: `confidence`
     for the option, the rest spread over the others - evenly over cheaper ones, less for dearer
     ones, so that a drawn decision costs no more than the option itself. Or, with the label 'harm',
-    how much each image minds a cheaper option in each block.
+    how sensitive each image's prediction is to a cheaper option in each block.
     """
 
     name = "gates"
@@ -41,7 +41,7 @@ class GateTraining(StageBase):
             net.gate.prefer(self._label())
         gates = net.gate.parameters() if net.gate is not None else []
         self.optimisers = [torch.optim.Adam(gates, lr=self._config.lr)] if self.epochs else []
-        self._path = [recipe.start_option] * len(net.blocks)
+        self._allocation = [recipe.start_option] * len(net.blocks)
 
     def lr(self, progress: float) -> float:
         """See `Stage`."""
@@ -49,11 +49,11 @@ class GateTraining(StageBase):
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
-        return {"path": self._path} if self._config.path == "own" else {}
+        return {"path": self._allocation} if self._config.path == "own" else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        self._path = list(state.get("path", self._path))
+        self._allocation = list(state.get("path", self._allocation))
 
     def _label(self) -> Tensor:
         costs, start = self.net.options.costs, self.recipe.start_option
@@ -67,18 +67,19 @@ class GateTraining(StageBase):
         """See `Stage`."""
         options, start = self.net.options, self.recipe.start_option
         with self.autocast():
-            inputs, predicted = self.net.walk(images, self._path)
-            logits = self.net.gate_logits_on(inputs)
+            inputs, predicted = self.net.walk(images, self._allocation)
+            scores = self.net.gate_scores_on(inputs) + self.net.mask
+        logits = -scores
         if self._config.label == "harm":
-            loss = self._harm_loss(logits, inputs, predicted.float(), place)
+            loss = self._sensitivity_loss(logits, inputs, predicted.float(), place)
         else:
             target = self._label().to(logits.device).expand(logits[..., 0].numel(), len(options))
             loss = F.cross_entropy(logits.flatten(0, 1), target)
         self.update(loss, [self.lr(place.progress)])
         costs = torch.tensor(options.costs, device=logits.device)
-        chosen = logits.detach().argmax(-1)
+        chosen = scores.detach().argmin(-1)
         if self._config.path == "own":
-            self._follow(logits.detach(), place)
+            self._follow(scores.detach(), place)
         right = float((chosen == start).float().mean(1).sum())
         return StepResult(
             float(loss.detach()) * len(labels),
@@ -87,39 +88,37 @@ class GateTraining(StageBase):
             float(costs[chosen].mean(1).sum()),
         )
 
-    def _follow(self, logits: Tensor, place: Place) -> None:
-        """Takes the path that images choose on average, leaned to the cost to be approached."""
+    def _follow(self, scores: Tensor, place: Place) -> None:
+        """Takes the allocation that images choose on average, at the cost to be approached."""
         costs = self.net.options.costs
         # Dearer options than the first one are no part of the descent.
         lower = self.recipe.start_option + 1
         target = target_at(self.recipe.joint, costs[lower - 1], place.progress)
-        mean = logits.mean(0).cpu()[:, :lower]
-        self._path = leaned_path(
-            mean, torch.tensor(costs[:lower]), self.net.lean_weights[:lower].cpu(), target
-        )
+        mean, weights = (each.cpu()[:, :lower] for each in (scores.mean(0), self.net.cost_weights))
+        self._allocation = allocation_at(mean, torch.tensor(costs[:lower]), weights, target)
 
-    def _harm_loss(
+    def _sensitivity_loss(
         self, logits: Tensor, inputs: list[Tensor], predicted: Tensor, place: Place
     ) -> Tensor:
         """Squared error of the start option's margins over the others.
 
-        Over a cheaper option the margin is log(harm / HARMLESS): harm is the divergence between an
+        Over a cheaper option the margin is log(sensitivity / HARMLESS): the divergence between an
         image's predictions where a single block executes the one and the other, all others being as
-        in the path. Over a dearer one it is what the label says.
+        in the allocation. Over a dearer one it is what the label says.
         """
-        start, path = self.recipe.start_option, self._path
+        start, allocation = self.recipe.start_option, self._allocation
         draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
         margins = logits[:, :, start, None] - logits
         errors = []
-        blocks = torch.randperm(len(self.net.blocks), generator=draw)[:HARM_BLOCKS].tolist()
+        blocks = torch.randperm(len(self.net.blocks), generator=draw)[:BLOCKS].tolist()
         for block in blocks if start else []:
             drawn = int(torch.randint(0, start, (), generator=draw))
-            cheaper = drawn if path[block] >= start else path[block]
-            other = start if path[block] == cheaper else cheaper
+            cheaper = drawn if allocation[block] >= start else allocation[block]
+            other = start if allocation[block] == cheaper else cheaper
             with self.autocast():
-                changed = self.net.detour(inputs[block], block, other, path).float()
+                changed = self.net.detour(inputs[block], block, other, allocation).float()
             less, more = (changed, predicted) if other == cheaper else (predicted, changed)
-            wanted = harm(less, more).clamp(*HARM_RANGE) / HARMLESS
+            wanted = sensitivity(less, more).clamp(*RANGE) / HARMLESS
             errors.append((margins[:, block, cheaper] - wanted.log()).square().mean())
         label = self._label()
         for other in range(start + 1, len(label)):

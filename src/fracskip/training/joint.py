@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fracskip.config import Recipe
-from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork, Mixing
 from fracskip.training.objective import (
     CostBalance,
@@ -20,8 +20,8 @@ from fracskip.training.objective import (
 )
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor
+from fracskip.training.shrinkage import Kept
 from fracskip.training.stages import PathTraining, Place, StepResult, count_correct
-from fracskip.training.trust import Trust
 
 
 class JointTraining(PathTraining):
@@ -35,11 +35,11 @@ class JointTraining(PathTraining):
         teacher: The network to distil from, if the recipe says so.
 
     Attributes:
-        trust: How much of what gates say was kept, if that was chosen.
+        kept: What shrinkage has left of differences in head outputs, if that was chosen.
     """
 
     name = "joint"
-    trust: Trust | None = None
+    kept: Kept | None = None
 
     def __init__(
         self,
@@ -62,35 +62,24 @@ class JointTraining(PathTraining):
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
         if self._config.paths == "shared":
-            kept = self.trust
-            trust = {} if kept is None else {"trust": kept.images, "block_trust": kept.blocks}
-            spec = self.net.spec
-            return {"lean": spec.lean, "curve": spec.curve, "target": spec.target, **trust}
+            return {} if self.kept is None else {"kept": asdict(self.kept)}
         if self._balance is not None:
-            return {"price": self._balance.price, "lean": self._balance.lean}
+            return {"price": self._balance.price, "multiplier": self._balance.multiplier}
         return {"price": self._price.integral}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        if "trust" in state:
-            self.trust = Trust(state["trust"], state["block_trust"])
-        if self._config.paths == "shared":
-            # Through JSON: pairs have become lists.
-            curve = tuple((cost, lean) for cost, lean in state["curve"])
-            spec = self.net.spec
-            found = {"lean": state["lean"], "curve": curve}
-            # Older runs did not move their target.
-            found["target"] = state.get("target", spec.target)
-            self.net.spec = spec.model_copy(update=found)
-        elif self._balance is not None:
-            self._balance.price, self._balance.lean = state["price"], state["lean"]
-            self._lean(self._balance.lean)
-        else:
+        if "kept" in state:
+            self.kept = Kept(**state["kept"])
+        if self._balance is not None and self._config.paths != "shared":
+            self._balance.price, self._balance.multiplier = state["price"], state["multiplier"]
+            self._operate(self._balance.multiplier)
+        elif self._config.paths != "shared":
             self._price.integral = state["price"]
 
-    def _lean(self, lean: float) -> None:
+    def _operate(self, multiplier: float) -> None:
         """What validation between epochs sees; the run's end finds the final one."""
-        self.net.spec = self.net.spec.model_copy(update={"lean": lean})
+        self.net.operating_points = self.net.operating_points.changed(multiplier=multiplier)
 
     def _target(self, progress: float) -> float:
         start = self.net.options.costs[self.recipe.start_option]
@@ -100,7 +89,7 @@ class JointTraining(PathTraining):
         target = self._target(progress)
         if self._balance is not None:
             penalty = self._balance.penalty(cost, target)
-            self._lean(self._balance.lean)
+            self._operate(self._balance.multiplier)
             return penalty
         if self._config.objective == "paper":
             return paper_penalty(cost, target, self._config.beta, len(self.net.blocks))
@@ -113,9 +102,11 @@ class JointTraining(PathTraining):
             return self._shared_step(images, labels, place)
         if self.net.gate is None:
             return self.train_path(images, labels, [0] * len(self.net.blocks), place)
-        lean = None
+        multiplier = None
         if self._balance is not None:
-            lean = torch.tensor(self._balance.lean, device=images.device, requires_grad=True)
+            multiplier = torch.tensor(
+                self._balance.multiplier, device=images.device, requires_grad=True
+            )
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
         remaining = max(0.0, 1 - place.progress / config.exploration_until)
@@ -127,7 +118,7 @@ class JointTraining(PathTraining):
             sample_rate=config.sample_rate if config.gate_lr else 0.0,
             anchors=anchors,
             anchor_option=self._anchor(draw),
-            lean=0.0 if lean is None else lean,
+            multiplier=0.0 if multiplier is None else multiplier,
         )
         with self.autocast():
             out = self.net(images, mixing=mixing)
@@ -140,12 +131,13 @@ class JointTraining(PathTraining):
         factor = lr_factor(config.optim, place.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
         cost_slope = 0.0
-        if lean is not None and self.net.gate is not None and config.gate_lr:
-            (slope,) = torch.autograd.grad(cost.mean(), lean, retain_graph=True)
+        if multiplier is not None and self.net.gate is not None and config.gate_lr:
+            (slope,) = torch.autograd.grad(cost.mean(), multiplier, retain_graph=True)
             cost_slope = float(slope) / self._target(place.progress)
         self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
-        if self._balance is not None and cost_slope and lean is not None and lean.grad is not None:
-            self._balance.follow(float(lean.grad), cost_slope)
+        along = None if multiplier is None else multiplier.grad
+        if self._balance is not None and cost_slope and along is not None:
+            self._balance.follow(float(along), cost_slope)
         routed = len(labels) - anchors
         return StepResult(
             float(loss.detach()) * routed,
@@ -155,7 +147,7 @@ class JointTraining(PathTraining):
         )
 
     def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
-        """The path of the batch's first image, which was drawn by lot, for all of its images."""
+        """The path of the batch's first image, which was drawn at random, for all of its images."""
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchored, share = torch.rand(2, generator=draw).tolist()
         if anchored < self._config.anchor_rate:
@@ -167,13 +159,13 @@ class JointTraining(PathTraining):
         return self.train_path(images, labels, path, place)
 
     def _anchor(self, draw: torch.Generator) -> int:
-        """An executed option, drawn by lot."""
+        """An executed option, drawn at random."""
         options = self.net.options
         return int(torch.randint(int(options.can_skip), len(options), (), generator=draw))
 
     def _budget(self, share: float) -> float | None:
         """One between the least and the largest, if the network serves them all."""
-        if self._config.aim != "budgets" or not self.net.spec.curve:
+        reach = self.net.operating_points.range
+        if self._config.aim != "budgets" or reach is None:
             return None
-        low, high = BudgetCurve(self.net.spec.curve).range
-        return spread(low, high, share)
+        return spread(*reach, share)

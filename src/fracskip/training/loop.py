@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fracskip import checkpoint
+from fracskip import checkpoint, legacy
 from fracskip.config import FOLDER_PREFIX, ImageConfig, Recipe
 from fracskip.data import ImageSet, central, class_counts, load_split, split_validation
 from fracskip.devices import describe, pick_device, use_bf16
@@ -53,12 +53,12 @@ from fracskip.training.health import (
     require_finite_loss,
     require_finite_weights,
 )
-from fracskip.training.judging import plain_accuracy
 from fracskip.training.lock import locked
 from fracskip.training.record import Record
 from fracskip.training.sequence import STAGES, StageSequence
 from fracskip.training.stages import Place, Stage
 from fracskip.training.state import Position, Totals, optimiser_tensors
+from fracskip.training.validation import plain_accuracy
 from fracskip.training.watching import (
     SILENT,
     RunInterrupted,
@@ -90,9 +90,7 @@ class _Run:
         self.train = train
         self.batches = Batches(train, recipe.data, recipe.batch_size, recipe.seed, self.device)
         self.stop = False
-        has_gate = len(recipe.option_set) > 1
-        target = recipe.joint.target if has_gate else None
-        self.spec = recipe.model_spec(train.class_names, train.name, target)
+        self.spec = recipe.model_spec(train.class_names, train.name)
         weights = None
         if recipe.data.balance == "loss":
             weights = class_weights(torch.from_numpy(train.labels), len(train.class_names))
@@ -133,6 +131,8 @@ class _Run:
 
     def save(self, position: Position, stage: Stage) -> None:
         position.stage_state = stage.state()
+        if isinstance(stage.net, DynamicNetwork):
+            position.operating_points = stage.net.operating_points.model_dump(mode="json")
         tensors = {f"net.{name}": value for name, value in stage.net.state_dict().items()}
         if self.sequence.teacher is not None:
             for name, value in self.sequence.teacher.state_dict().items():
@@ -181,8 +181,9 @@ class _Run:
     def resume(self) -> tuple[Position, Stage]:
         path = self.folder / STATE
         package = checkpoint.read_package(path, STATE_SCHEMA)
-        require_same_recipe(package.meta["recipe"], self.recipe, self.folder)
-        values = dict(package.meta["position"])
+        meta = legacy.training_state(package.meta)
+        require_same_recipe(meta["recipe"], self.recipe, self.folder)
+        values = dict(meta["position"])
         position = Position(**{**values, "totals": Totals(**values["totals"])})
         stage = self.sequence.restore(position, package.tensors, path)
         before = STAGES[: STAGES.index(position.stage)]
@@ -296,20 +297,20 @@ class _Run:
         """Saves the network, reads the test set - once - and closes the record."""
         net = stage.net
         assert isinstance(net, DynamicNetwork)
-        closing = self.sequence.close(net)
+        found = self.sequence.finish(net)
         for text in self.sequence.shortfalls:
             self._note(position, text)
         path = self.folder / MODEL
         notes = {"recipe": self.recipe.name, "seed": self.recipe.seed, "versions": versions()}
         net.digest = checkpoint.save(net, path, notes)
-        found, skipped = self._test(net, position)
+        tested, skipped = self._test(net, position)
         self.record.append(
             {
                 "event": "end",
-                "test": found,
+                "test": tested,
                 "skipped": skipped,
                 "notes": position.notes,
-                **closing,
+                **found,
                 "seconds": position.seconds,
             }
         )

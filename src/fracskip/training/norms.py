@@ -13,42 +13,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork
 from fracskip.evaluation import predict
 from fracskip.training.batches import Labelled
-from fracskip.training.judging import Judge
 from fracskip.training.objective import spread
+from fracskip.training.validation import ValidationLoss
 
 PLACES = (1 / 6, 1 / 2, 5 / 6)  # on a curve, where the loss is measured
 
 
-def choose_norms(
+def norm_statistics(
     net: DynamicNetwork,
     images: Sequence[Tensor],
     decisions: Sequence[Tensor] | None,
     data: Labelled,
     most: int = 2000,
-) -> str:
-    """Estimates statistics in both ways and keeps those with which the loss is less.
+) -> tuple[str, dict[str, Tensor]]:
+    """Estimates statistics in both ways: those with which the loss is less; nothing is changed.
 
-    Both are judged along the same paths, those that the gates choose before: with other statistics
-    they choose others, which cost more or less.
+    Both are held against the same decisions, those that the gates make before: with other
+    statistics they make others, which cost more or less.
 
     Args:
-        net: A network with gates, which is changed.
+        net: A network with gates.
         images: Normalised batches (B, C, H, W) to estimate them from.
-        decisions: The paths, (B, L) for each batch; None: those that the gates choose.
+        decisions: What is executed, (B, L) for each batch; None: what the gates choose.
         data: Validation images and labels.
         most: How many of them to use.
 
     Returns:
-        'options' or 'paths'.
+        'options' or 'paths', and what the network's state takes, by name.
     """
     was_training = net.training
     net.eval()
-    judge = Judge(net, data, most)
-    paths = [
+    before = _statistics(net)
+    loss = ValidationLoss(net, data, most)
+    executed = [
         torch.from_numpy(predict(net, data.images[:most], budget=budget).decisions)
         for budget in _budgets(net)
     ]
@@ -56,26 +56,27 @@ def choose_norms(
         if not option.is_skip:
             alone = [net.forced(option, len(batch)) for batch in images]
             net.reestimate(images, decisions=alone)
-    by_option, kept = _loss(judge, paths), _statistics(net)
+    by_option, found = _mean(loss, executed), _statistics(net)
     net.reestimate(images, decisions=decisions)
-    better = "paths" if _loss(judge, paths) <= by_option else "options"
-    if better == "options":
-        net.load_state_dict(kept, strict=False)
+    better = "options"
+    if _mean(loss, executed) <= by_option:
+        better, found = "paths", _statistics(net)
+    net.load_state_dict(before, strict=False)
     net.train(was_training)
-    return better
+    return better, found
 
 
 def _budgets(net: DynamicNetwork) -> list[float | None]:
-    """Where on its curve a network is judged; None: where it has no curve."""
-    if not net.spec.curve:
+    """Where on its curve the loss is measured; None: where there is no curve."""
+    if net.operating_points.range is None:
         return [None]
-    low, high = BudgetCurve(net.spec.curve).range
+    low, high = net.operating_points.range
     return [spread(low, high, place) for place in PLACES]
 
 
-def _loss(judge: Judge, paths: Sequence[Tensor]) -> float:
-    """The mean cross-entropy, over the paths (N, L) of several budgets."""
-    return sum(judge.loss(path) for path in paths) / len(paths)
+def _mean(loss: ValidationLoss, executed: Sequence[Tensor]) -> float:
+    """The mean cross-entropy, over the decisions (N, L) at several budgets."""
+    return sum(loss(decisions) for decisions in executed) / len(executed)
 
 
 def _statistics(net: DynamicNetwork) -> dict[str, Tensor]:

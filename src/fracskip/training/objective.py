@@ -15,9 +15,9 @@ from fracskip.config import JointStage
 PROPORTIONAL = 10.0  # the price's immediate answer to an error, in units of its rate
 LARGEST_SUBSIDY = 0.1  # how far below zero the price may settle
 LARGEST_PRICE = 1.0  # computation never weighs more than a nat of cross-entropy
-LARGEST_LEAN = 64.0  # that 'balance' may come to
-WIDEST_LEAN = 1024.0  # that a search looks at
-LEAN_ROUNDS = 28
+LARGEST_MULTIPLIER = 64.0  # that 'balance' may come to
+LARGEST_SEARCHED = 1024.0  # of multipliers
+SEARCH_ROUNDS = 28
 SMALLEST_SLOPE = 1e-3
 LARGEST_MOVE = 1.0  # what one batch may claim the price to be wrong by
 
@@ -65,32 +65,32 @@ class CostPrice:
 
 @dataclass
 class CostBalance:
-    """A lean that holds the cost at the target, and the price at which gates do not drift.
+    """A multiplier that holds the cost at the target, and the price at which gates do not drift.
 
     Gates answer a price late: it travels through the gradient, an optimiser's memory and layers
     that all blocks share, so a price that follows the cost overshoots, and all gates with it. Here
-    the mean cost is held by the lean, which is added to the gates' logits times the option's rank
-    and acts at once. The gradient then has to say which images and blocks get the computation, not
-    how much there is: the price is moved to where the loss, price included, has no slope along the
-    lean. That is the constraint's Lagrange multiplier, and it cannot wind up, because it follows
-    from the gradient and not from an error that accumulates.
+    the mean cost is held by the multiplier of the decision rule (`fracskip.operating.decision`),
+    which acts at once. The gradient then has to say which images and blocks get the computation,
+    not how much there is: the price is moved to where the loss, price included, has no slope along
+    the multiplier. It cannot wind up, because it follows from the gradient and not from an error
+    that accumulates.
 
-    Lean and price are the state that a resumed run needs.
+    Multiplier and price are the state that a resumed run needs.
 
     Attributes:
         rate: How fast the price follows its estimate, per step.
-        lean_rate: How fast the lean answers an error, per step.
+        multiplier_rate: How fast the multiplier answers an error, per step.
         price: Of one target's worth of computation.
-        lean: To be added to the logits of the next step.
+        multiplier: Of cost in the decisions of the next step.
     """
 
     rate: float
-    lean_rate: float = 0.5
+    multiplier_rate: float = 0.5
     price: float = 0.0
-    lean: float = 0.0
+    multiplier: float = 0.0
 
     def penalty(self, cost: Tensor, target: float) -> Tensor:
-        """The term to add to the loss; moves the lean.
+        """The term to add to the loss; moves the multiplier.
 
         Args:
             cost: Relative cost of each image (B,), with the gates' gradient.
@@ -98,19 +98,20 @@ class CostBalance:
         """
         mean = cost.mean()
         error = max(-1.0, min(float(mean.detach()) / target - 1, 1.0))
-        self.lean = max(-LARGEST_LEAN, min(self.lean - self.lean_rate * error, LARGEST_LEAN))
+        moved = self.multiplier + self.multiplier_rate * error
+        self.multiplier = max(-LARGEST_MULTIPLIER, min(moved, LARGEST_MULTIPLIER))
         return self.price * mean / target
 
     def follow(self, slope: float, cost_slope: float) -> None:
-        """Moves the price towards where the loss has no slope along the lean.
+        """Moves the price towards where the loss has no slope along the multiplier.
 
         Args:
-            slope: Of the whole loss, penalty included, along the lean.
-            cost_slope: Of cost / target along the lean.
+            slope: Of the whole loss, penalty included, along the multiplier.
+            cost_slope: Of cost / target along the multiplier: below 0.
         """
         # Nearly every decision is certain: nothing can be told from so flat a cost.
-        steep = max(cost_slope, SMALLEST_SLOPE)
-        step = max(-LARGEST_MOVE, min(slope / steep, LARGEST_MOVE))
+        steep = max(-cost_slope, SMALLEST_SLOPE)
+        step = max(-LARGEST_MOVE, min(-slope / steep, LARGEST_MOVE))
         self.price = _price(self.price - self.rate * step)
 
 
@@ -138,7 +139,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return divergence * temperature**2
 
 
-def harm(changed: Tensor, predicted: Tensor) -> Tensor:
+def sensitivity(changed: Tensor, predicted: Tensor) -> Tensor:
     """Divergence of each image's changed prediction from the one before, in nats: (B,).
 
     Args:
@@ -149,31 +150,32 @@ def harm(changed: Tensor, predicted: Tensor) -> Tensor:
     return (logs.exp() * (logs - changed.log_softmax(-1))).sum(-1).clamp_min(0)
 
 
-def lean_to(logits: Tensor, costs: Tensor, lean_weights: Tensor, target: float) -> float:
-    """The lean at which the blocks' mean cost is nearest to the target.
+def multiplier_at(scores: Tensor, costs: Tensor, weights: Tensor, target: float) -> float:
+    """The multiplier at which the blocks' mean cost is nearest to the target.
 
     Args:
-        logits: Each block's over the options (L, K).
+        scores: Each block's over the options, masks included, (..., L, K).
         costs: Of the options, ascending (K,).
-        lean_weights: What the lean is multiplied with before it is added, ascending (K,).
+        weights: What the multiplier weighs of them, ascending (L, K).
         target: Mean cost over the blocks.
     """
 
-    def cost(lean: float) -> float:
-        return float(costs[(logits + lean * lean_weights).argmax(-1)].mean())
+    def cost(multiplier: float) -> float:
+        return float(costs[(scores + multiplier * weights).argmin(-1)].mean())
 
-    low, high = -WIDEST_LEAN, WIDEST_LEAN
-    for _ in range(LEAN_ROUNDS):
-        lean = (low + high) / 2
-        low, high = (lean, high) if cost(lean) < target else (low, lean)
-    return min((low, high), key=lambda lean: abs(cost(lean) - target))
+    # Under the target at the one, at or above it at the other.
+    cheap, dear = LARGEST_SEARCHED, -LARGEST_SEARCHED
+    for _ in range(SEARCH_ROUNDS):
+        middle = (cheap + dear) / 2
+        cheap, dear = (middle, dear) if cost(middle) < target else (cheap, middle)
+    return min((cheap, dear), key=lambda each: abs(cost(each) - target))
 
 
-def leaned_path(logits: Tensor, costs: Tensor, lean_weights: Tensor, target: float) -> list[int]:
-    """The option of each block at the lean of `lean_to`, from the same arguments."""
-    lean = lean_to(logits, costs, lean_weights, target)
-    path: list[int] = (logits + lean * lean_weights).argmax(-1).tolist()
-    return path
+def allocation_at(scores: Tensor, costs: Tensor, weights: Tensor, target: float) -> list[int]:
+    """The option of each block at the multiplier of `multiplier_at`, from the same arguments."""
+    multiplier = multiplier_at(scores, costs, weights, target)
+    allocation: list[int] = (scores + multiplier * weights).argmin(-1).tolist()
+    return allocation
 
 
 def spread(low: float, high: float, share: float) -> float:
@@ -184,14 +186,14 @@ def spread(low: float, high: float, share: float) -> float:
 def decision_information(scores: Tensor) -> Tensor:
     """What a decision tells of its image: mutual information in nats, mean over blocks.
 
-    Decisions are taken as drawn from softmax(scores): H(mean over images) - mean H(image). It is
+    Decisions are taken as drawn from softmax(-scores): H(mean over images) - mean H(image). It is
     zero where all images are treated alike, however undecided, and largest where each image's
     decision is certain and the images differ.
 
     Args:
-        scores: The gates' logits (B, L, K).
+        scores: The gates', (B, L, K).
     """
-    logs = scores.log_softmax(-1)
+    logs = (-scores).log_softmax(-1)
     shares = logs.exp()
     marginal = shares.mean(0)
     each = -(shares * logs).sum(-1).mean(0)

@@ -93,7 +93,7 @@ class Record:
             "data": {**start.get("data", {}), "skipped_test": end.get("skipped", [])},
             "notes": [*start.get("notes", []), *end.get("notes", [])],
             "epochs": [event for event in events if event["event"] == "epoch"],
-            **{key: end.get(key) for key in ("lean", "curve", "cascade", "cascade_gain", "norms")},
+            **{key: end.get(key) for key in ("operating_points", "cascade_gain", "norms")},
             "test": end.get("test"),
             "seconds": end.get("seconds"),
         }

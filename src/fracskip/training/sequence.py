@@ -11,36 +11,27 @@ import torch
 
 from fracskip import checkpoint
 from fracskip.config import ModelSpec, Recipe
-from fracskip.cost import BudgetCurve
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.errors import ConfigError
 from fracskip.models import create_backbone
+from fracskip.operating import OperatingPoints
 from fracskip.training.batches import Labelled, TrainingBatches
-from fracskip.training.calibration import (
-    freeze_decisions,
-    measure_curve,
-    meet_target,
-    shortfall,
-)
-from fracskip.training.cascade import measure_cascade
 from fracskip.training.depth import elimination_order
+from fracskip.training.finalize import calibrate, finalize, fix_decisions, shrink
 from fracskip.training.gates import GateTraining
-from fracskip.training.harms import HarmTraining
 from fracskip.training.joint import JointTraining
-from fracskip.training.norms import choose_norms
-from fracskip.training.objective import spread
 from fracskip.training.randomness import derive_seed, generator_at
+from fracskip.training.sensitivities import SensitivityTraining
 from fracskip.training.stages import BackboneTraining, Stage
 from fracskip.training.state import Position, load_optimiser
 from fracskip.training.supernet import SupernetTraining, draw_path
-from fracskip.training.trust import choose_trust
 
 ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
 STAGES = ("backbone", "supernet", "gates", "joint")
 
 
 class StageSequence:
-    """Makes each stage: networks, teacher, calibration; and what closes the last one.
+    """Makes each stage: networks, teacher, calibration; and what ends the last one.
 
     Args:
         recipe: The run.
@@ -53,7 +44,7 @@ class StageSequence:
 
     Attributes:
         notes: What was done that somebody should know, in sentences.
-        shortfalls: What `close` found that was asked for and is not reached, likewise.
+        shortfalls: What `finish` found that was asked for and is not reached, likewise.
         teacher: Whom stages distil from, once it is there.
         backbone_digest: Of the file that the backbone was loaded from, if it was.
         teacher_digest: Likewise.
@@ -82,7 +73,8 @@ class StageSequence:
         self._validation = validation
         self._device = device
         self._bf16 = bf16
-        self._reached = 1.0  # the computation share that came nearest to the target
+        adaptive = len(recipe.option_set) > 1
+        self._points = OperatingPoints(target=recipe.joint.target if adaptive else None)
         self._class_weights = None if class_weights is None else class_weights.to(device)
 
     # -- a stage's start ------------------------------------------------------------------------
@@ -118,6 +110,7 @@ class StageSequence:
         """The supernet's stage of a converted network, which learns from what it was."""
         if self._recipe.supernet.distillation or self._recipe.joint.distillation:
             self.teacher = self._frozen(net.plain())
+        net.operating_points = self._points
         placed: DynamicNetwork = self._place(net)
         placed.calibrate(self._calibration_images())
         return self._stage("supernet", placed)
@@ -138,11 +131,17 @@ class StageSequence:
                     f"{path} does not fit the recipe: its {key} is {theirs!r}, the recipe's is "
                     f"{ours!r}; take over the one or start with another network"
                 )
-        kept = {"lean": net.spec.lean, "curve": net.spec.curve}
-        net.spec = self._spec.model_copy(update=kept)
+        # Where multipliers were found is where they are searched for first.
+        before = net.operating_points
+        points = self._points.changed(
+            multiplier=before.multiplier, multiplier_curve=before.multiplier_curve
+        )
         self.start_digest = net.digest
+        own = build_network(self._spec, like=net)
+        own.load_state_dict(net.state_dict())
+        own.operating_points = points
         self._load_teacher()
-        return self._stage("supernet", self._place(net))
+        return self._stage("supernet", self._place(own))
 
     def _begin_supernet(self, backbone: torch.nn.Module) -> Stage:
         recipe = self._recipe
@@ -152,6 +151,7 @@ class StageSequence:
         if learns and not recipe.teacher.load:
             self.teacher = self._frozen(copy.deepcopy(backbone))
         net = self._place(DynamicNetwork(backbone.eval(), self._spec))
+        net.operating_points = self._points
         net.calibrate(self._calibration_images())
         return self._stage("supernet", net)
 
@@ -169,19 +169,17 @@ class StageSequence:
         return self._stage("gates", net)
 
     def _begin_joint(self, net: DynamicNetwork) -> Stage:
-        joint, gates, trust = self._recipe.joint, self._recipe.gates, None
+        joint = self._recipe.joint
         if net.gate is not None:
             net.gate.round_embeddings()
-        if (gates.trusts or gates.block_trusts) and net.gate is not None:
-            budgets = sorted(joint.budgets) or [joint.target]
-            trust = choose_trust(net, self._validation, budgets, gates.trusts, gates.block_trusts)
+        kept = shrink(net, self._validation, self._recipe.gates, joint)
         if joint.decisions == "alike" and net.gate is not None:
-            freeze_decisions(net, self._validation, joint.target)
+            fix_decisions(net, self._validation, joint)
         if joint.epochs and joint.paths == "shared":
-            self._settle(net)
+            calibrate(net, self._validation, joint, self._norm_images())
         stage = self._stage("joint", net)
         assert isinstance(stage, JointTraining)
-        stage.trust = trust
+        stage.kept = kept
         return stage
 
     # -- a stage anew, and the end ----------------------------------------------------------------
@@ -202,7 +200,11 @@ class StageSequence:
             plain = self._plain(self._recipe.teacher.model)
             checkpoint.apply_state(plain, parts["teacher"], origin)
             self.teacher = self._frozen(plain)
-        net = self._plain() if position.stage == "backbone" else build_network(self._spec)
+        net: torch.nn.Module = self._plain()
+        if position.stage != "backbone":
+            net = build_network(self._spec)
+            given = {"target": self._points.target, **(position.operating_points or {})}
+            net.operating_points = OperatingPoints.model_validate(given)
         stage = self._stage(position.stage, self._place(net))
         checkpoint.apply_state(stage.net, parts["net"], origin)
         for index, optimiser in enumerate(stage.optimisers):
@@ -211,78 +213,24 @@ class StageSequence:
         stage.load_state(position.stage_state)
         return stage
 
-    def close(self, net: DynamicNetwork) -> dict[str, Any]:
-        """What follows the last stage: the target met, BatchNorm, the curve, the cascade.
+    def finish(self, net: DynamicNetwork) -> dict[str, Any]:
+        """What follows the last stage; see `finalize`.
 
         Returns:
             What was found, for the record.
         """
-        gain: float | None = None
-        norms: str | None = None
-        joint = self._recipe.joint
+        found = None
         if net.gate is not None:
-            net.gate.round_embeddings()
-            norms = self._settle(net)
-            if joint.aim != "budgets":
-                measure_curve(net, self._validation, joint.budgets)
-                self._stay_within_reach(net)
-            if text := shortfall(net.spec, joint, self._reached):
-                self.shortfalls.append(text)
-            if joint.looks == 2 and net.spec.curve:
-                gain = measure_cascade(net, self._validation)
-        elif joint.epochs:
+            found = finalize(net, self._validation, self._recipe.joint, self._norm_images())
+            if found.shortfall:
+                self.shortfalls.append(found.shortfall)
+        elif self._recipe.joint.epochs:
             net.reestimate(self._norm_images())
         return {
-            "lean": net.spec.lean,
-            "curve": net.spec.curve,
-            "cascade": net.spec.cascade,
-            "cascade_gain": gain,
-            "norms": norms,
+            "operating_points": net.operating_points.model_dump(mode="json"),
+            "cascade_gain": None if found is None else found.cascade_gain,
+            "norms": None if found is None else found.norms,
         }
-
-    def _settle(self, net: DynamicNetwork) -> str | None:
-        """Brings costs to what is asked for, and BatchNorm statistics to the weights.
-
-        Returns:
-            How statistics were estimated, if they were; see `choose_norms`.
-        """
-        self._meet(net)
-        images = self._norm_images()
-        if not images:
-            return None
-        norms = choose_norms(net, images, self._taken(net, images), self._validation)
-        # Other statistics, slightly other decisions.
-        self._meet(net)
-        return norms
-
-    def _meet(self, net: DynamicNetwork) -> None:
-        joint = self._recipe.joint
-        if joint.decisions == "alike":
-            return  # they are what they are
-        # A curve that a network brings along is of other weights.
-        measure_curve(net, self._validation, joint.budgets if joint.aim == "budgets" else ())
-        self._stay_within_reach(net)
-        assert net.spec.target is not None
-        self._reached = meet_target(net, self._validation, net.spec.target)
-
-    def _stay_within_reach(self, net: DynamicNetwork) -> None:
-        """Moves a target that was asked for among budgets onto the curve that was measured."""
-        joint, target = self._recipe.joint, self._recipe.joint.target
-        if net.spec.curve and min(joint.budgets) <= target <= max(joint.budgets):
-            low, high = BudgetCurve(net.spec.curve).range
-            target = min(max(target, low), high)
-        net.spec = net.spec.model_copy(update={"target": target})
-
-    @torch.no_grad()
-    def _taken(self, net: DynamicNetwork, images: list[torch.Tensor]) -> list[torch.Tensor] | None:
-        """Decisions at budgets from the least to the largest; None for what the gates choose."""
-        if not net.spec.curve:
-            return None
-        low, high = BudgetCurve(net.spec.curve).range
-        return [
-            net(batch, budget=spread(low, high, (index + 0.5) / len(images))).decisions
-            for index, batch in enumerate(images)
-        ]
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -298,8 +246,9 @@ class StageSequence:
         if name == "supernet":
             return SupernetTraining(net, *common, self.teacher)
         if name == "gates":
-            says_harm = net.gate is not None and net.gate.output == "harm"
-            return HarmTraining(net, *common) if says_harm else GateTraining(net, *common)
+            if net.gate is not None and net.gate.output == "sensitivity":
+                return SensitivityTraining(net, *common)
+            return GateTraining(net, *common)
         return JointTraining(net, *common, self.teacher)
 
     def _place(self, net: Any) -> Any:  # torch 2.13 does not type `to(memory_format=)`

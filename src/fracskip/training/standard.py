@@ -22,7 +22,7 @@ EPOCHS = (25, 3, 6)  # of all options' weights, of the gates, along the gates' p
 LOOKS: Literal[1, 2] = 2
 LR = 3e-3
 VALIDATION = 2000  # images at most
-BUDGETS = 11  # costs at which the lean is measured, between the smallest and the largest
+BUDGETS = 11  # costs for which the multiplier is searched, between the smallest and the largest
 OPTIONS = "low"
 # A backbone from scratch, if there is one: a few hundred images are a few dozen steps, in which an
 # unclipped gradient throws a fresh network to losses that it does not come back from.
@@ -49,9 +49,9 @@ def stages(
     Args:
         budget: Computation share to be met, or the smallest and the largest.
         epochs: Of the three stages.
-        looks: 2 lets the network look again where a first look leaves it unsure (two budgets).
+        looks: 2 allows for a cascade of two members (two budgets).
         lr: Highest learning rate of the weights.
-        trusts: Whether it is chosen how far gates are believed; needs `gate.block_bias`.
+        trusts: Whether it is chosen how far head outputs are shrunk; needs `gate.block_bias`.
 
     Raises:
         ConfigError: if the budget is no share, or its ends are the wrong way round.

@@ -47,6 +47,7 @@ class Position:
     seconds: float = 0.0
     totals: Totals = field(default_factory=Totals)
     stage_state: dict[str, Any] = field(default_factory=dict)
+    operating_points: dict[str, Any] | None = None  # of a dynamic network
     notes: list[str] = field(default_factory=list)  # what went wrong so far, in sentences
 
 

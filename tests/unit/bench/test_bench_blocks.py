@@ -39,7 +39,7 @@ def test_shapes(session: InferenceSession) -> None:
 
 def test_blocks_of_any_network(tmp_path: Path) -> None:
     net = convert(make_plain(Inverted), ["skip", 8, "full"], example_input=make_images(1))
-    net.spec = net.spec.model_copy(update={"target": 0.1})
+    net.operating_points = net.operating_points.changed(target=0.1)
     export_bundle(net, tmp_path / "net.fsk")
     session = InferenceSession(tmp_path / "net.fsk", engine="portable")
     assert [(shape.words, shape.columns) for shape in block_shapes(session.plan)] == [

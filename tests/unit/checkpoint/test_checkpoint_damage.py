@@ -115,13 +115,26 @@ def test_a_tensor_of_another_shape(rewritten: Callable[..., Path]) -> None:
         (lambda spec: spec["image"].update(std=[0, 1, 1]), "image.std"),
         (lambda spec: spec["image"].update(mean=[0.5]), "mean and std need 3 values each"),
         (lambda spec: spec["gate"].update(kind="oracle"), "gate.kind"),
-        (lambda spec: spec.update(target=2), "target"),
+        (lambda spec: spec.update(target=0.1), "unknown key 'target'"),
     ],
 )
 def test_a_spec_that_describes_no_network(
     rewritten: Callable[..., Path], edit: Callable[[Meta], None], match: str
 ) -> None:
     refused(rewritten(lambda meta, tensors: edit(meta["spec"])), f"describes no network: .*{match}")
+
+
+@pytest.mark.parametrize(
+    ("points", "match"),
+    [({"target": 2}, "target"), ({"lean": 1}, "unknown key 'lean'"), ("0.1", "valid dictionary")],
+)
+def test_operating_points_that_are_none(
+    rewritten: Callable[..., Path], points: Any, match: str
+) -> None:
+    refused(
+        rewritten(lambda meta, tensors: meta.update(operating_points=points)),
+        f"describes no network: .*{match}",
+    )
 
 
 @pytest.mark.parametrize("spec", [None, 7, [], "resnet8", {}])
@@ -138,8 +151,8 @@ def test_another_schema(tmp_path: Path) -> None:
     write_package(tmp_path / "x", "fracskip.training-state", {}, {"a": torch.ones(1)})
     refused(
         tmp_path / "x",
-        r"is 'fracskip.training-state' version 1; this fracskip reads 'fracskip.checkpoint' "
-        r"version 1: use the fracskip that wrote it, or train again",
+        r"is 'fracskip.training-state' version 2; this fracskip reads 'fracskip.checkpoint' "
+        r"versions 1 to 2: use the fracskip that wrote it, or train again",
     )
 
 
@@ -147,10 +160,13 @@ def test_another_version(
     monkeypatch: pytest.MonkeyPatch, checkpoint_file: Path, tmp_path: Path
 ) -> None:
     package = read_package(checkpoint_file, checkpoint.SCHEMA)
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    monkeypatch.setattr(checkpoint, "VERSION", 3)
     write_package(tmp_path / "x", checkpoint.SCHEMA, package.meta, package.tensors)
     monkeypatch.undo()
-    refused(tmp_path / "x", r"'fracskip.checkpoint' version 2; .* version 1: use the fracskip that")
+    refused(
+        tmp_path / "x",
+        r"'fracskip.checkpoint' version 3; .* versions 1 to 2: use the fracskip that",
+    )
 
 
 def test_plain_safetensors(tmp_path: Path) -> None:
@@ -173,7 +189,7 @@ def test_metadata_that_is_no_fracskip_metadata(tmp_path: Path, text: str) -> Non
 @pytest.mark.parametrize("meta", [7, [1], "words", None])
 def test_meta_that_is_no_table(tmp_path: Path, meta: object) -> None:
     path = tmp_path / "x.safetensors"
-    head = {"schema": checkpoint.SCHEMA, "version": 1, "meta": meta}
+    head = {"schema": checkpoint.SCHEMA, "version": 2, "meta": meta}
     head["digest"] = checkpoint._digest(head, {"a": torch.ones(2)})
     text = json.dumps(head, sort_keys=True)
     save_file({"a": torch.ones(2)}, path, metadata={"fracskip": text})

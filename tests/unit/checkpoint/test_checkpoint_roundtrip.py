@@ -71,7 +71,7 @@ def test_the_digest_of_a_known_file(tmp_path: Path) -> None:
     """Hand-computed: SHA-256 of the canonical metadata, then of each tensor in order of name."""
     import hashlib
 
-    head = b'{"meta": {"x": 1}, "schema": "s", "version": 1}'
+    head = b'{"meta": {"x": 1}, "schema": "s", "version": 2}'
     body = b"\na torch.uint8 (2,)\n\x07\x08" + b"\nb torch.float32 ()\n\x00\x00\x80\x3f"
     expected = f"sha256:{hashlib.sha256(head + body).hexdigest()}"
     tensors = {"b": torch.tensor(1.0), "a": torch.tensor([7, 8], dtype=torch.uint8)}
@@ -86,8 +86,8 @@ def test_the_file_is_plain_safetensors_with_json_metadata(checkpoint_file: Path)
         head = json.loads(file.metadata()["fracskip"])
         assert "backbone.conv1.weight" in file.keys()
     assert set(head) == {"schema", "version", "meta", "digest"}
-    assert (head["schema"], head["version"]) == ("fracskip.checkpoint", 1)
-    assert set(head["meta"]) == {"spec", "notes"}
+    assert (head["schema"], head["version"]) == ("fracskip.checkpoint", 2)
+    assert set(head["meta"]) == {"spec", "operating_points", "notes"}
     assert head["meta"]["notes"] == {"recipe": "tiny"}
     assert head["meta"]["spec"]["options"] == ["skip", "4", "full"]
 

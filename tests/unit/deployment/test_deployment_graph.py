@@ -33,6 +33,7 @@ from fracskip.config import QuantConfig
 from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
+from fracskip.operating import OperatingPoints
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from fracskip.runtime.operations import ConvOp
 from fracskip.runtime.plan import Plan
@@ -44,7 +45,7 @@ def dynamic(plain: nn.Module, options: object = OPTIONS, **others: object) -> Dy
     net = fracskip.convert(
         plain, options, example_input=make_images(1), calibration=[make_images(8)], **others
     )  # type: ignore[arg-type]
-    net.spec = net.spec.model_copy(update={"target": 0.1})
+    net.operating_points = OperatingPoints(target=0.1)
     return net
 
 
@@ -76,7 +77,7 @@ def test_a_bundle_answers_as_its_network_does(kind: Kind, tmp_path: Path) -> Non
         wanted = net(images, decisions=decisions)
     found = session.run(pixels(images), decisions=decisions.numpy())
     np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-3)
-    cost = session.cost(found.decisions)
+    cost = session.cost(found)
     np.testing.assert_allclose(cost.image_cp, wanted.cost, rtol=1e-6)
 
 
@@ -94,7 +95,7 @@ def test_widths_above_8_bits_execute_on_values_as_they_are(kind: Kind, tmp_path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_gates_decide_as_the_network_s_do(kind: Kind, tmp_path: Path) -> None:
     net, images = dynamic(make_plain(kind)), make_images(16)
-    net.spec = net.spec.model_copy(update={"curve": ((0.01, -60.0), (0.5, 60.0))})
+    net.operating_points = OperatingPoints(multiplier_curve=((0.01, 60.0), (0.5, -60.0)))
     session = session_of(net, tmp_path)
     seen = set()
     for budget in (0.01, 0.07, 0.5):
@@ -107,24 +108,21 @@ def test_its_gates_decide_as_the_network_s_do(kind: Kind, tmp_path: Path) -> Non
     assert len(seen) > 1  # or nothing was decided
 
 
-def test_a_second_look_goes_on_from_the_first_gated_block(tmp_path: Path) -> None:
+def test_a_second_member_goes_on_from_the_first_gated_block(tmp_path: Path) -> None:
     net, images = dynamic(make_plain(Bottleneck)), make_images(16)
     with torch.no_grad():
         surest = net(images).logits.softmax(1).amax(1)
     middle = float(surest.median())
-    net.spec = net.spec.model_copy(
-        update={
-            "curve": ((0.01, -60.0), (0.5, 60.0)),
-            "cascade": ((0.05, 0.02, 0.3, middle), (0.2, 0.05, 0.5, middle)),
-        }
+    net.operating_points = OperatingPoints(
+        target=0.1,
+        multiplier_curve=((0.01, 60.0), (0.5, -60.0)),
+        cascade=((0.05, 0.02, 0.3, middle), (0.2, 0.05, 0.5, middle)),
     )
     with torch.no_grad():
         wanted = net(images, budget=0.1)
     found = session_of(net, tmp_path).run(pixels(images), budget=0.1)
-    assert wanted.again is not None
-    assert found.before is not None
-    assert 0 < wanted.again.sum() < len(images)
-    np.testing.assert_array_equal(found.before.again, wanted.again)
+    assert 0 < wanted.escalated.sum() < len(images)
+    np.testing.assert_array_equal(found.escalated, wanted.escalated)
     np.testing.assert_array_equal(found.decisions, wanted.decisions)
     np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-3)
 
@@ -189,7 +187,7 @@ def test_names_and_image_travel_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [*KINDS, Twice, Loose])
 def test_an_onnx_model_answers_as_the_bundle_does(kind: Kind, tmp_path: Path) -> None:
     net, images = dynamic(plain_of(kind)), make_images(12)
-    net.spec = net.spec.model_copy(update={"curve": ((0.01, -60.0), (0.5, 60.0))})
+    net.operating_points = OperatingPoints(multiplier_curve=((0.01, 60.0), (0.5, -60.0)))
     session = session_of(net, tmp_path)
     fracskip.export(net, tmp_path / "net.onnx")
     model = onnxruntime.InferenceSession(tmp_path / "net.onnx")

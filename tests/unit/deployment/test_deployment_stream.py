@@ -31,6 +31,7 @@ from fracskip.config import QuantConfig
 from fracskip.deployment.bundle import bundle_of
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import BundleError, ConfigError
+from fracskip.operating import OperatingPoints
 from fracskip.runtime.bundle import encode_bundle
 from fracskip.runtime.operations import AffineOp, ConvOp
 from fracskip.runtime.plan import Plan
@@ -44,8 +45,8 @@ def dynamic(kind: Kind | type[Loose], options: object = OPTIONS) -> DynamicNetwo
     net = fracskip.convert(
         plain_of(kind), options, quant=INT8, example_input=images[:1], calibration=[images]
     )  # type: ignore[arg-type]
-    curve = ((0.01, -60.0), (0.5, 60.0))
-    net.spec = net.spec.model_copy(update={"target": 0.1, "curve": curve})
+    curve = ((0.01, 60.0), (0.5, -60.0))
+    net.operating_points = OperatingPoints(target=0.1, multiplier_curve=curve)
     return net
 
 
@@ -66,7 +67,7 @@ def test_a_bundle_answers_as_its_network_does(kind: Kind, tmp_path: Path) -> Non
             wanted = net(images, decisions=decisions)
         found = session.run(pixels(images), decisions=decisions.numpy())
         off.append(np.abs(found.logits - wanted.logits.numpy()).max(1))
-        np.testing.assert_allclose(session.cost(found.decisions).image_cp, wanted.cost, rtol=1e-6)
+        np.testing.assert_allclose(session.cost(found).image_cp, wanted.cost, rtol=1e-6)
     # Where two roundings tie, a value may go to either level.
     assert np.mean(np.concatenate(off) > 1e-5) < 0.25
     assert np.concatenate(off).max() < 0.02

@@ -133,7 +133,7 @@ def test_every_option_agrees_with_torch(
     ids=["feedforward", "block bias", "narrow"],
 )
 def test_every_gate_agrees_with_torch(make_net: MakeNet, gate: dict[str, Any]) -> None:
-    net = make_net(gate=gate, lean=0.3)
+    net = make_net(gate=gate, multiplier=-0.3)
     if gate.get("block_bias"):
         assert net.gate is not None
         own = net.gate.block_bias
@@ -145,16 +145,17 @@ def test_every_gate_agrees_with_torch(make_net: MakeNet, gate: dict[str, Any]) -
     assert_agree(found, in_torch(net, x))
 
 
-@pytest.mark.parametrize("told", [False, True])
-@pytest.mark.parametrize("output", ["logit", "harm"])
+@pytest.mark.parametrize("budget_input", [False, True])
+@pytest.mark.parametrize("output", ["logit", "sensitivity"])
 @pytest.mark.parametrize("budget", [0.01, 0.015, 0.03, 0.05])
-def test_a_budget_leans(make_net: MakeNet, budget: float, output: str, told: bool) -> None:
-    leans = (-9.0, -4.0, -0.5)
+def test_a_budget_has_its_multiplier(
+    make_net: MakeNet, budget: float, output: str, budget_input: bool
+) -> None:
     net = make_net(
         options=["skip", 2, 4, 8],
-        gate={"width": 4, "output": output, "budget_input": told},
-        curve=tuple(zip((0.01, 0.02, 0.05), leans, strict=True)),
-        lean=-2.0,
+        gate={"width": 4, "output": output, "budget_input": budget_input},
+        multiplier_curve=((0.01, 9.0), (0.02, 4.0), (0.05, 0.5)),
+        multiplier=2.0,
     )
     x = some_images(net)
     found = run(network_onnx(net), x, budget=np.array([[budget]], np.float32))
@@ -163,12 +164,12 @@ def test_a_budget_leans(make_net: MakeNet, budget: float, output: str, told: boo
 
 def test_two_runs_are_a_cascade(make_net: MakeNet) -> None:
     """As docs/deployment.md says it: by the metadata alone."""
-    net = make_net(curve=((0.02, -3.0), (0.5, 3.0)), target=0.1)
+    net = make_net(multiplier_curve=((0.02, 3.0), (0.5, -3.0)), target=0.1)
     x = some_images(net)
     sure = torch.from_numpy(in_torch(net, x, budget=0.05)[0]).softmax(1).amax(1).sort().values
     least = float(sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean())  # no image's own
     points = ((0.06, 0.05, 0.4, least), (0.3, 0.05, 0.4, least))
-    net.spec = net.spec.model_copy(update={"cascade": points})
+    net.operating_points = net.operating_points.changed(cascade=points)
     model = network_onnx(net)
     (rows,) = (json.loads(p.value) for p in model.metadata_props if p.key == "cascade")
     assert [tuple(row) for row in rows] == list(points)
@@ -176,27 +177,26 @@ def test_two_runs_are_a_cascade(make_net: MakeNet) -> None:
     logits, decisions = run(model, x, budget=np.array([[first]], np.float32))
     with torch.no_grad():
         wanted = net(x, budget=0.06)
-    assert wanted.first is not None
-    assert wanted.again is not None
-    assert_agree((logits, decisions), (logits, wanted.first.numpy()))
+    assert_agree((logits, decisions), (logits, wanted.executions[0].decisions.numpy()))
     powers = np.exp(logits - logits.max(1, keepdims=True))
-    again = 1 / powers.sum(1) < probability
-    assert 0 < again.sum() < len(x)
-    assert (again == wanted.again.numpy()).all()
-    more = run(model, x[torch.from_numpy(again)], budget=np.array([[second]], np.float32))
-    logits[again], decisions[again] = more
+    escalated = 1 / powers.sum(1) < probability
+    assert 0 < escalated.sum() < len(x)
+    assert (escalated == wanted.escalated.numpy()).all()
+    more = run(model, x[torch.from_numpy(escalated)], budget=np.array([[second]], np.float32))
+    logits[escalated], decisions[escalated] = more
     assert_agree((logits, decisions), (wanted.logits.numpy(), wanted.decisions.numpy()))
 
 
-def test_without_a_curve_harm_has_one_price(make_net: MakeNet) -> None:
-    net = make_net(options=["skip", 2, 4, 8], gate={"width": 4, "output": "harm"}, lean=-2.0)
+def test_without_a_curve_there_is_one_multiplier(make_net: MakeNet) -> None:
+    gate = {"width": 4, "output": "sensitivity"}
+    net = make_net(options=["skip", 2, 4, 8], gate=gate, multiplier=2.0)
     assert net.gate is not None
     with torch.no_grad():
         net.gate.out.bias.copy_(torch.tensor([-3.0, -6, -8, -16]))
     x = some_images(net)
     found = run(network_onnx(net), x)
     assert_agree(found, in_torch(net, x))
-    net.spec = net.spec.model_copy(update={"lean": -400.0})
+    net.operating_points = net.operating_points.changed(multiplier=400.0)
     assert in_torch(net, x)[1].mean() < found[1].mean()
 
 

@@ -136,7 +136,7 @@ def test_a_block_without_a_shortcut_is_never_skipped() -> None:
     net = make_dynamic(Inverted)
     assert [block.can_be_skipped for block in net.blocks] == [True, False, True]
     images = make_images()
-    net.spec = net.spec.model_copy(update={"lean": -100.0})
+    net.operating_points = net.operating_points.changed(multiplier=100.0)
     with torch.no_grad():
         decisions = net(images).decisions
         mixed = net(images, mixing=Mixing(torch.Generator(), noise=5.0))

@@ -1,4 +1,4 @@
-"""Who decides: gates, budgets, leans, or the caller."""
+"""Who decides: gates, budgets, multipliers, or the caller."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from tiny_networks import (
 )
 from torch import Tensor
 
-from fracskip.dynamic import DynamicNetwork, Output
+from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
+from fracskip.operating import OperatingPoints, Prediction
 
 
-def test_gate_logits_are_those_along_the_top_option() -> None:
+def test_gate_scores_are_those_along_the_top_option() -> None:
     net = make_network(make_spec())
     images = make_images(net.spec, COUNT)
-    logits = net.gate_logits(images)
-    assert logits.shape == (COUNT, len(net.blocks), len(net.options))
+    scores = net.gate_scores(images)
+    assert scores.shape == (COUNT, len(net.blocks), len(net.options))
     # Up to the first block everybody sees the same input.
-    assert torch.equal(logits[:, 0].argmax(-1), net(images).decisions[:, 0])
+    assert torch.equal(scores[:, 0].argmin(-1), net(images).decisions[:, 0])
     assert net.gate is not None
     with torch.no_grad():  # gates that always choose the top go the same way
         net.gate.out.bias += torch.tensor([0.0, 0.0, 0.0, 1e4])
-    again = net.gate_logits(images)
-    close(again[..., :3], logits[..., :3])
+    again = net.gate_scores(images)
+    close(again[..., :3], scores[..., :3])
     assert (net(images).decisions == 3).all()
     again.sum().backward()
     assert all(p.grad is not None for p in net.gate.parameters())
@@ -42,7 +43,8 @@ def test_gate_logits_are_those_along_the_top_option() -> None:
 
 @pytest.mark.parametrize("gate", GATES)
 def test_a_budget_reaches_the_gates(gate: str) -> None:
-    net = make_network(make_spec(gate=gate, budget_input=True, target=0.3))
+    net = make_network(make_spec(gate=gate, budget_input=True))
+    net.operating_points = OperatingPoints(target=0.3)
     assert net.gate is not None
     assert net.gate.budget_embed is not None
     with torch.no_grad():
@@ -55,8 +57,8 @@ def test_a_budget_reaches_the_gates(gate: str) -> None:
     assert torch.equal(mixed.decisions[1::2], high.decisions[1::2])
     # Without one, it is what the network was trained for.
     assert torch.equal(net(images).decisions, net(images, budget=0.3).decisions)
-    assert torch.equal(net.gate_logits(images), net.gate_logits(images, 0.3))
-    assert not torch.equal(net.gate_logits(images), net.gate_logits(images, 0.9))
+    assert torch.equal(net.gate_scores(images), net.gate_scores(images, 0.3))
+    assert not torch.equal(net.gate_scores(images), net.gate_scores(images, 0.9))
     with pytest.raises(ConfigError, match="out of range"):
         net(images, budget=0.0)
 
@@ -65,8 +67,9 @@ def test_budget_errors() -> None:
     spec = make_spec(budget_input=True)
     with pytest.raises(ConfigError, match="needs a budget"):
         make_network(spec)(make_images(spec))
-    spec = make_spec(target=0.3)
+    spec = make_spec()
     net = make_network(spec)
+    net.operating_points = OperatingPoints(target=0.3)
     net(make_images(spec))  # the target alone is no budget for a gate that takes none
     with pytest.raises(ConfigError, match="leave budget out"):
         net(make_images(spec), budget=0.3)
@@ -113,33 +116,48 @@ def test_ties_go_to_the_first_option() -> None:
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_a_lean_moves_decisions_by_rank_at_evaluation_alone(gate: str) -> None:
+def test_a_multiplier_moves_decisions_by_rank_at_evaluation_alone(gate: str) -> None:
     plain = make_network(make_spec(gate=gate))
     images = make_images(plain.spec, COUNT)
 
-    def leaning(lean: float) -> DynamicNetwork:
+    def operated(multiplier: float) -> DynamicNetwork:
         net = copy.deepcopy(plain)
-        net.spec = net.spec.model_copy(update={"lean": lean})
+        net.operating_points = OperatingPoints(multiplier=multiplier)
         return net
 
-    # At the first gated block the logits are the same whatever was chosen before.
-    logits = plain.gate_logits(images)[:, 0]
+    # At the first gated block the scores are the same whatever was chosen before.
+    scores = plain.gate_scores(images)[:, 0]
     seen = set()
-    for lean in (-4.0, -0.5, 0.0, 0.5, 4.0):
-        rows = logits + lean * torch.tensor([0.0, 1 / 3, 2 / 3, 1.0])
-        wanted = [row.index(max(row)) for row in rows.tolist()]
-        assert leaning(lean)(images).decisions[:, 0].tolist() == wanted
+    for multiplier in (4.0, 0.5, 0.0, -0.5, -4.0):
+        rows = scores + multiplier * torch.tensor([0.0, 1 / 3, 2 / 3, 1.0])
+        wanted = [row.index(min(row)) for row in rows.tolist()]
+        assert operated(multiplier)(images).decisions[:, 0].tolist() == wanted
+        given = OperatingPoints(multiplier=multiplier)
+        assert plain(images, points=given).decisions[:, 0].tolist() == wanted
         seen.add(tuple(wanted))
     assert len(seen) > 1
-    assert (leaning(1e4)(images).decisions == 3).all()
-    assert (leaning(-1e4)(images).decisions == 0).all()
-    # Forced decisions, training and the gates' own logits know nothing of it.
+    assert (operated(-1e4)(images).decisions == 3).all()
+    assert (operated(1e4)(images).decisions == 0).all()
+    # Forced decisions, training and the gates' own scores know nothing of it.
     forced = every_option(plain, COUNT)
-    assert torch.equal(leaning(1e4)(images, decisions=forced).decisions, forced)
-    trained = leaning(1e4)(images, mixing=mixing(dense=True)).decisions
+    assert torch.equal(operated(-1e4)(images, decisions=forced).decisions, forced)
+    trained = operated(-1e4)(images, mixing=mixing(dense=True)).decisions
     assert torch.equal(trained, plain(images).decisions)
-    assert torch.equal(leaning(1e4).gate_logits(images), plain.gate_logits(images))
-    assert "_ranks" not in plain.state_dict()
+    assert torch.equal(operated(-1e4).gate_scores(images), plain.gate_scores(images))
+    assert not {"mask", "cost_weights", "_costs"} & plain.state_dict().keys()
+
+
+def test_operating_points_are_for_networks_that_decide() -> None:
+    net = make_network(make_spec(options=["8"]))
+    curve = ((0.01, 1.0), (0.1, 0.0))
+    for assign in (
+        lambda points: setattr(net, "operating_points", points),
+        lambda points: net(make_images(net.spec), points=points),
+    ):
+        with pytest.raises(ConfigError, match="has nothing to decide"):
+            assign(OperatingPoints(multiplier_curve=curve))
+    net.operating_points = OperatingPoints(target=0.1)
+    assert net.budgets is None
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -149,14 +167,14 @@ def test_a_temperature_softens_the_gradient_and_no_decision(dense: bool) -> None
     images = make_images(net.spec, COUNT)
     bias = net.gate.out[0].bias
 
-    def run(temperature: float) -> tuple[Output, Tensor]:
+    def run(temperature: float) -> tuple[Prediction[Tensor], Tensor]:
         net.zero_grad(set_to_none=True)
         out = net(images, mixing=mixing(dense=dense, temperature=temperature))
         out.cost.sum().backward()
         assert bias.grad is not None
         return out, bias.grad
 
-    logits = net.gate_logits(images)[:, 0].detach()
+    logits = -net.gate_scores(images)[:, 0].detach()
     outs = []
     for temperature in (1.0, 3.0):
         out, grad = run(temperature)

@@ -14,7 +14,7 @@ from fracskip.dynamic import DynamicNetwork, FractionalBlock, Mixing
 from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import inner_per_image, reorder
 from fracskip.dynamic.routing import Trial
-from fracskip.gating import choose, straight_through
+from fracskip.gating import first_minimum, straight_through
 
 COUNT, TRIES = 4, 2
 SETS = [("skip", "4", "8", "full"), ("4", "8", "full"), ("skip", "full"), ("skip", "8")]
@@ -40,7 +40,7 @@ def run_block(
     x, logits = x.clone().requires_grad_(), logits.clone().requires_grad_()
     for parameter in net.parameters():
         parameter.grad = None
-    choice = choose(logits)
+    choice = first_minimum(-logits)
     weights = straight_through(logits.softmax(-1), choice)
     if trial is None:
         y = block.mix(x, weights)
@@ -81,7 +81,7 @@ def test_the_sampled_gradient_is_unbiased(
     x = torch.rand(COUNT, block.in_channels, 6, 6)
     logits = torch.randn(COUNT, len(options))
     y, by_logits, by_x, by_weights = run_block(net, block, x, logits, None)
-    shares = group_shares(net, choose(logits))
+    shares = group_shares(net, first_minimum(-logits))
     total, passes, estimates = torch.zeros_like(by_logits), 0, []
     for trial in every_trial(len(options), net.options.can_skip):
         found = run_block(net, block, x, logits, trial)
@@ -123,7 +123,7 @@ def test_a_networks_gates_learn_the_same_on_average(
     dense = gradients(dense=True)
     sampled = []
     for trial in every_trial(3, can_skip=True):
-        monkeypatch.setattr(net, "_trial", lambda *_, trial=trial: trial)
+        monkeypatch.setattr(Mixing, "trial", lambda *_, trial=trial: trial)
         sampled.append(gradients(dense=False))
     for name, wanted in dense.items():
         found = [one[name] for one in sampled if name in one]
@@ -147,7 +147,7 @@ def test_trials_are_drawn_evenly() -> None:
     mixing = Mixing(torch.Generator().manual_seed(0), sample_rate=0.5)
     rows, options = torch.zeros(COUNT), torch.zeros(3)
     for _ in range(600):
-        trial = net._trial(COUNT, mixing, torch.device("cpu"))
+        trial = mixing.trial(COUNT, net.options, torch.device("cpu"))
         assert len(trial.rows.unique()) == len(trial.rows) == 2
         assert trial.weight == 2 * COUNT / 2
         rows[trial.rows] += 1
@@ -171,7 +171,7 @@ def test_a_trials_weight_is_the_inverse_of_its_probability(
 ) -> None:
     net = make_network(make_spec(options))
     mixing = Mixing(torch.Generator().manual_seed(0), sample_rate=rate)
-    drawn = [net._trial(count, mixing, torch.device("cpu")) for _ in range(40)]
+    drawn = [mixing.trial(count, net.options, torch.device("cpu")) for _ in range(40)]
     assert {len(trial.rows) for trial in drawn} == {tries}
     assert {trial.weight for trial in drawn} == {weight}
     lowest = 1 if options[0] == "skip" else 0
@@ -209,7 +209,7 @@ def test_the_cost_carries_the_softmaxs_gradient(dense: bool) -> None:
     state = net.gate.start(len(images), None, x)
     total = torch.zeros(())
     for index, block in enumerate(net.blocks):
-        logits = net.gate(index, x.detach().mean((2, 3)), state)
+        logits = -net.gate(index, x.detach().mean((2, 3)), state)
         total = total + (logits.softmax(-1) @ costs).sum() / len(net.blocks)
         x = block.route(x, out.decisions[:, index])
     total.backward()

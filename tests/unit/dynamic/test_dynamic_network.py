@@ -22,8 +22,9 @@ from tiny_networks import (
 from torch import Tensor, nn
 
 from fracskip.cost import account
-from fracskip.dynamic import DynamicNetwork, Output
+from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
+from fracskip.operating import Prediction
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -101,7 +102,7 @@ def test_shapes_of_an_output(scheme: str) -> None:
     net = make_network(make_spec(scheme=scheme, classes=1, channels=1, size=(9, 14)))
     for count in (1, 3):
         out = net(make_images(net.spec, count))
-        assert isinstance(out, Output)
+        assert isinstance(out, Prediction)
         assert out.logits.shape == (count, 1)
         assert out.decisions.shape == (count, len(net.blocks)) == (count, 5)
         assert out.decisions.dtype == torch.int64

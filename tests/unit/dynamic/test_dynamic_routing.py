@@ -198,8 +198,8 @@ def test_in_training_only_trials_are_executed_beside_the_chosen(
 ) -> None:
     net = make_network(make_spec()).train()
     trials: list[Trial] = []
-    draw = net._trial
-    monkeypatch.setattr(net, "_trial", lambda *args: trials.append(draw(*args)) or trials[-1])
+    draw = Mixing.trial
+    monkeypatch.setattr(Mixing, "trial", lambda *args: trials.append(draw(*args)) or trials[-1])
     mixing = Mixing(torch.Generator().manual_seed(0), noise=1.0, sample_rate=0.5)
     executed.clear()
     out = net(make_images(net.spec, COUNT), mixing=mixing)

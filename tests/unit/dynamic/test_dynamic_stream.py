@@ -14,11 +14,10 @@ from tiny_networks import (
 )
 from torch import Tensor
 
-from fracskip import checkpoint
+from fracskip import checkpoint, legacy
 from fracskip.config import ModelSpec
 from fracskip.dynamic import DynamicNetwork
 from fracskip.dynamic.folding import FoldedLayer, fold
-from fracskip.legacy import spec as todays_spec
 from fracskip.options import Option
 
 SPEC = make_spec(stream="int8")
@@ -172,18 +171,15 @@ def test_a_float_stream_adds_nothing_to_the_state() -> None:
 
 def test_what_old_checkpoints_do_not_say_means_what_it_did() -> None:
     tree = make_spec().model_dump()
-    for key in ("lean", "curve", "cascade"):
-        del tree[key]
     old = {"quant": ("stream", "weights", "stem", "head"), "gate": ("block_bias", "output")}
     for part, keys in old.items():
         for key in keys:
             del tree[part][key]
-    net = make_network(ModelSpec.model_validate(todays_spec(tree)))
+    net = make_network(ModelSpec.model_validate(legacy.checkpoint({"spec": tree})["spec"]))
     assert net.spec == make_spec(ends="8")
     assert net.spec.quant.stream == "float"
     assert net.stream is None
     assert not net.spec.gate.block_bias
-    assert not net.spec.cascade
     # 3 stages of 2 blocks: 5 gated ones of 2 convolutions.
     assert sum("quantiser.weight_step" in name for name in net.state_dict()) == 10
 
@@ -212,4 +208,4 @@ def test_a_walk_and_a_detour_are_forced_decisions(stream: str) -> None:
             changed[:, block] = other
             wanted = net(images, decisions=changed).logits
             assert torch.equal(net.detour(inputs[block], block, other, path), wanted)
-    assert torch.equal(net.gate_logits_on(net.walk(images)[0]), net.gate_logits(images))
+    assert torch.equal(net.gate_scores_on(net.walk(images)[0]), net.gate_scores(images))

@@ -40,7 +40,6 @@ def make_spec(
     size: tuple[int, int] = (8, 8),
     channels: int = 3,
     classes: int = 3,
-    target: float | None = None,
     stream: str = "float",
     ends: str = "full",
     block_bias: bool = False,
@@ -55,7 +54,6 @@ def make_spec(
         ),
         class_names=tuple(f"class {index}" for index in range(classes)),
         data_name="random",
-        target=target,
     )
 
 

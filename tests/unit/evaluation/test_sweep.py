@@ -14,12 +14,12 @@ from fracskip.errors import ConfigError
 from fracskip.evaluation import evaluate, sweep
 from fracskip.evaluation.sweep import POINTS, default_budgets
 
-CURVE = ((0.05, -2.0), (0.2, 0.0), (0.6, 2.0))
+CURVE = ((0.05, 2.0), (0.2, 0.0), (0.6, -2.0))
 
 
 @pytest.fixture
 def net(make_net: Callable[..., DynamicNetwork]) -> DynamicNetwork:
-    return make_net(curve=CURVE)
+    return make_net(multiplier_curve=CURVE)
 
 
 def test_each_point_is_an_evaluation(net: DynamicNetwork, pictures: Path) -> None:

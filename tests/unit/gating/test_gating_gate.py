@@ -60,10 +60,10 @@ def test_a_recurrent_state_starts_at_zero_and_is_kept_in_the_state() -> None:
     x = pooled(3)[0]
     state = gate.start(3, None, x)
     assert state == GateState()
-    logits = gate(0, x, state)
+    scores = gate(0, x, state)
     zeros = torch.zeros(3, 6)
     hidden, cell = gate.lstm(gate.embed[0](x), (zeros, zeros))
-    assert torch.equal(logits, gate.out(hidden))
+    assert torch.equal(scores, -gate.out(hidden))
     assert state.hidden is not None
     assert state.cell is not None
     assert torch.equal(state.hidden, hidden)
@@ -196,14 +196,14 @@ def test_a_standardised_gate_tells_images_apart(kind: str, budget_input: bool) -
     gate.standardise(pooled)
     state = gate.start(200, 1.0 if budget_input else None, pooled[0])
     with torch.inference_mode():
-        logits = torch.stack([gate(block, seen, state) for block, seen in enumerate(pooled)])
+        logits = -torch.stack([gate(block, seen, state) for block, seen in enumerate(pooled)])
     torch.testing.assert_close(logits.mean(1), torch.zeros(3, 3), atol=1e-4, rtol=0)
     deviation = (logits - logits.mean(1, keepdim=True)).square().mean().sqrt()
     assert deviation.item() == pytest.approx(1, abs=1e-3)
     gate.prefer(torch.tensor([0.2, 0.7, 0.1]))
     state = gate.start(200, 1.0 if budget_input else None, pooled[0])
     with torch.inference_mode():
-        moved = torch.stack([gate(block, seen, state) for block, seen in enumerate(pooled)])
+        moved = -torch.stack([gate(block, seen, state) for block, seen in enumerate(pooled)])
     wanted = torch.tensor([0.2, 0.7, 0.1]).log().expand(3, 200, 3)
     torch.testing.assert_close(moved - logits, wanted, atol=1e-4, rtol=0)
 
@@ -220,22 +220,22 @@ def test_a_block_bias_is_added_to_its_blocks_logits_alone() -> None:
     pooled = torch.rand(7, 4)
     one, other = gate.start(7, None, pooled), plain.start(7, None, pooled)
     for block in range(2):
-        difference = gate(block, pooled, one) - plain(block, pooled, other)
+        difference = plain(block, pooled, other) - gate(block, pooled, one)
         torch.testing.assert_close(difference, bias[block].expand(7, 3), atol=1e-5, rtol=0)
     assert gate.macs(1) == plain.macs(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fixed_decisions_follow_no_image_and_no_lean(kind: str) -> None:
+def test_fixed_decisions_follow_no_image_and_no_multiplier(kind: str) -> None:
     config = GateConfig(kind=kind, width=6, block_bias=kind == "recurrent")
     torch.manual_seed(3)
     gate = create_gate(config, CHANNELS, 3)
     inputs = pooled(50)
     path = [2, 0, 1, 0]
     gate.fix(path)
-    logits = walk(gate, inputs)
-    for lean in (-64.0, 0.0, 64.0):
-        chosen = (logits + lean * torch.linspace(0, 1, 3)).argmax(-1)
+    scores = walk(gate, inputs)
+    for multiplier in (-64.0, 0.0, 64.0):
+        chosen = (scores + multiplier * torch.linspace(0, 1, 3)).argmin(-1)
         assert chosen.tolist() == [path] * 50
 
 
@@ -254,38 +254,38 @@ def test_rounded_embeddings_are_exact_in_bfloat16_and_say_the_same(kind: str) ->
     torch.testing.assert_close(walk(gate, inputs), before, rtol=0, atol=5e-3)
 
 
-# -- gates that say what harm options do ----------------------------------------------------------
+# -- gates that give sensitivities ----------------------------------------------------------------
 
 
-def harmful(kind: str, options: int = 3) -> Gate:
+def sensitive(kind: str, options: int = 3) -> Gate:
     torch.manual_seed(0)
-    return create_gate(GateConfig(kind=kind, width=6, output="harm"), CHANNELS, options)
+    return create_gate(GateConfig(kind=kind, width=6, output="sensitivity"), CHANNELS, options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_minus_the_harm_in_hundredths_of_a_nat(kind: str) -> None:
-    gate, inputs = harmful(kind), pooled(4)
-    state, said = gate.start(4, None, inputs[0]), gate.start(4, None, inputs[0])
+def test_scores_are_sensitivities_in_hundredths_of_a_nat(kind: str) -> None:
+    gate, inputs = sensitive(kind), pooled(4)
+    state, other = gate.start(4, None, inputs[0]), gate.start(4, None, inputs[0])
     for block, x in enumerate(inputs):
-        nats = 10 * gate.judge(block, x, said).clamp(max=0).exp()
-        torch.testing.assert_close(gate(block, x, state), -100 * nats)
+        nats = 10 * gate.head_output(block, x, other).clamp(max=0).exp()
+        torch.testing.assert_close(gate(block, x, state), 100 * nats)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fresh_gates_expect_a_little_harm_and_none_of_the_dearest_option(kind: str) -> None:
-    gate, inputs = harmful(kind), pooled(200)
+def test_fresh_gates_give_a_little_sensitivity_and_none_to_the_dearest_option(kind: str) -> None:
+    gate, inputs = sensitive(kind), pooled(200)
     gate.standardise(inputs)
-    harm = -walk(gate, inputs).detach()
-    assert harm[..., :-1].log().mean().exp() == pytest.approx(1000 * math.exp(-6), rel=0.01)
-    assert harm[..., -1].max() < 0.01
-    assert harm[..., 0].std() > 0.5
+    found = walk(gate, inputs).detach()
+    assert found[..., :-1].log().mean().exp() == pytest.approx(1000 * math.exp(-6), rel=0.01)
+    assert found[..., -1].max() < 0.01
+    assert found[..., 0].std() > 0.5
 
 
-def test_fixed_harm_outweighs_every_lean() -> None:
-    config = GateConfig(kind="recurrent", output="harm", block_bias=True)
+def test_fixed_sensitivities_outweigh_every_multiplier() -> None:
+    config = GateConfig(kind="recurrent", output="sensitivity", block_bias=True)
     gate, inputs = create_gate(config, CHANNELS, 3), pooled(5)
     gate.fix([2, 0, 1, 0])
-    logits = walk(gate, inputs)
-    prices = torch.tensor([0.0, 0.25, 1.0])
-    for lean in (-900.0, 0.0, 900.0):
-        assert (logits + lean * prices).argmax(-1).tolist() == [[2, 0, 1, 0]] * 5
+    scores = walk(gate, inputs)
+    costs = torch.tensor([0.0, 0.25, 1.0])
+    for multiplier in (-900.0, 0.0, 900.0):
+        assert (scores + multiplier * costs).argmin(-1).tolist() == [[2, 0, 1, 0]] * 5

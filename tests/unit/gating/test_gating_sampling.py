@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fracskip.gating import choose, gumbel_like, straight_through
+from fracskip.gating import first_minimum, gumbel_like, straight_through
 
 
 @pytest.mark.parametrize(
@@ -23,31 +23,31 @@ from fracskip.gating import choose, gumbel_like, straight_through
         ([0.0, 1.0, 2.0, 4.0], 3),
     ],
 )
-def test_the_first_maximum_wins(row: list[float], first: int) -> None:
-    choice = choose(torch.tensor([row]))
+def test_the_first_minimum_wins(row: list[float], first: int) -> None:
+    choice = first_minimum(-torch.tensor([row]))
     assert choice.tolist() == [first]
     assert choice.dtype == torch.int64
 
 
 def test_many_ties_in_a_large_batch() -> None:
-    # Wide enough that a vectorised reduction could return any of the maxima.
+    # Wide enough that a vectorised reduction could return any of the minima.
     logits = torch.zeros(1000, 7)
     logits[:, 2:] = 1.0
-    assert choose(logits).tolist() == [2] * 1000
+    assert first_minimum(-logits).tolist() == [2] * 1000
 
 
 def test_one_image_one_option_and_none() -> None:
-    assert choose(torch.tensor([[-3.0]])).tolist() == [0]
-    assert choose(torch.zeros(5, 1)).tolist() == [0] * 5
-    assert choose(torch.zeros(0, 4)).tolist() == []
+    assert first_minimum(torch.tensor([[-3.0]])).tolist() == [0]
+    assert first_minimum(torch.zeros(5, 1)).tolist() == [0] * 5
+    assert first_minimum(torch.zeros(0, 4)).tolist() == []
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=4, max_size=4), min_size=1, max_size=6))
-def test_choices_are_pythons_first_maxima(rows: list[list[int]]) -> None:
-    wanted = [row.index(max(row)) for row in rows]
+def test_choices_are_pythons_first_minima(rows: list[list[int]]) -> None:
+    wanted = [row.index(min(row)) for row in rows]
     for dtype in (torch.float32, torch.bfloat16):
-        assert choose(torch.tensor(rows, dtype=dtype)).tolist() == wanted
+        assert first_minimum(torch.tensor(rows, dtype=dtype)).tolist() == wanted
 
 
 def test_straight_through_is_one_hot_with_the_softmaxs_gradient() -> None:
@@ -68,7 +68,7 @@ def test_straight_through_is_one_hot_with_the_softmaxs_gradient() -> None:
 
 def test_straight_through_of_one_option_is_one() -> None:
     logits = torch.zeros(3, 1, requires_grad=True)
-    assert straight_through(logits.softmax(-1), choose(logits)).tolist() == [[1.0]] * 3
+    assert straight_through(logits.softmax(-1), first_minimum(-logits)).tolist() == [[1.0]] * 3
 
 
 @settings(deadline=None)
@@ -101,8 +101,8 @@ def test_noise_is_gumbel_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gumbel_like(torch.zeros(2, 2)).isfinite().all()
 
 
-def test_adding_noise_makes_the_argmax_a_sample() -> None:
+def test_noise_makes_the_first_minimum_a_sample() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(60_000, 3)
-    noisy = logits + gumbel_like(logits, torch.Generator().manual_seed(1))
-    shares = torch.bincount(choose(noisy), minlength=3) / 60_000
+    noisy = -logits - gumbel_like(logits, torch.Generator().manual_seed(1))
+    shares = torch.bincount(first_minimum(noisy), minlength=3) / 60_000
     torch.testing.assert_close(shares, logits[0].softmax(-1), rtol=0, atol=0.01)

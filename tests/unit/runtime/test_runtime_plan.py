@@ -159,7 +159,11 @@ def then(index: int, *ops: dict[str, Any]) -> Callable[[Any], None]:
         (at("image.mean", [0.5]), "mean and std need 3 values each"),
         (at("image.size", [4, 4]), "image.size"),
         (at("image.std", [0, 1, 1]), "image.std"),
-        (at("target", 2), "target: "),
+        (at("operating_points.target", 2), "operating_points.target: "),
+        (at("operating_points.multiplier", 1e39), "operating_points.multiplier: "),
+        (at("operating_points.multiplier", "1"), "operating_points.multiplier: "),
+        (at("gate.output", "harm"), "gate.output: "),
+        (at("target", 0.1), "unknown key 'target'"),
         (at("cost.blocks", []), "cost does not list the network's gated parts"),
         (at("cost.head_macs", -1), "MACs are 0 to 2^53"),
         (at("cost.head_macs", 2**53 + 1), "MACs are 0 to 2^53"),
@@ -226,7 +230,17 @@ def test_any_entry_replaced(place: list[Any], value: Any) -> None:
         parse_bundle(sealed(tree))
     except BundleError:
         return
-    free = ("name", "source", "data_name", "class_names", "mean", "std", "target", "cost")
+    free = (
+        "name",
+        "source",
+        "data_name",
+        "class_names",
+        "mean",
+        "std",
+        "target",
+        "multiplier",
+        "cost",
+    )
     free += ("size", "skip_is_identity", "after", "dilation")
     # A stem that pads less or steps further, a head that steps over nothing: still a network.
     ends = "parts" in place and place[2:3] in ([0], [5])

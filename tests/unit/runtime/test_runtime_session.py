@@ -17,11 +17,14 @@ import pytest
 
 from fracskip.cost import account
 from fracskip.errors import BundleError, ConfigError, DataError, FracskipError, MissingExtraError
-from fracskip.runtime import InferenceSession, RunResult, session
+from fracskip.operating import Prediction
+from fracskip.runtime import InferenceSession, session
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
+from fracskip.runtime.elements import PlannedPoints
 from support.random_bundle import random_bundle, random_images
 
 Make = Callable[..., InferenceSession]
+NO_TARGET = PlannedPoints(target=None, multiplier=0.0, multiplier_curve=(), cascade=())
 ENGINES: tuple[Any, ...] = ("portable", *(["native"] if session.instruction_sets() else []))
 
 
@@ -59,7 +62,7 @@ def test_a_result(make: Make) -> None:
     found = make(seed=4)
     images = random_images(found.plan, 9)
     result = found.run(images)
-    assert isinstance(result, RunResult)
+    assert isinstance(result, Prediction)
     assert (result.logits.dtype, result.logits.shape) == (np.float32, (9, 5))
     assert (result.decisions.dtype, result.decisions.shape) == (np.uint8, (9, 3))
     assert (result.latency_us.dtype, result.latency_us.shape) == (np.float32, (9,))
@@ -69,7 +72,7 @@ def test_a_result(make: Make) -> None:
     again = found.run(images)
     np.testing.assert_array_equal(again.logits, result.logits)
     np.testing.assert_array_equal(again.decisions, result.decisions)
-    cost = found.cost(result.decisions)
+    cost = found.cost(result)
     assert cost.cp == account(result.decisions, found.options, found.profile).cp
     with pytest.raises(AttributeError):
         result.logits = images  # type: ignore[misc]
@@ -149,7 +152,7 @@ def changed(data: bytes, plan: dict[str, Any] | None = None, **tensors: float) -
 @pytest.mark.parametrize("engine", ENGINES)
 def test_forced_decisions_need_no_budget(tmp_path: Path, engine: Any) -> None:
     path = tmp_path / "x.fsk"
-    path.write_bytes(changed(random_bundle(6, budget_input=True), {"target": None}))
+    path.write_bytes(changed(random_bundle(6, budget_input=True), {"operating_points": NO_TARGET}))
     found = InferenceSession(path, engine=engine)
     images = random_images(found.plan, 3)
     with pytest.raises(ConfigError, match="this network needs a budget"):
@@ -355,9 +358,9 @@ class FakeEngine:
         latency_us: Any,
         forced: Any,
         budgets: Any = None,
-        leans: Any = None,
+        multipliers: Any = None,
     ) -> None:
-        self.calls.append((images, forced, budgets, leans))
+        self.calls.append((images, forced, budgets, multipliers))
         logits[:], decisions[:], latency_us[:] = 1, 2, 3
 
 
@@ -379,10 +382,10 @@ def test_the_native_engine_is_taken_where_there_is_one(make: Make, tmp_path: Pat
     assert (result.logits == 1).all()
     assert (result.decisions == 2).all()
     assert (result.latency_us == 3).all()
-    ((seen, forced, budgets, leans),) = found._engine.calls  # type: ignore[attr-defined]
+    ((seen, forced, budgets, multipliers),) = found._engine.calls  # type: ignore[attr-defined]
     assert seen.flags.c_contiguous
     assert (forced.dtype, forced.flags.c_contiguous) == (np.uint8, True)
-    assert (budgets, leans) == (None, None)
+    assert (budgets, multipliers) == (None, None)
     exact = InferenceSession(tmp_path / "x.fsk", threads=2, isa="scalar")
     assert (exact.isa, exact.threads) == ("scalar", 2)
     with pytest.raises(ConfigError, match=r"isa 'neon' is not of this processor: use one of auto"):

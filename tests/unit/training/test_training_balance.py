@@ -17,15 +17,15 @@ from fracskip.data import load_split
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.errors import ConfigError
 from fracskip.training.objective import (
-    LARGEST_LEAN,
+    LARGEST_MULTIPLIER,
     LARGEST_PRICE,
     LARGEST_SUBSIDY,
     CostBalance,
     CostPrice,
+    allocation_at,
     decision_information,
     distillation,
-    harm,
-    leaned_path,
+    sensitivity,
 )
 
 Make = Callable[..., Recipe]
@@ -48,17 +48,17 @@ BALANCE = {
 # -- balance --------------------------------------------------------------------------------------
 
 
-def test_the_lean_answers_the_error_at_once() -> None:
-    balance = CostBalance(rate=0.1, lean_rate=0.3, price=0.2)
+def test_the_multiplier_answers_the_error_at_once() -> None:
+    balance = CostBalance(rate=0.1, multiplier_rate=0.3, price=0.2)
     cost = torch.tensor([0.1, 0.2], requires_grad=True)
     loss = balance.penalty(cost, target=0.1)
-    assert balance.lean == pytest.approx(-0.3 * 0.5)
+    assert balance.multiplier == pytest.approx(0.3 * 0.5)
     assert loss.item() == pytest.approx(0.2 * 1.5)
     loss.backward()
     assert cost.grad is not None
     assert cost.grad.tolist() == pytest.approx([0.2 / 2 / 0.1] * 2)
     balance.penalty(torch.tensor([0.05]), target=0.1)
-    assert balance.lean == pytest.approx(0, abs=1e-6)
+    assert balance.multiplier == pytest.approx(0, abs=1e-6)
 
 
 def test_the_price_goes_where_the_loss_has_no_slope_and_stays_there() -> None:
@@ -66,22 +66,22 @@ def test_the_price_goes_where_the_loss_has_no_slope_and_stays_there() -> None:
     balance = CostBalance(rate=0.1)
     prices = []
     for _ in range(100):
-        balance.follow(slope=-0.3 * 0.7 + balance.price * 2 * 0.7, cost_slope=2 * 0.7)
+        balance.follow(slope=0.3 * 0.7 - balance.price * 2 * 0.7, cost_slope=-2 * 0.7)
         prices.append(balance.price)
     assert all(a < b for a, b in itertools.pairwise(prices))  # from below, never past it
     assert prices[-1] == pytest.approx(0.15, abs=1e-4)
 
 
-def test_lean_and_price_are_bounded() -> None:
+def test_multiplier_and_price_are_bounded() -> None:
     balance = CostBalance(rate=1.0)
     for _ in range(400):
         balance.penalty(torch.tensor([1.0]), target=0.1)
-        balance.follow(slope=-50.0, cost_slope=0.0)
-    assert (balance.lean, balance.price) == (-LARGEST_LEAN, LARGEST_PRICE)
+        balance.follow(slope=50.0, cost_slope=0.0)
+    assert (balance.multiplier, balance.price) == (LARGEST_MULTIPLIER, LARGEST_PRICE)
     for _ in range(800):
         balance.penalty(torch.tensor([0.0]), target=0.1)
-        balance.follow(slope=50.0, cost_slope=0.0)
-    assert (balance.lean, balance.price) == (LARGEST_LEAN, -LARGEST_SUBSIDY)
+        balance.follow(slope=-50.0, cost_slope=0.0)
+    assert (balance.multiplier, balance.price) == (-LARGEST_MULTIPLIER, -LARGEST_SUBSIDY)
 
 
 def test_a_price_that_follows_the_cost_is_bounded_too() -> None:
@@ -122,7 +122,7 @@ def test_harm_by_hand() -> None:
     before = torch.tensor([[math.log(3), 0.0], [1.0, 2.0]])
     after = torch.tensor([[0.0, 0.0], [11.0, 12.0]])  # a shift of all logits changes nothing
     wanted = [0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0.0]
-    assert harm(after, before).tolist() == pytest.approx(wanted, abs=1e-6)
+    assert sensitivity(after, before).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
@@ -145,23 +145,24 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
     with torch.inference_mode():
         path = [1] * len(net.blocks)
         inputs, predicted = net.walk(images, path)
-        logits = net.gate_logits_on(inputs)
+        logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = [
-            harm(net.detour(x, at, 0, path), predicted).log().mean() for at, x in enumerate(inputs)
+            sensitivity(net.detour(x, at, 0, path), predicted).log().mean()
+            for at, x in enumerate(inputs)
         ]
     order = torch.stack(found).argsort()
     assert margins[order[-1]] > margins[order[0]] + 1  # most and least harmful block
     assert (logits[:, :, 1] > logits[:, :, 2] + 1).all()  # 'full' stays rare
 
 
-def test_a_path_leans_to_its_target() -> None:
+def test_an_allocation_meets_its_target() -> None:
     costs, ranks = torch.tensor([0.0, 0.25, 1.0]), torch.tensor([0.0, 0.5, 1.0])
     logits = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.5, 0.2]])
-    assert leaned_path(logits, costs, ranks, 0.0) == [0, 0, 0, 0]
-    assert leaned_path(logits, costs, ranks, 1.0) == [2, 2, 2, 2]
-    assert leaned_path(logits, costs, ranks, 0.375) == [1, 0, 2, 1]  # as they are
-    assert leaned_path(logits, costs, ranks, 0.26) == [0, 0, 2, 0]  # 0.25; with one more 0.3125
+    assert allocation_at(-logits, costs, ranks, 0.0) == [0, 0, 0, 0]
+    assert allocation_at(-logits, costs, ranks, 1.0) == [2, 2, 2, 2]
+    assert allocation_at(-logits, costs, ranks, 0.375) == [1, 0, 2, 1]  # as they are
+    assert allocation_at(-logits, costs, ranks, 0.26) == [0, 0, 2, 0]  # 0.25; with one more 0.3125
 
 
 def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
@@ -185,13 +186,13 @@ def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
     )
     with torch.inference_mode():
         inputs, predicted = net.walk(images, path)
-        logits = net.gate_logits_on(inputs)
+        logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = []
         for at, x in enumerate(inputs):
             changed = net.detour(x, at, 1 - path[at], path)
             less, more = (changed, predicted) if path[at] else (predicted, changed)
-            found.append(harm(less, more).log().mean())
+            found.append(sensitivity(less, more).log().mean())
     order = torch.stack(found).argsort()
     assert margins[order[-1]] > margins[order[0]] + 0.5
 
@@ -203,7 +204,7 @@ def test_a_run_with_an_int8_stream_holds_its_target(tiny_recipe: Make, run: Go) 
     done = run(tiny_recipe(**BALANCE))
     joint = [event for event in done.epochs if event["stage"] == "joint"]
     assert not [event for event in done.epochs if event["stage"] == "gates"]
-    assert all({"price", "lean"} <= event.keys() for event in joint)
+    assert all({"price", "multiplier"} <= event.keys() for event in joint)
     assert joint[0]["cp"] < 0.2  # gates begin at 8 bits, not in full
     assert done.summary["test"]["cp"] == pytest.approx(0.03, abs=0.02)
     state = load_file(done.folder / "state.safetensors")
@@ -262,7 +263,7 @@ def test_gates_without_a_learning_rate_stay_while_weights_learn(tiny_recipe: Mak
     assert not torch.equal(one["net.backbone.conv1.weight"], other["net.backbone.conv1.weight"])
     joint = [event for event in after.epochs if event["stage"] == "joint"]
     assert [event["price"] for event in joint] == [0.0] * len(joint)
-    assert joint[-1]["cp"] == pytest.approx(0.03, abs=0.015)  # held by the lean alone
+    assert joint[-1]["cp"] == pytest.approx(0.03, abs=0.015)  # held by the multiplier alone
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,10 @@ def fitted(trained: nn.Module) -> tuple[DynamicNetwork, dict[str, Any]]:
 def test_every_budget_is_met(fitted: tuple[DynamicNetwork, dict[str, Any]]) -> None:
     """One block can't be skipped; where decisions jump over a budget, it is met less closely."""
     net, found = fitted
-    assert net.spec.budgets is not None
-    assert 0.008 <= net.spec.budgets[0] < net.spec.budgets[1] < 0.061
-    assert found["curve"] == net.spec.curve
-    asked = [budget for budget, _ in net.spec.curve]
+    assert net.budgets is not None
+    assert 0.008 <= net.budgets[0] < net.budgets[1] < 0.061
+    assert found["operating_points"] == net.operating_points.model_dump(mode="json")
+    asked = [budget for budget, _ in net.operating_points.multiplier_curve]
     points = sweep(net, loader(96, 1), asked)["points"]
     assert len(points) >= 2
     for point in points:
@@ -95,8 +95,8 @@ def test_it_learns_what_the_network_knew(
     images, labels = draw_images(320, 2)
     with torch.no_grad():
         before = float((trained(images).argmax(1) == labels).float().mean())
-    assert net.spec.budgets is not None
-    record = evaluate(net, loader(320, 2), budget=net.spec.budgets[1])
+    assert net.budgets is not None
+    record = evaluate(net, loader(320, 2), budget=net.budgets[1])
     assert record["images"] == 320
     assert record["data"] == {"name": "batches", "split": "given"}
     assert before > 0.6
@@ -124,7 +124,7 @@ def test_epochs_are_reported(fitted: tuple[DynamicNetwork, dict[str, Any]]) -> N
 def test_one_budget_is_a_target(trained: nn.Module) -> None:
     torch.manual_seed(0)
     net = convert(
-        trained, ["skip", 4, 8], gate=GateConfig(width=4, output="harm", block_bias=True),
+        trained, ["skip", 4, 8], gate=GateConfig(width=4, output="sensitivity", block_bias=True),
         quant=QuantConfig(), example_input=torch.zeros(1, 3, *SIZE),
     )  # fmt: skip
     seen: list[str] = []
@@ -133,7 +133,8 @@ def test_one_budget_is_a_target(trained: nn.Module) -> None:
         on_epoch=lambda event: seen.append(event["stage"]),
     )  # fmt: skip
     assert seen == ["supernet", "gates", "joint"]
-    assert (net.spec.target, net.spec.curve, net.spec.cascade) == (0.03, (), ())
+    points = net.operating_points
+    assert (points.target, points.multiplier_curve, points.cascade) == (0.03, (), ())
     assert not net.training
     cp = evaluate(net, loader(96, 1), static=False)["cp"]
     assert cp == pytest.approx(0.03, rel=0.4)
@@ -220,7 +221,7 @@ def test_budgets_become_a_recipe(trained: nn.Module) -> None:
         ({"validation": [(torch.zeros(2, 3, 12, 12), torch.tensor([0, 9]))]}, "fit 5 classes"),
         ({"validation": [(torch.zeros(2, 3, 12, 12), torch.zeros(2))]}, "one class number each"),
         ({"options": [8]}, "a network with one option has no gates"),
-        ({"gate": GateConfig()}, "fit trains gates that say 'harm', this one says a 'logit'"),
+        ({"gate": GateConfig()}, "gates whose output is 'sensitivity', this one's is a 'logit'"),
         ({"quant": QuantConfig(scheme="paper")}, "needs quant.scheme 'modern'"),
     ],
 )  # fmt: skip

@@ -18,10 +18,11 @@ from fracskip.config import ImageConfig, JointStage, Recipe, recipe_from_dict
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, convert
 from fracskip.errors import DataError, DivergedError
-from fracskip.training import fit, loop, sequence, train
-from fracskip.training.calibration import shortfall
+from fracskip.operating import OperatingPoints
+from fracskip.training import finalize, fit, loop, train
 from fracskip.training.health import accuracy_warning, loss_warning, require_finite_weights
 from fracskip.training.loop import STATE_SCHEMA
+from fracskip.training.multipliers import shortfall
 from fracskip.training.stages import BackboneTraining, StepResult
 from fracskip.training.supernet import SupernetTraining
 
@@ -46,7 +47,7 @@ LN5 = math.log(5)
         ({"supernet": TAUGHT}, "supernet", 1.4 * 13 * LN5, None),
         ({"supernet": TAUGHT}, "supernet", 1.6 * 13 * LN5, 13 * LN5),
         ({"joint": {"paths": "shared", "gate_lr": 0}}, "joint", 1.6 * LN5, LN5),
-        # A price of computation, and a deviance of harms, have no such bound.
+        # A price of computation, and a deviance of sensitivities, have no such bound.
         ({}, "joint", 99.0, None),
         ({}, "gates", 99.0, None),
     ],
@@ -86,7 +87,7 @@ def test_a_network_at_chance_is_said(accuracy: float, counts: list[int], said: b
         assert "weights were not loaded" in found
 
 
-CURVE = ((0.01, -1.0), (0.03, 1.0))
+CURVE = ((0.01, 1.0), (0.03, -1.0))
 
 
 @pytest.mark.parametrize(
@@ -108,11 +109,11 @@ CURVE = ((0.01, -1.0), (0.03, 1.0))
     ],
 )
 def test_what_is_not_reached_is_said(
-    tiny_spec: Any, joint: dict[str, Any], curve: Any, reached: float, said: str | None
+    joint: dict[str, Any], curve: Any, reached: float, said: str | None
 ) -> None:
     config = JointStage.model_validate(joint)
     target = min(config.target, curve[-1][0]) if curve else config.target
-    found = shortfall(tiny_spec(curve=curve, target=target), config, reached)
+    found = shortfall(OperatingPoints(target=target, multiplier_curve=curve), config, reached)
     if said is None:
         assert found is None
     else:
@@ -270,22 +271,19 @@ def test_a_curve_that_ends_below_the_target_is_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the stages and after them: decisions reach 0.0135, and 0.06 was asked for."""
-    ends_early = ((0.005, -2.0), (0.0135, -1.0))
-
-    def measured(net: DynamicNetwork, *_: Any) -> None:
-        net.spec = net.spec.model_copy(update={"curve": ends_early, "cascade": ()})
-
-    monkeypatch.setattr(sequence, "measure_curve", measured)
+    ends_early = ((0.005, 2.0), (0.0135, 1.0))
+    monkeypatch.setattr(finalize, "multiplier_curve", lambda *_: ends_early)
     net, batches = untrained(1)
     with pytest.warns(UserWarning, match=r"budgets from 0.005 to 0.06 were asked for, and decis"):
         found = fit(net, batches, batches, epochs=(1, 1, 1))
-    assert net.spec.target == 0.0135
-    assert net.spec.budgets == (0.005, 0.0135)
-    assert found["curve"] == net.spec.curve == ends_early
+    assert net.operating_points.target == 0.0135
+    assert net.budgets == (0.005, 0.0135)
+    assert net.operating_points.multiplier_curve == ends_early
+    assert found["operating_points"] == net.operating_points.model_dump(mode="json")
     logits = net(batches[0][0], budget=0.0135).logits
     save(net, tmp_path / "net.safetensors")
     again = load(tmp_path / "net.safetensors", net.plain())
-    assert again.spec == net.spec
+    assert (again.spec, again.operating_points) == (net.spec, net.operating_points)
     torch.testing.assert_close(again(batches[0][0], budget=0.0135).logits, logits)
 
 

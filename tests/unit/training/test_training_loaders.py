@@ -248,7 +248,8 @@ def test_iterators_are_evaluated_once(net: DynamicNetwork, images: Tensor) -> No
     assert evaluate(net, once(), static=False, budget=0.03)["images"] == 8
     with pytest.raises(DataError, match="3 passes over the data are needed, and an iterator"):
         evaluate(net, once(), budget=0.03)
-    net.spec = net.spec.model_copy(update={"curve": ((0.02, -1.0), (0.05, 1.0))})
+    curve = ((0.02, 1.0), (0.05, -1.0))
+    net.operating_points = net.operating_points.changed(multiplier_curve=curve)
     with pytest.raises(DataError, match="2 passes over the data are needed, and an iterator"):
         sweep(net, once(), [0.02, 0.05])
 

@@ -11,8 +11,8 @@ from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork, preprocess
 from fracskip.evaluation import predict
 from fracskip.training import norms
-from fracskip.training.judging import Judge
-from fracskip.training.norms import choose_norms
+from fracskip.training.norms import norm_statistics
+from fracskip.training.validation import ValidationLoss
 
 Net = Callable[..., DynamicNetwork]
 COUNT = 96
@@ -52,11 +52,14 @@ def test_those_with_less_loss_stay(
         seen.append(statistics(net))
         return float(better == ("options", "paths")[len(seen) - 1]) * -1.0
 
-    monkeypatch.setattr(norms, "_loss", loss)
-    assert choose_norms(net, images, mixed, data) == better
+    monkeypatch.setattr(norms, "_mean", loss)
+    before = statistics(net)
+    kind, found = norm_statistics(net, images, mixed, data)
+    assert kind == better
     by_option, along_paths = seen
     assert not equal(by_option, along_paths)
-    assert equal(statistics(net), by_option if better == "options" else along_paths)
+    assert equal(found, by_option if better == "options" else along_paths)
+    assert equal(statistics(net), before)  # found, not set
 
 
 def test_each_option_alone_is_what_calibration_estimates(
@@ -66,13 +69,14 @@ def test_each_option_alone_is_what_calibration_estimates(
     other.load_state_dict(net.state_dict())
     images = batches(net, data)
     losses = iter((0.0, 1.0))
-    monkeypatch.setattr(norms, "_loss", lambda *_: next(losses))
-    assert choose_norms(net, images, None, data) == "options"
+    monkeypatch.setattr(norms, "_mean", lambda *_: next(losses))
+    kind, found = norm_statistics(net, images, None, data)
+    assert kind == "options"
     full = [other.forced("full", len(batch)) for batch in images]
     other.reestimate(images, decisions=full)
     for name, value in statistics(other).items():
         if name.endswith(("running_mean", "running_var")) and "downsample" not in name:
-            assert torch.equal(statistics(net)[name], value), name
+            assert torch.equal(found[name], value), name
 
 
 def test_the_loss_is_the_cross_entropy_along_the_paths(make_net: Net, data: ImageSet) -> None:
@@ -85,32 +89,32 @@ def test_the_loss_is_the_cross_entropy_along_the_paths(make_net: Net, data: Imag
     labels, total = torch.from_numpy(data.labels), 0.0
     pixels = torch.cat(batches(net, data))
     net.eval()
-    judges = [Judge(net, data, len(path)) for path in paths]
+    losses = [ValidationLoss(net, data, len(path)) for path in paths]
     with torch.no_grad():
         for path in paths:
             logits = net(pixels[: len(path)], decisions=path).logits
             total += float(
                 nn.functional.cross_entropy(logits, labels[: len(path)], reduction="sum")
             )
-    found = [judge.loss(path) for judge, path in zip(judges, paths, strict=True)]
+    found = [loss(path) for loss, path in zip(losses, paths, strict=True)]
     assert COUNT * found[0] + 40 * found[1] == pytest.approx(total, rel=1e-4)
 
 
-def test_both_are_judged_along_the_same_paths(
+def test_both_are_held_against_the_same_decisions(
     make_net: Net, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = make_net()
     chosen = predict(net, data.images).decisions
     seen: list[list[torch.Tensor]] = []
 
-    def loss(_: Judge, paths: list[torch.Tensor]) -> float:
+    def loss(_: ValidationLoss, paths: list[torch.Tensor]) -> float:
         seen.append(paths)
         return 0.0
 
-    monkeypatch.setattr(norms, "_loss", loss)
-    choose_norms(net.train(), batches(net, data), None, data)
+    monkeypatch.setattr(norms, "_mean", loss)
+    norm_statistics(net.train(), batches(net, data), None, data)
     assert net.training
     assert len(seen) == 2
-    for judged in seen:
-        assert len(judged) == 1
-        np.testing.assert_array_equal(judged[0], chosen)
+    for given in seen:
+        assert len(given) == 1
+        np.testing.assert_array_equal(given[0], chosen)

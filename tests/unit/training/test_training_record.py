@@ -93,9 +93,7 @@ def test_a_damaged_summary_is_none(tmp_path: Path, content: bytes | None) -> Non
 
 def test_the_summary_is_the_whole_run(record: Record, tmp_path: Path) -> None:
     end = {
-        "lean": -1.5,
-        "curve": [],
-        "cascade": [],
+        "operating_points": {"multiplier": 1.5},
         "cascade_gain": None,
         "norms": "options",
         "test": {"accuracy": 1},

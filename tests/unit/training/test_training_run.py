@@ -76,7 +76,7 @@ def test_the_trained_network(tiny_recipe: Make, run: Go, pictures: Path) -> None
     assert net.spec.options == ("skip", "4", "full")
     assert net.spec.class_names == ("blue", "green", "red")
     assert net.spec.data_name == pictures.name
-    assert net.spec.target == 0.1
+    assert net.operating_points.target == 0.1
     assert net.spec.image == recipe.data.image
     assert net.notes["recipe"] == "tiny"
     assert net.notes["seed"] == 3
@@ -171,7 +171,7 @@ def test_one_option_needs_no_gates(tiny_recipe: Make, run: Go) -> None:
     assert test["static"] == []
     net = checkpoint.load(done.folder / "model.safetensors")
     assert net.gate is None
-    assert net.spec.target is None
+    assert net.operating_points.target is None
 
 
 def test_a_backbone_alone(tiny_recipe: Make, run: Go) -> None:
@@ -262,9 +262,9 @@ def test_a_gate_that_takes_a_budget(tiny_recipe: Make, run: Go) -> None:
     images = torch.randn(4, 3, 8, 8)
     with torch.inference_mode():
         default = net(images)
-        given = net(images, budget=net.spec.target)
-        other = net.gate_logits(images, budget=0.9)
-        usual = net.gate_logits(images)
+        given = net(images, budget=net.operating_points.target)
+        other = net.gate_scores(images, budget=0.9)
+        usual = net.gate_scores(images)
     assert torch.equal(default.logits, given.logits)
     assert not torch.equal(other, usual)
 

@@ -43,14 +43,14 @@ def test_a_cascade_is_not_taken_over(
     """It was measured with other weights."""
     net = load(trained)
     points = ((0.05, 0.05, 0.2, 0.5), (0.3, 0.1, 0.4, 0.9))
-    changes = {"curve": ((0.05, -1.0), (0.4, 1.0)), "cascade": points}
-    net.spec = net.spec.model_copy(update=changes)
+    curve = ((0.05, 1.0), (0.4, -1.0))
+    net.operating_points = net.operating_points.changed(multiplier_curve=curve, cascade=points)
     save(net, tmp_path / "twice.safetensors")
-    assert load(tmp_path / "twice.safetensors").spec.cascade == points
+    assert load(tmp_path / "twice.safetensors").operating_points.cascade == points
     joint = {"epochs": 0, "norm_images": 0}
     start = str(tmp_path / "twice.safetensors")
     done = run(tiny_recipe(**IDLE, start=start, joint=joint), "again")
-    assert load(done.folder / "model.safetensors").spec.cascade == ()
+    assert load(done.folder / "model.safetensors").operating_points.cascade == ()
 
 
 def test_weights_go_on_from_where_they_were(tiny_recipe: Make, run: Go, trained: Path) -> None:

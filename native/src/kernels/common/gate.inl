@@ -11,7 +11,7 @@ namespace FRACSKIP_GATE_NAMESPACE {
 namespace {
 
 inline constexpr int kLanes = 8;
-inline constexpr float kHarmScale = 1000.f;  // logits of harm count hundredths of a nat, outputs 10 nats
+inline constexpr float kSensitivityScale = 1000.f;  // scores count hundredths of a nat, outputs 10 nats
 
 using Lanes = float __attribute__((vector_size(32)));
 using IntLanes = std::int32_t __attribute__((vector_size(32)));
@@ -161,23 +161,21 @@ int decide(const GateArgs& a) {
   } else {
     for (int i = 0; i < padded; ++i) features[i] = features[i] > 0.f ? features[i] : 0.f;
   }
-  std::memcpy(a.logits, a.out + a.width * a.padded_options, a.padded_options * sizeof(float));
-  multiply(last, a.width, FloatRows{a.out, a.padded_options}, a.logits);
+  std::memcpy(a.scores, a.out + a.width * a.padded_options, a.padded_options * sizeof(float));
+  multiply(last, a.width, FloatRows{a.out, a.padded_options}, a.scores);
   if (a.block_bias) {
-    for (int k = 0; k < a.options; ++k) a.logits[k] += a.block_bias[k];
+    for (int k = 0; k < a.options; ++k) a.scores[k] += a.block_bias[k];
   }
-  if (a.harm) {
-    for (int k = 0; k < a.padded_options; k += kLanes) {
-      const Lanes said = load(a.logits + k);
-      store(a.logits + k, -kHarmScale * exp_of_negative(said < 0.f ? said : Lanes{}));
-    }
+  for (int k = 0; k < a.padded_options; k += kLanes) {
+    const Lanes output = load(a.scores + k);
+    store(a.scores + k, a.sensitivity ? kSensitivityScale * exp_of_negative(output < 0.f ? output : Lanes{}) : -output);
   }
-  if (a.lean != 0.f) {
-    for (int k = 0; k < a.options; ++k) a.logits[k] += a.lean * a.lean_weights[k];
+  if (a.multiplier != 0.f) {
+    for (int k = 0; k < a.options; ++k) a.scores[k] += a.multiplier * a.cost_weights[k];
   }
   int best = 0;
   for (int k = 1; k < a.options; ++k) {
-    if (a.logits[k] > a.logits[best]) best = k;
+    if (a.scores[k] < a.scores[best]) best = k;
   }
   return best;
 }

@@ -79,13 +79,13 @@ struct GateArgs {
   const float* lstm;        // (2 width, 4 padded_width), then the bias (4 padded_width)
   const float* out;         // (width, padded_options), then the bias (padded_options)
   const float* block_bias;  // (padded_options), or null
-  bool harm;                // outputs are logarithms of harms
-  float lean;               // added to the logits, times:
-  const float* lean_weights;  // (options)
+  bool sensitivity;         // outputs are logarithms of sensitivities; else logits
+  float multiplier;         // of cost: added to the scores, times:
+  const float* cost_weights;  // (options)
   float* hidden;            // (padded_width), carried from block to block
   float* cell;
   float* work;              // (5 padded_width): the features, the LSTM's four parts
-  float* logits;            // (padded_options)
+  float* scores;            // (padded_options); the least is chosen
 };
 
 using GateFunction = int (*)(const GateArgs&);  // gives the option

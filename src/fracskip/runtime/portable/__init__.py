@@ -69,12 +69,12 @@ class PortableEngine:
         latency_us: NDArray[np.float32],
         forced: NDArray[np.uint8] | None = None,
         budgets: NDArray[np.float32] | None = None,
-        leans: NDArray[np.float32] | None = None,
-        confidences: NDArray[np.float32] | None = None,
+        multipliers: NDArray[np.float32] | None = None,
+        thresholds: NDArray[np.float32] | None = None,
         second_budgets: NDArray[np.float32] | None = None,
-        second_leans: NDArray[np.float32] | None = None,
-        first: NDArray[np.uint8] | None = None,
-        again: NDArray[np.uint8] | None = None,
+        second_multipliers: NDArray[np.float32] | None = None,
+        second_decisions: NDArray[np.uint8] | None = None,
+        escalated: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
     ) -> None:
         """Classifies a batch; the answers are written in place.
@@ -82,18 +82,19 @@ class PortableEngine:
         Args:
             images: uint8 or normalised float32 (B, H, W, C).
             logits: (B, N).
-            decisions: (B, L).
+            decisions: Of the first member, (B, L).
             latency_us: (B,); each image's share of the batch's time.
             forced: Option indices (B, L) to execute instead of asking the gate.
             budgets: Computation shares (B,), for gates that take them.
-            leans: Added to the gates' logits times the plan's `lean_weights` (B,).
-            confidences: There is a second look where the first choice's probability is smaller
-                (B,); without it there is one look.
-            second_budgets: As `budgets`, of the second look.
-            second_leans: As `leans`, likewise.
-            first: Decisions of the first look (B, L), written; with `confidences`.
-            again: Whether there was a second (B,), written; likewise.
-            gate_us: What each gate took in all looks (B, L), written; each image's share.
+            multipliers: Of cost (B,); the plan's for all if not given.
+            thresholds: An image whose first choice is less probable is escalated to the second
+                member (B,); without them there is one.
+            second_budgets: As `budgets`, of the second member.
+            second_multipliers: As `multipliers`, likewise.
+            second_decisions: Of the second member (B, L), written where an image is escalated; with
+                `thresholds`.
+            escalated: Which images were (B,), written; likewise.
+            gate_us: What each gate took in all members (B, L), written; each image's share.
         """
         if not len(images):
             return
@@ -104,38 +105,37 @@ class PortableEngine:
             x = self._network.begin(
                 self._normalised(torch.tensor(images))
             )  # theirs may be read-only
-            logits[:], decisions[:] = self._look(x, forced, budgets, leans, gate_us)
-            if confidences is not None and self._gated:
-                assert first is not None
-                assert again is not None
-                first[:] = decisions
+            logits[:], decisions[:] = self._member(x, forced, budgets, multipliers, gate_us)
+            if thresholds is not None and self._gated:
+                assert second_decisions is not None
+                assert escalated is not None
                 powers = np.exp(logits - logits.max(1, keepdims=True))
-                again[:] = 1 / powers.sum(1) < confidences
-                rows = np.flatnonzero(again)
+                escalated[:] = 1 / powers.sum(1) < thresholds
+                rows = np.flatnonzero(escalated)
                 if len(rows):
-                    second, leaning, times = (
+                    asked, weighed, times = (
                         None if each is None else each[rows]
-                        for each in (second_budgets, second_leans, gate_us)
+                        for each in (second_budgets, second_multipliers, gate_us)
                     )
-                    found = self._look(x[torch.from_numpy(rows)], None, second, leaning, times)
-                    logits[rows], decisions[rows] = found
+                    found = self._member(x[torch.from_numpy(rows)], None, asked, weighed, times)
+                    logits[rows], second_decisions[rows] = found
                     if gate_us is not None:
                         gate_us[rows] = times
         latency_us[:] = (time.perf_counter() - begin) * 1e6 / len(images)
 
-    def _look(
+    def _member(
         self,
         x: Tensor,
         forced: NDArray[np.uint8] | None,
         budgets: NDArray[np.float32] | None,
-        leans: NDArray[np.float32] | None,
+        multipliers: NDArray[np.float32] | None,
         gate_us: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """From what the first gated block sees: logits (B, N) and decisions (B, L)."""
         decide = None
         if forced is None and self._gate is not None:
             decide = self._gate.start(
-                *(None if told is None else torch.tensor(told) for told in (budgets, leans))
+                *(None if each is None else torch.tensor(each) for each in (budgets, multipliers))
             )
         choices: list[NDArray[np.int64]] = []
         for gated in range(self._gated):

@@ -1,4 +1,4 @@
-"""The gate: pooled features to decisions, by the arithmetic of docs/bundle.md."""
+"""The gate: pooled features to scores and decisions, by the arithmetic of docs/bundle.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fracskip.options import HARM_SCALE
+from fracskip.operating import offsets
+from fracskip.options import SENSITIVITY_SCALE
 from fracskip.runtime.bundle import Bundle
 from fracskip.runtime.portable.tensors import Tensors
 
@@ -21,53 +22,55 @@ class Gate:
         assert plan is not None
         self._tensors = {name: tensors[name] for name in bundle.tensors if name.startswith("gate.")}
         self._recurrent = plan.kind == "recurrent"
-        self._harm = plan.output == "harm"
-        self._lean = plan.lean
-        self._lean_weights = torch.tensor(bundle.plan.lean_weights)
-        self._barred = bundle.plan.unskippable
+        self._gives_sensitivity = plan.output == "sensitivity"
+        self._multiplier = bundle.plan.operating_points.multiplier
+        self._cost_weights = torch.from_numpy(bundle.plan.cost_weights)
+        self._masks = torch.from_numpy(bundle.plan.masks)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
 
     def start(
-        self, budgets: Tensor | None, leans: Tensor | None
+        self, budgets: Tensor | None, multipliers: Tensor | None
     ) -> Callable[[int, Tensor], Tensor]:
         """Begins a batch.
 
         Args:
             budgets: Computation shares (B,), for gates that take them.
-            leans: Added to the logits times the plan's `lean_weights` (B,).
+            multipliers: Of cost (B,); the plan's for all if not given.
 
         Returns:
             A function of gated block and pooled input (B, C) that gives decisions (B,); to be
             called for each block in order.
         """
-        told: Tensor | None = None
+        embedded: Tensor | None = None
         if budgets is not None:
             scaled = (budgets.log10() / 1.5 + 1)[:, None]
-            told = scaled * self._tensors["gate.budget.weight"] + self._tensors["gate.budget.bias"]
-        leaning = (self._lean if leans is None else leans[:, None]) * self._lean_weights
+            weight, bias = (self._tensors[f"gate.budget.{name}"] for name in ("weight", "bias"))
+            embedded = scaled * weight + bias
+        multiplier = self._multiplier if multipliers is None else multipliers
         state: tuple[Tensor, Tensor] | None = None
 
         def decide(block: int, pooled: Tensor) -> Tensor:
             nonlocal state
             features = self._linear(f"gate.embed.{block}", pooled)
-            if told is not None:
-                features = features + told
+            if embedded is not None:
+                features = features + embedded
             if self._recurrent:
                 state = self._lstm(features, state)
-                logits = self._linear("gate.out", state[0])
+                outputs = self._linear("gate.out", state[0])
                 if "gate.block_bias" in self._tensors:
-                    logits = logits + self._tensors["gate.block_bias"][block]
+                    outputs = outputs + self._tensors["gate.block_bias"][block]
             else:
-                logits = self._linear(f"gate.out.{block}", features.relu())
-            if self._harm:
-                logits = -HARM_SCALE * logits.clamp_max(0).exp()
-            logits = logits + leaning
-            if self._barred[block]:
-                logits[:, 0] = -torch.inf
-            # NumPy's argmax is the first maximum; torch leaves open which one it gives.
-            return torch.from_numpy(logits.numpy().argmax(1))
+                outputs = self._linear(f"gate.out.{block}", features.relu())
+            if self._gives_sensitivity:
+                scores = SENSITIVITY_SCALE * outputs.clamp_max(0).exp()
+            else:
+                scores = -outputs
+            scores = scores + offsets(multiplier, self._cost_weights[block])
+            scores = scores.masked_fill(self._masks[block], torch.inf)
+            # NumPy's argmin is the first minimum; torch leaves open which one it gives.
+            return torch.from_numpy(scores.numpy().argmin(1))
 
         return decide
 

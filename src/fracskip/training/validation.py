@@ -1,20 +1,42 @@
-"""What paths through a network are worth: the loss of validation images that take them."""
+"""Validation images: predictions at operating points, the loss of decisions, and accuracy."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import ImageConfig
 from fracskip.dynamic import DynamicNetwork, preprocess
+from fracskip.evaluation.network import NetworkSubject
+from fracskip.evaluation.predictions import predict_subject
+from fracskip.evaluation.source import sliced
+from fracskip.operating import OperatingPoints, Prediction
 from fracskip.training.batches import Labelled
 
 BATCH = 250
 
 
-class Judge:
-    """Validation images, ready for any number of paths.
+def predicted(
+    net: DynamicNetwork, points: OperatingPoints, images: NDArray[Any], budget: float | None = None
+) -> Prediction[NDArray[Any]]:
+    """What a network answers at operating points other than its own.
+
+    Args:
+        net: The network.
+        points: How it is operated.
+        images: Pixels, uint8 (N, H, W, C).
+        budget: Computation share, if the network takes one.
+    """
+    subject = NetworkSubject(net, points)
+    return predict_subject(subject, sliced(images, BATCH), None, budget, None)
+
+
+class ValidationLoss:
+    """The loss of validation images, ready for any number of allocations.
 
     Args:
         net: The network; it should evaluate, not train.
@@ -33,14 +55,14 @@ class Judge:
         self._labels = torch.from_numpy(data.labels[:most]).to(device)
 
     @torch.no_grad()
-    def loss(self, decisions: Tensor) -> float:
-        """The mean cross-entropy of all images along their paths, (N, L)."""
+    def __call__(self, decisions: Tensor) -> float:
+        """The mean cross-entropy of all images that execute these decisions, (N, L)."""
         taken = in_batches(decisions.to(self._labels.device))
-        answers = [
-            self._net(batch, decisions=path).logits
-            for batch, path in zip(self.batches, taken, strict=True)
+        logits = [
+            self._net(batch, decisions=each).logits
+            for batch, each in zip(self.batches, taken, strict=True)
         ]
-        return float(F.cross_entropy(torch.cat(answers).float(), self._labels))
+        return float(F.cross_entropy(torch.cat(logits).float(), self._labels))
 
 
 @torch.inference_mode()

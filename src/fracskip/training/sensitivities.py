@@ -1,4 +1,4 @@
-"""The third stage, for gates that say what harm each option does."""
+"""The third stage, for gates that give the sensitivity to each option."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
-from fracskip.options import HARM_SCALE
+from fracskip.operating import offsets
+from fracskip.options import SENSITIVITY_SCALE
 from fracskip.training.batches import erase
-from fracskip.training.objective import harm, lean_to, spread, target_at
+from fracskip.training.objective import multiplier_at, sensitivity, spread, target_at
 from fracskip.training.randomness import generator_at
 from fracskip.training.stages import Place, StageBase, StepResult
 
 BLOCKS, OPTIONS = 3, 2  # blocks tried in a step, and cheaper options in each
-SCOUTS = 16  # images that say which path a budget leads to
-LEAST_HARM, MOST_HARM = 1e-6, 1.0  # nats; outside, more or less makes no difference
+SCOUTS = 16  # images that say which allocation a budget leads to
+LEAST, MOST = 1e-6, 1.0  # nats; outside, more or less makes no difference
 
 
 def tweedie(expected: Tensor, seen: Tensor) -> Tensor:
@@ -34,13 +35,14 @@ def tweedie(expected: Tensor, seen: Tensor) -> Tensor:
     return (2 * seen / root + 2 * root).mean()
 
 
-class HarmTraining(StageBase):
+class SensitivityTraining(StageBase):
     """Stage 3: each gate learns to expect what cheaper options do to an image's prediction.
 
-    Harm is the divergence between the predictions where a single block executes its dearest option
-    and a cheaper one, all other blocks being on the path that the gates themselves choose for an
-    image drawn by lot, at the lean at which the mean image costs what the budget says; gates that
-    take one are told it, and it is drawn anew each step. The backbone only runs forward.
+    Sensitivity is the divergence between the predictions where a single block executes its dearest
+    option and a cheaper one, all other blocks having the allocation that the gates themselves
+    choose for a random image, at the multiplier at which the mean image costs what the budget says;
+    gates that take one are given it, and it is drawn anew each step. The backbone only runs
+    forward.
 
     Args:
         net: The network; its gates are trained.
@@ -60,7 +62,7 @@ class HarmTraining(StageBase):
         self.epochs = recipe.gates.epochs
         self._config = recipe.gates
         self.optimisers = [torch.optim.Adam(net.gate.parameters(), lr=self._config.lr)]
-        self._path = [recipe.start_option] * len(net.blocks)
+        self._allocation = [recipe.start_option] * len(net.blocks)
 
     def lr(self, progress: float) -> float:
         """See `Stage`: on a straight line to zero, for labels are noisy."""
@@ -68,11 +70,11 @@ class HarmTraining(StageBase):
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
-        return {"path": self._path}
+        return {"path": self._allocation}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        self._path = list(state["path"])
+        self._allocation = list(state["path"])
 
     def _budget(self, place: Place, draw: torch.Generator) -> float:
         joint = self.recipe.joint
@@ -83,26 +85,27 @@ class HarmTraining(StageBase):
         return target_at(joint, start, place.progress)
 
     def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
-        """See `Stage`; what counts as right is a decision like those of the path's image."""
+        """See `Stage`; what counts as right is a decision like those of the allocation's image."""
         draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
         budget = self._budget(place, draw)
         images = erase(images, self._config.erase, draw)
-        costs, weights = torch.tensor(self.net.options.costs), self.net.lean_weights.cpu()
+        costs, weights = torch.tensor(self.net.options.costs), self.net.cost_weights.cpu()
         with self.autocast():
-            scouted, _ = self.net.walk(images[:SCOUTS], self._path)
+            scouted, _ = self.net.walk(images[:SCOUTS], self._allocation)
             with torch.no_grad():
-                scouts = self.net.gate_logits_on(scouted, budget).cpu()
-            lean = lean_to(scouts.mean(0), costs, weights, budget)
-            path = (scouts[0] + lean * weights).argmax(-1)
-            self._path = path.tolist()
-            inputs, predicted = self.net.walk(images, self._path)
-            logits = self.net.gate_logits_on(inputs, budget)
-            loss = self._deviance(-logits / HARM_SCALE, inputs, predicted, draw)
+                scouts = (self.net.gate_scores_on(scouted, budget) + self.net.mask).cpu()
+            multiplier = multiplier_at(scouts.mean(0), costs, weights, budget)
+            added = offsets(multiplier, weights)
+            allocation = (scouts[0] + added).argmin(-1)
+            self._allocation = allocation.tolist()
+            inputs, predicted = self.net.walk(images, self._allocation)
+            scores = self.net.gate_scores_on(inputs, budget)
+            loss = self._deviance(scores / SENSITIVITY_SCALE, inputs, predicted, draw)
         self.update(loss, [self.lr(place.progress)], clip_norm=1.0)
-        chosen = (logits.detach().cpu() + lean * weights).argmax(-1)
+        chosen = ((scores.detach() + self.net.mask).cpu() + added).argmin(-1)
         return StepResult(
             float(loss.detach()) * len(labels),
-            float((chosen == path).float().mean(1).sum()),
+            float((chosen == allocation).float().mean(1).sum()),
             len(labels),
             float(costs[chosen].mean(1).sum()),
         )
@@ -116,14 +119,14 @@ class HarmTraining(StageBase):
         for block in torch.randperm(len(inputs), generator=draw)[:BLOCKS].tolist():
             lowest = 0 if self.net.blocks[block].can_be_skipped else int(self.net.options.can_skip)
             tried = (lowest + torch.randperm(dearest - lowest, generator=draw)[:OPTIONS]).tolist()
-            seen = {self._path[block]: predicted}
+            seen = {self._allocation[block]: predicted}
             for option in (dearest, *tried):
                 if option not in seen:
-                    seen[option] = self.net.detour(inputs[block], block, option, self._path)
-            done = torch.full_like(predicted[:, 0], LEAST_HARM, dtype=torch.float32)
+                    seen[option] = self.net.detour(inputs[block], block, option, self._allocation)
+            done = torch.full_like(predicted[:, 0], LEAST, dtype=torch.float32)
             terms.append(tweedie(expected[:, block, dearest], done))
             for option in tried:
-                done = harm(seen[option].float(), seen[dearest].float())
-                done = done.clamp(LEAST_HARM, MOST_HARM)
+                done = sensitivity(seen[option].float(), seen[dearest].float())
+                done = done.clamp(LEAST, MOST)
                 terms.append(tweedie(expected[:, block, option], done))
         return torch.stack(terms).mean()

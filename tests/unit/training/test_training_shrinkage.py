@@ -1,4 +1,4 @@
-"""How much of what gates say of an image is believed."""
+"""How far head outputs of gates are shrunk towards their means."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from fracskip.config import Recipe
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
-from fracskip.training import judging, trust
+from fracskip.training import shrinkage, validation
+from fracskip.training.shrinkage import Kept
 
 Make = Callable[..., DynamicNetwork]
 OPTIONS = ["skip", "2", "4", "8"]
 GATES: list[dict[str, Any]] = [
     {"width": 4, "block_bias": True},
     {"width": 4, "kind": "feedforward"},
-    {"width": 4, "block_bias": True, "output": "harm", "budget_input": True},
+    {"width": 4, "block_bias": True, "output": "sensitivity", "budget_input": True},
 ]
 
 
 def network(make_net: Make, gate: dict[str, Any]) -> DynamicNetwork:
     net = make_net(options=OPTIONS, gate=gate)
     assert net.gate is not None
-    if net.gate.output == "harm":
-        # Far from harms of more than a nat, which are all the same.
+    if net.gate.output == "sensitivity":
+        # Far from sensitivities of more than a nat, which are all the same.
         torch.nn.init.zeros_(net.gate.out.bias)
         usual = torch.tensor([-2.0, -3, -4, -6]).expand(len(net.blocks), -1)
-        net.gate.trust(0.3, 0.7 * usual)
+        net.gate.shrink(0.3, 0.7 * usual)
     return net
 
 
-def said(net: DynamicNetwork, images: torch.Tensor, budget: float | None) -> torch.Tensor:
+def outputs(net: DynamicNetwork, images: torch.Tensor, budget: float | None) -> torch.Tensor:
     assert net.gate is not None
     with torch.no_grad():
-        return net.gate.said_by(net.gate_logits(images, budget))
+        return net.gate.outputs_of(net.gate_scores(images, budget))
 
 
 def pictures(net: DynamicNetwork, count: int = 60) -> ImageSet:
@@ -50,18 +51,18 @@ def pictures(net: DynamicNetwork, count: int = 60) -> ImageSet:
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_gates_say_less_of_what_sets_an_image_apart(
+def test_differences_between_images_shrink(
     make_net: Make, gate: dict[str, Any], share: float
 ) -> None:
     net = network(make_net, gate)
     assert net.gate is not None
     images = torch.randn(16, 3, 8, 8)
-    told = 0.02 if gate.get("budget_input") else None
-    before = said(net, images, told)
+    given = 0.02 if gate.get("budget_input") else None
+    before = outputs(net, images, given)
     centre = before.mean(0)
-    net.gate.trust(share, (1 - share) * centre)
+    net.gate.shrink(share, (1 - share) * centre)
     torch.testing.assert_close(
-        said(net, images, told), centre + share * (before - centre), atol=1e-4, rtol=1e-4
+        outputs(net, images, given), centre + share * (before - centre), atol=1e-4, rtol=1e-4
     )
 
 
@@ -69,7 +70,7 @@ def test_a_recurrent_gate_needs_a_bias_for_each_block(make_net: Make) -> None:
     net = make_net(options=OPTIONS)
     assert net.gate is not None
     with pytest.raises(ConfigError, match=r"gates.trusts and gates.block_trusts to \[\]"):
-        net.gate.trust(0.5, torch.zeros(len(net.blocks), len(OPTIONS)))
+        net.gate.shrink(0.5, torch.zeros(len(net.blocks), len(OPTIONS)))
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -77,27 +78,30 @@ def test_a_recurrent_gate_needs_a_bias_for_each_block(make_net: Make) -> None:
 def test_the_share_of_the_least_loss_is_kept(
     make_net: Make, gate: dict[str, Any], best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses at two budgets are told; the least sum counts, though another has the least one."""
-    net, trusts = network(make_net, gate), (0.0, 0.25, 1.0)
+    """Losses at two budgets are given; the least sum counts, though another has the least one."""
+    net, shares = network(make_net, gate), (0.0, 0.25, 1.0)
     pairs = [(3.0, 0.5)] * 3
     pairs[best] = (1.0, 1.0)
-    told = iter([loss for pair in pairs for loss in pair])
+    given = iter([loss for pair in pairs for loss in pair])
     answers = []
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         answers.append(logits)
         assert len(logits) == len(labels) == 60
-        return torch.tensor(next(told))
+        return torch.tensor(next(given))
 
-    monkeypatch.setattr(judging.F, "cross_entropy", loss)
-    monkeypatch.setattr(trust, "FAR_OFF", float("inf"))
+    monkeypatch.setattr(validation.F, "cross_entropy", loss)
+    monkeypatch.setattr(shrinkage, "FAR_OFF", float("inf"))
     before, training = copy.deepcopy(net.state_dict()), net.training
-    found = trust.choose_trust(net, pictures(net), (0.01, 0.02), trusts)
-    assert found == trust.Trust(trusts[best])
+    found = shrinkage.choose_shrinkage(net, pictures(net), (0.01, 0.02), shares)
+    assert found.kept == Kept(shares[best])
     assert net.training == training
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    assert net.gate is not None
+    net.gate.shrink(found.kept.images, found.rest)
     assert not torch.equal(answers[0], answers[4])  # other decisions, other answers
     images = torch.randn(16, 3, 8, 8)
-    apart = said(net, images, 0.02 if gate.get("budget_input") else None).std(0).max()
+    apart = outputs(net, images, 0.02 if gate.get("budget_input") else None).std(0).max()
     if best == 0:
         assert apart < 1e-5
     else:
@@ -108,19 +112,21 @@ def test_the_share_of_the_least_loss_is_kept(
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_gates_say_less_of_what_sets_a_block_apart(
+def test_differences_between_blocks_shrink(
     make_net: Make, gate: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What sets images apart stays, and so does what is said of blocks on average."""
+    """What sets images apart stays, and so does the mean over blocks."""
     net = network(make_net, gate)
-    images, told = torch.randn(16, 3, 8, 8), 0.02 if gate.get("budget_input") else None
-    before = said(net, images, told)
-    centre = trust._Trial(net, pictures(net), (0.02,), 60).centre
-    found = trust.choose_trust(net, pictures(net), (0.02,), (), (share,))
-    assert found == trust.Trust(1.0, share)
+    images, given = torch.randn(16, 3, 8, 8), 0.02 if gate.get("budget_input") else None
+    before = outputs(net, images, given)
+    centre = shrinkage._Trial(net, pictures(net), (0.02,), 60).centre
+    found = shrinkage.choose_shrinkage(net, pictures(net), (0.02,), (), (share,))
+    assert found.kept == Kept(1.0, share)
+    assert net.gate is not None
+    net.gate.shrink(found.kept.images, found.rest)
     level = centre.mean(0)
     wanted = before - centre + level + share * (centre - level)
-    torch.testing.assert_close(said(net, images, told), wanted, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(outputs(net, images, given), wanted, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -130,38 +136,38 @@ def test_shares_that_miss_a_budget_come_last(
     """Alike for all images and blocks, decisions change all at once: 1% lies between two widths."""
     net = network(make_net, GATES[0])
     assert net.gate is not None
-    trial = trust._Trial(net, pictures(net), (0.01,), 60)
-    missed, worse = trial.loss(trust.Trust(0.0, 0.0))
-    monkeypatch.setattr(trust, "FAR_OFF", float("inf"))
-    assert (missed, trial.loss(trust.Trust(0.0, 0.0))) == (1, (0, worse))
+    trial = shrinkage._Trial(net, pictures(net), (0.01,), 60)
+    missed, worse = trial.loss(Kept(0.0, 0.0))
+    monkeypatch.setattr(shrinkage, "FAR_OFF", float("inf"))
+    assert (missed, trial.loss(Kept(0.0, 0.0))) == (1, (0, worse))
 
 
 @torch.no_grad()
-def test_budgets_between_those_that_are_judged_are_to_be_met_too(make_net: Make) -> None:
+def test_budgets_between_those_with_a_loss_are_to_be_met_too(make_net: Make) -> None:
     net = network(make_net, GATES[0])
-    trial = trust._Trial(net, pictures(net), (0.01, 0.0102, 0.0104, 0.0106, 0.0108, 0.011), 60)
-    judged: list[torch.Tensor] = []
-    trial._judge.loss = lambda chosen: judged.append(chosen) or 0.0  # type: ignore[method-assign]
-    missed, _ = trial.loss(trust.Trust(0.0, 0.0))
-    assert (missed, len(judged)) == (6, 3)
+    trial = shrinkage._Trial(net, pictures(net), (0.01, 0.0102, 0.0104, 0.0106, 0.0108, 0.011), 60)
+    measured: list[torch.Tensor] = []
+    trial._loss = lambda chosen: measured.append(chosen) or 0.0  # type: ignore[assignment]
+    missed, _ = trial.loss(Kept(0.0, 0.0))
+    assert (missed, len(measured)) == (6, 3)
 
 
 @pytest.mark.parametrize(("losses", "best"), [((2.0, 1.0, 5.0, 4.0), 1), ((1.0, 2.0, 5.0, 4.0), 0)])
 def test_blocks_are_chosen_first_and_without_images(
     make_net: Make, losses: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, told, asked = network(make_net, GATES[0]), iter(losses), []
+    net, given, asked = network(make_net, GATES[0]), iter(losses), []
 
-    def loss(trial: trust._Trial, kept: trust.Trust) -> tuple[int, float]:
+    def loss(trial: shrinkage._Trial, kept: Kept) -> tuple[int, float]:
         asked.append(kept)
-        return 0, next(told)
+        return 0, next(given)
 
-    monkeypatch.setattr(trust._Trial, "loss", loss)
-    found = trust.choose_trust(net, pictures(net), (0.02,), (0.1, 1.0), (0.25, 1.0))
+    monkeypatch.setattr(shrinkage._Trial, "loss", loss)
+    found = shrinkage.choose_shrinkage(net, pictures(net), (0.02,), (0.1, 1.0), (0.25, 1.0))
     blocks = (0.25, 1.0)[best]
-    assert asked[:2] == [trust.Trust(0.1, 0.25), trust.Trust(0.1, 1.0)]
-    assert asked[2:] == [trust.Trust(0.1, blocks), trust.Trust(1.0, blocks)]
-    assert found == trust.Trust(1.0, blocks)
+    assert asked[:2] == [Kept(0.1, 0.25), Kept(0.1, 1.0)]
+    assert asked[2:] == [Kept(0.1, blocks), Kept(1.0, blocks)]
+    assert found.kept == Kept(1.0, blocks)
 
 
 def test_a_run_chooses_once_its_gates_are_trained(
@@ -173,8 +179,8 @@ def test_a_run_chooses_once_its_gates_are_trained(
         "gates": {"epochs": 1, "trusts": [0.0, 0.5], "block_trusts": [0.25, 0.75]},
         "joint": {"epochs": 1, "paths": "shared", "gate_lr": 0, "target": 0.02, "norm_images": 24},
     }
-    done = run(tiny_recipe(**tree), "trusted")
-    assert done.epochs[-1]["trust"] in (0.0, 0.5)
-    assert done.epochs[-1]["block_trust"] in (0.25, 0.75)
+    done = run(tiny_recipe(**tree), "shrunk")
+    assert done.epochs[-1]["kept"]["images"] in (0.0, 0.5)
+    assert done.epochs[-1]["kept"]["blocks"] in (0.25, 0.75)
     tree["gates"].update(trusts=[], block_trusts=[])
-    assert "trust" not in run(tiny_recipe(**tree), "plain").epochs[-1]
+    assert "kept" not in run(tiny_recipe(**tree), "plain").epochs[-1]

@@ -11,13 +11,14 @@ import torch
 from fracskip import checkpoint
 from fracskip.config import Recipe, recipe_from_dict
 from fracskip.errors import ConfigError
-from fracskip.training.harms import tweedie
-from fracskip.training.objective import lean_to, leaned_path
+from fracskip.operating import cost_weights
+from fracskip.training.objective import allocation_at, multiplier_at
+from fracskip.training.sensitivities import tweedie
 
 Make = Callable[..., Recipe]
 TREE: dict[str, Any] = {
     "options": ["skip", 2, 4, 8],
-    "gate": {"width": 6, "output": "harm", "budget_input": True, "standardise": True},
+    "gate": {"width": 6, "output": "sensitivity", "budget_input": True, "standardise": True},
     "gates": {"epochs": 12, "label": "harm", "lr": 0.02},
     "joint": {
         "epochs": 0,
@@ -45,19 +46,19 @@ def test_the_deviance_is_least_at_the_mean_of_heavy_tailed_values() -> None:
 
 
 @pytest.mark.parametrize("target", [0.004, 0.01, 0.02, 0.05])
-def test_a_price_takes_what_saves_most_harm_for_its_cost(target: float) -> None:
+def test_a_multiplier_takes_what_saves_most_for_its_cost(target: float) -> None:
     costs = torch.tensor([0.0, 4, 9, 16, 36, 64]) / 1024
     torch.manual_seed(0)
     scale = torch.randn(60, 1).exp()
-    logits = -scale * torch.tensor([50.0, 8.0, 2.0, 0.7, 0.2, 0.0])
+    scores = scale * torch.tensor([50.0, 8.0, 2.0, 0.7, 0.2, 0.0])
     weights = costs / costs[-1]
-    lean = lean_to(logits, costs, weights, target)
-    path = torch.tensor(leaned_path(logits, costs, weights, target))
+    multiplier = multiplier_at(scores, costs, weights, target)
+    path = torch.tensor(allocation_at(scores, costs, weights, target))
     assert float(costs[path].mean()) == pytest.approx(target, rel=0.06)
-    # No path of the same cost does less harm: every block is at its best for the price.
-    best = (logits + lean * weights).max(1).values
-    assert torch.equal((logits + lean * weights).gather(1, path[:, None])[:, 0], best)
-    # What can be harmed more gets more.
+    # No allocation of the same cost is less sensitive: every block is at its best for the price.
+    best = (scores + multiplier * weights).min(1).values
+    assert torch.equal((scores + multiplier * weights).gather(1, path[:, None])[:, 0], best)
+    # What is more sensitive gets more.
     order = scale[:, 0].argsort()
     assert (costs[path[order]].diff() >= 0).all()
 
@@ -67,15 +68,17 @@ def test_gates_learn_what_options_do(tiny_recipe: Make, run: Any) -> None:
     gates = [event for event in done.epochs if event["stage"] == "gates"]
     assert gates[-1]["loss"] < gates[0]["loss"]
     net = checkpoint.load(done.folder / "model.safetensors")
-    assert net.spec.lean_weights[-1] == 1
-    assert net.spec.lean <= 0
+    assert torch.equal(
+        net.cost_weights, torch.from_numpy(cost_weights(net.options, "sensitivity", 2))
+    )
+    assert net.operating_points.multiplier >= 0
     torch.manual_seed(0)
     images = torch.randn(64, net.spec.image.channels, *net.spec.image.size)
-    harm = -net.gate_logits(images, 0.02).mean((0, 1))
+    found = net.gate_scores(images, 0.02).mean((0, 1))
     # Skipping and 2 bits do more than 4, and 8 do nothing.
-    assert harm[0] > harm[2] > harm[3]
-    assert harm[1] > harm[2]
-    assert harm[3] < 0.02 * harm[0]
+    assert found[0] > found[2] > found[3]
+    assert found[1] > found[2]
+    assert found[3] < 0.02 * found[0]
 
 
 def test_a_target_without_budgets_is_descended_to(tiny_recipe: Make, run: Any) -> None:
@@ -85,6 +88,7 @@ def test_a_target_without_budgets_is_descended_to(tiny_recipe: Make, run: Any) -
     assert done.summary["test"]["cp"] == pytest.approx(0.02, rel=0.25)
 
 
-def test_harm_is_taught_by_harm() -> None:
-    with pytest.raises(ConfigError, match=r"gate.output 'harm' .* gates.label"):
-        recipe_from_dict({"name": "x", "gate": {"output": "harm"}, "gates": {"label": "option"}})
+@pytest.mark.parametrize("output", ["sensitivity", "harm"])  # the latter is its old name
+def test_sensitivity_is_measured(output: str) -> None:
+    with pytest.raises(ConfigError, match=r"gate.output 'sensitivity' .* gates.label"):
+        recipe_from_dict({"name": "x", "gate": {"output": output}, "gates": {"label": "option"}})

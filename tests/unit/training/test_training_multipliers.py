@@ -1,4 +1,4 @@
-"""Leaning decisions until the mean cost meets the target."""
+"""Multipliers at which the mean cost meets what is asked for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from fracskip.config import Recipe, recipe_from_dict
+from fracskip.config import JointStage, Recipe, recipe_from_dict
 from fracskip.data import ImageSet
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
-from fracskip.training import calibration
-from fracskip.training.calibration import freeze_decisions, measure_curve, meet_target
+from fracskip.training import multipliers
+from fracskip.training.finalize import fix_decisions
+from fracskip.training.multipliers import multiplier_curve, target_multiplier
 
 
 def images(net: DynamicNetwork, count: int = 64) -> ImageSet:
@@ -26,7 +27,7 @@ def images(net: DynamicNetwork, count: int = 64) -> ImageSet:
 
 
 def spread(net: DynamicNetwork) -> None:
-    """Gates that tell images apart, so that a lean moves some and not others."""
+    """Gates that tell images apart, so that a multiplier moves some and not others."""
     assert net.gate is not None
     torch.manual_seed(1)
     with torch.no_grad():
@@ -43,12 +44,15 @@ def test_the_cost_comes_near_the_target(
     data = images(net)
     before = predict(net, data.images)
     costs = np.array(net.options.costs)
-    cp = meet_target(net, data, target)
+    points = net.operating_points
+    multiplier, cp = target_multiplier(net, data, target)
+    assert net.operating_points == points  # found, not set
+    net.operating_points = points.changed(multiplier=multiplier)
     after = predict(net, data.images)
     assert costs[after.decisions].mean() == pytest.approx(cp, abs=1e-6)
     assert abs(cp - target) <= abs(costs[before.decisions].mean() - target)
-    # Leaning goes one way: up if the cost was too low, down if it was too high.
-    assert (net.spec.lean >= 0) == (costs[before.decisions].mean() <= target)
+    # It goes one way: down if the cost was too low, up if it was too high.
+    assert (multiplier <= 0) == (costs[before.decisions].mean() <= target)
 
 
 def test_extreme_targets_reach_the_first_and_the_last_option(
@@ -56,10 +60,8 @@ def test_extreme_targets_reach_the_first_and_the_last_option(
 ) -> None:
     net = make_net()
     spread(net)
-    assert meet_target(net, images(net), 1.0) == net.options.costs[-1]
-    net.spec = net.spec.model_copy(update={"lean": 0.0})
-    lowest = meet_target(net, images(net), 1e-9)
-    assert lowest == net.options.costs[0]
+    assert target_multiplier(net, images(net), 1.0)[1] == net.options.costs[-1]
+    assert target_multiplier(net, images(net), 1e-9)[1] == net.options.costs[0]
 
 
 def test_a_network_on_its_target_is_left_alone(make_net: Callable[..., DynamicNetwork]) -> None:
@@ -67,19 +69,17 @@ def test_a_network_on_its_target_is_left_alone(make_net: Callable[..., DynamicNe
     spread(net)
     data = images(net)
     exact = float(np.array(net.options.costs)[predict(net, data.images).decisions].mean())
-    meet_target(net, data, exact)
-    assert net.spec.lean == 0.0
+    assert target_multiplier(net, data, exact)[0] == 0.0
 
 
 def test_a_curve_meets_its_budgets(make_net: Callable[..., DynamicNetwork]) -> None:
     net = make_net()
     spread(net)
     data = images(net, 256)
-    net.spec = net.spec.model_copy(update={"lean": 0.5})
     budgets = [0.05, 0.1, 0.2, 0.4, 0.8]
-    measure_curve(net, data, budgets, images=256)
-    assert net.spec.lean == 0.5  # what it was trained for stays
-    assert len(net.spec.curve) == len(budgets)
+    curve = multiplier_curve(net, data, budgets, images=256)
+    assert len(curve) == len(budgets)
+    net.operating_points = net.operating_points.changed(multiplier_curve=curve)
     costs = np.array(net.options.costs)
     realised = [
         costs[predict(net, data.images, budget=budget).decisions].mean() for budget in budgets
@@ -89,38 +89,39 @@ def test_a_curve_meets_its_budgets(make_net: Callable[..., DynamicNetwork]) -> N
     assert realised[1] < between < realised[2]
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_what_a_curve_says_is_looked_at_first(
-    make_net: Callable[..., DynamicNetwork], monkeypatch: pytest.MonkeyPatch, told: bool
+@pytest.mark.parametrize("budget_input", [False, True])
+def test_a_search_begins_where_the_curve_says(
+    make_net: Callable[..., DynamicNetwork], monkeypatch: pytest.MonkeyPatch, budget_input: bool
 ) -> None:
-    net = make_net(gate={"budget_input": told})
+    net = make_net(gate={"budget_input": budget_input})
     spread(net)
     data = images(net, 256)
-    measure_curve(net, data, [0.1, 0.2, 0.4, 0.8], images=256)
-    curve, looks = net.spec.curve, []
+    curve, tried = multiplier_curve(net, data, [0.1, 0.2, 0.4, 0.8], images=256), []
     assert len(curve) > 1
+    net.operating_points = net.operating_points.changed(multiplier_curve=curve)
+    predicted = multipliers.predicted
     monkeypatch.setattr(
-        calibration, "predict", lambda *given, **named: looks.append(1) or predict(*given, **named)
+        multipliers, "predicted", lambda *given: tried.append(1) or predicted(*given)
     )
-    measure_curve(net, data, [cost for cost, _ in curve], images=256)
-    assert net.spec.curve == curve
-    again = len(looks)
+    assert multiplier_curve(net, data, [cost for cost, _ in curve], images=256) == curve
+    again = len(tried)
     target = (curve[0][0] + curve[1][0]) / 2
-    assert meet_target(net, data, target, images=256) == pytest.approx(target, rel=0.1)
-    assert net.spec.curve == curve
-    net.spec = net.spec.model_copy(update={"curve": ()})
-    looks.clear()
-    measure_curve(net, data, [cost for cost, _ in curve], images=256)
-    assert len(curve) <= again < len(looks)
+    _, cp = target_multiplier(net, data, target, images=256)
+    assert cp == pytest.approx(target, rel=0.1)
+    net.operating_points = net.operating_points.changed(multiplier_curve=())
+    tried.clear()
+    multiplier_curve(net, data, [cost for cost, _ in curve], images=256)
+    assert len(curve) <= again < len(tried)
 
 
-def test_budgets_that_no_lean_meets_are_left_out(make_net: Callable[..., DynamicNetwork]) -> None:
+def test_budgets_that_no_multiplier_meets_are_left_out(
+    make_net: Callable[..., DynamicNetwork],
+) -> None:
     net = make_net(options=["skip", 4, 8])  # never above 6.25%
     spread(net)
-    measure_curve(net, images(net), [0.02, 0.04, 0.3, 0.9])
-    assert [round(cost, 1) for cost, _ in net.spec.curve] == [0.0, 0.0]
-    measure_curve(net, images(net), [0.3, 0.9])
-    assert net.spec.curve == ()
+    curve = multiplier_curve(net, images(net), [0.02, 0.04, 0.3, 0.9])
+    assert [cost for cost, _ in curve] == [0.02, 0.04]
+    assert multiplier_curve(net, images(net), [0.3, 0.9]) == ()
 
 
 def test_a_network_without_a_curve_takes_no_budget(make_net: Callable[..., DynamicNetwork]) -> None:
@@ -132,23 +133,24 @@ def test_a_network_without_a_curve_takes_no_budget(make_net: Callable[..., Dynam
         predict(static, images(static).images, budget=0.1)
 
 
-def test_a_gate_that_takes_a_budget_is_told_it_while_its_price_is_looked_for(
+def test_a_gate_that_takes_a_budget_is_given_the_one_that_is_searched_for(
     make_net: Callable[..., DynamicNetwork],
 ) -> None:
-    gate = {"budget_input": True, "output": "harm", "block_bias": True}
+    gate = {"budget_input": True, "output": "sensitivity", "block_bias": True}
     net = make_net(options=["skip", 2, 4, 8], gate=gate, target=0.02)
     spread(net)
     assert net.gate is not None
     with torch.no_grad():
         net.gate.out.bias.sub_(torch.tensor([4.0, 4, 4, 20]))
     data = images(net, 256)
-    assert meet_target(net, data, 0.02, images=256) == pytest.approx(0.02, rel=0.1)
-    assert net.spec.lean < 0  # a price
-    budgets = [0.005, 0.01, 0.02, 0.04]
-    measure_curve(net, data, budgets, images=256)
-    assert len(net.spec.curve) > 1
+    multiplier, cp = target_multiplier(net, data, 0.02, images=256)
+    assert cp == pytest.approx(0.02, rel=0.1)
+    assert multiplier > 0  # a price
+    curve = multiplier_curve(net, data, [0.005, 0.01, 0.02, 0.04], images=256)
+    assert len(curve) > 1
+    net.operating_points = net.operating_points.changed(multiplier_curve=curve)
     costs = np.array(net.options.costs)
-    for budget, _ in net.spec.curve:
+    for budget, _ in curve:
         realised = costs[predict(net, data.images, budget=budget).decisions].mean()
         assert realised == pytest.approx(budget, rel=0.06)
 
@@ -156,7 +158,7 @@ def test_a_gate_that_takes_a_budget_is_told_it_while_its_price_is_looked_for(
 # -- decisions alike ------------------------------------------------------------------------------
 
 
-def test_freezing_gives_all_images_one_path_at_the_target(
+def test_fixed_decisions_are_one_allocation_at_the_target(
     make_net: Callable[..., DynamicNetwork],
 ) -> None:
     net = make_net(gate={"block_bias": True})
@@ -165,14 +167,16 @@ def test_freezing_gives_all_images_one_path_at_the_target(
     assert len(np.unique(decisions, axis=0)) > 1
     costs = np.array(net.options.costs)
     target = float(costs[1])
-    freeze_decisions(net, data, target)
+    alike = {"decisions": "alike", "gate_lr": 0}
+    fix_decisions(net, data, JointStage.model_validate({"target": target, **alike}))
     frozen = predict(net, data.images).decisions
     assert (frozen == frozen[0]).all()
-    assert net.spec.lean == 0.0
+    assert net.operating_points.multiplier == 0.0
     # No nearer than one block's step between options allows.
     assert abs(costs[frozen[0]].mean() - target) <= np.diff(costs).max() / len(frozen[0])
     whole = make_net(gate={"block_bias": True})
-    freeze_decisions(whole, data, float(costs[-1]))
+    dearest = {"target": float(costs[-1]), **alike}
+    fix_decisions(whole, data, JointStage.model_validate(dearest))
     assert (costs[predict(whole, data.images).decisions] == costs[-1]).all()
 
 
