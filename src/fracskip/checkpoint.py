@@ -44,7 +44,9 @@ from fracskip.dynamic.state import check_shapes, check_state, outline, outline_b
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
 from fracskip.models import create_backbone
+from fracskip.models.layers import copy_of
 from fracskip.models.registry import without_memory
+from fracskip.models.structure import find_blocks
 from fracskip.models.weights import classes_in, other_classes, unwrapped
 from fracskip.operating import OperatingPoints
 
@@ -270,6 +272,8 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     try:
         meta = legacy.checkpoint(package.meta)
         spec = ModelSpec.model_validate(meta.get("spec", {}))
+        if legacy.first_block_in_stem(package.meta):
+            spec = _with_named_blocks(spec, model)
         points = OperatingPoints.model_validate(meta.get("operating_points", {}))
         notes = dict(meta.get("notes", {}))
         shapes = _outlined(spec, package, path) if model is None else build_network(spec, model)
@@ -287,6 +291,15 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     net.digest = package.digest
     net.notes = notes
     return net.eval()
+
+
+def _with_named_blocks(spec: ModelSpec, model: nn.Module | None) -> ModelSpec:
+    """A spec that names its gated blocks, so that the block in front of them is none."""
+    backbone = outline_backbone(spec) if model is None else copy_of(model).eval()
+    found = find_blocks(backbone, (spec.image.channels, *spec.image.size))
+    tree = spec.model_dump()
+    tree["model"]["blocks"] = tuple(block.name for block in found.blocks)
+    return ModelSpec.model_validate(tree)
 
 
 def _outlined(spec: ModelSpec, package: Package, path: Path) -> DynamicNetwork:

@@ -58,6 +58,20 @@ def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
     return {**meta, "spec": _with_ends(spec), "operating_points": points}
 
 
+def first_block_in_stem(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint's first block has no part of its own, but belongs to the stem.
+
+    So it was in int8 streams of traced networks, whose blocks were found by structure.
+    """
+    spec = meta.get("spec")
+    if "operating_points" in meta or not isinstance(spec, dict):
+        return False
+    quant = _with_ends(spec).get("quant")
+    blocks = _under(spec, ["model"]).get("blocks")
+    traced = isinstance(quant, dict) and quant.get("stem") != "full"
+    return traced and quant.get("stream") == "int8" and not blocks
+
+
 def operating_points(tree: dict[str, Any]) -> dict[str, Any]:
     """Operating points that were told by leans, which are the negatives of multipliers."""
     found = {OPERATING[key] or key: value for key, value in tree.items()}

@@ -292,11 +292,10 @@ def _chosen(net: nn.Module, blocks: Chooser) -> list[str]:
         names = [blocks]
     else:
         names = list(blocks or ())
-    unknown = [name for name in names if name not in modules]
-    if unknown or not names:
-        what = f"{', '.join(map(repr, unknown))} are no modules" if unknown else "no block is named"
+    if not names:
         raise ConfigError(
-            f"{what} of {type(net).__name__}: give paths as in named_modules(), or leave blocks out"
+            f"no block is named of {type(net).__name__}: give paths as in named_modules(), or leave "
+            "blocks out"
         )
     return names
 
@@ -306,6 +305,11 @@ def _named(graph: Graph, name: str, net: nn.Module) -> Block:
     for block in _by_structure(net, graph):
         if block.name == name:
             return block
+    if name not in dict(net.named_modules()):
+        raise ConfigError(
+            f"{name!r} is no module of {type(net).__name__}: give paths as in named_modules(), or "
+            "leave blocks out"
+        )
     plain = _without_shortcut(graph, name)
     if plain is None:
         raise ConfigError(

@@ -29,15 +29,9 @@ POINTS: dict[str, dict[str, Any]] = {
         "multiplier_curve": ((0.05, 1.0), (0.6, -0.75)),
         "cascade": (),
     },
+    "stream": {"target": None, "multiplier": 0.0, "multiplier_curve": (), "cascade": ()},
     "static": {"target": None, "multiplier": 0.0, "multiplier_curve": (), "cascade": ()},
 }
-
-
-@pytest.mark.xfail(
-    strict=True, reason="in an int8 stream the first block has no step of its own any more"
-)
-def test_an_old_int8_stream_of_a_traced_network_opens() -> None:
-    load(FOLDER / "stream.safetensors", model=Small())
 
 
 @pytest.mark.parametrize("name", POINTS)

@@ -146,7 +146,7 @@ def test_named_blocks_keep_their_shortcuts() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["blocks.9"], "'blocks.9' are no modules of Network"),
+        (["blocks.9"], "'blocks.9' is no module of Network"),
         ([], "no block is named"),
         (["blocks.1.conv1"], "can't be a block|can't be gated"),
         (["pool"], "'pool' can't be gated|'pool' can't be a block"),
