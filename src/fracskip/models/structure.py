@@ -294,8 +294,8 @@ def _chosen(net: nn.Module, blocks: Chooser) -> list[str]:
         names = list(blocks or ())
     if not names:
         raise ConfigError(
-            f"no block is named of {type(net).__name__}: give paths as in named_modules(), or leave "
-            "blocks out"
+            f"no block of {type(net).__name__} is named: give paths as in named_modules(), or "
+            "leave blocks out"
         )
     return names
 
