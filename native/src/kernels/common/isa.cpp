@@ -12,7 +12,7 @@
 namespace fracskip {
 
 // Tiles are 8 KB of a thread's state, which Linux saves only for processes that have asked.
-static bool amx_granted() {
+[[maybe_unused]] static bool amx_granted() {
 #if defined(FRACSKIP_AMX) && defined(__linux__)
   static const bool granted = [] {
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;  // CPUID leaf 7, EDX
