@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from fracskip.config import ImageConfig
+from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
 from fracskip.cost import NetworkProfile
-from fracskip.models import create_model
-from fracskip.models.resnet import profile_backbone
+from fracskip.dynamic import build_network
 
 
 def profile(depth: int, image: ImageConfig, classes: int = 10) -> NetworkProfile:
-    with torch.device("meta"):
-        net = create_model(f"resnet{depth}", image.channels, classes)
-    return profile_backbone(net, image)
+    spec = ModelSpec(
+        model=ModelConfig(name=f"resnet{depth}"),
+        options=("full",),
+        quant=QuantConfig(),
+        gate=GateConfig(),
+        image=image,
+        class_names=tuple(map(str, range(classes))),
+        data_name="",
+    )
+    return build_network(spec).profile
 
 
 CIFAR = ImageConfig()

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fracskip.config import ImageConfig
-from fracskip.cost.profile import BlockProfile, NetworkProfile, conv_macs, linear_macs
+from fracskip.cost.profile import conv_macs, linear_macs
 from fracskip.errors import ConfigError
 from fracskip.models.draft import Draft
 from fracskip.models.graph import Graph, Ref, StatesGraph
-from fracskip.models.profile import module_macs
 
 WIDTHS = (16, 32, 64)
 
@@ -179,25 +177,6 @@ class _Statement:
 def _stage(in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(count - 1)))
-
-
-def profile_backbone(net: CifarResNet, image: ImageConfig) -> NetworkProfile:
-    """Profiles a plain backbone: the first block is never gated, all others are.
-
-    Args:
-        net: The backbone, before it is made dynamic.
-        image: Size and channels of its input.
-    """
-    macs = module_macs(net, image)
-
-    def under(prefix: str) -> int:
-        return sum(count for name, count in macs.items() if name.startswith(prefix))
-
-    blocks = []
-    for index, (name, _) in enumerate(net.named_blocks()):
-        shortcut = under(f"{name}.downsample.")
-        blocks.append(BlockProfile(name, under(f"{name}.") - shortcut, shortcut, gated=index > 0))
-    return NetworkProfile(macs["conv1"], tuple(blocks), macs["fc"])
 
 
 @torch.no_grad()

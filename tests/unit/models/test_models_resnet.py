@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from fracskip.config import ImageConfig
 from fracskip.errors import ConfigError
-from fracskip.models import create_model, list_models
-from fracskip.models.profile import module_macs
+from fracskip.models import create_model, list_models, tracing
+from fracskip.models.layers import as_made
 from fracskip.models.resnet import BasicBlock, CifarResNet
 
 BACKBONE = Path(__file__).parents[3] / "models" / "resnet38_cifar10.safetensors"
@@ -170,24 +171,36 @@ def test_a_branch_names_its_convolutions_and_norms() -> None:
         assert getattr(block, conv).out_channels == getattr(block, bn).num_features
 
 
-def test_profiling_leaves_the_network_alone() -> None:
-    net = create_model("resnet8").train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    macs = module_macs(net, ImageConfig(size=(8, 8)))
-    assert net.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert not any(module._forward_hooks for module in net.modules())
-    assert set(macs) == {
-        name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
-    }
-    assert macs["conv1"] == 8 * 8 * 16 * 27
-    assert macs["fc"] == 640
+@pytest.mark.parametrize("image", [(3, 32, 32), (1, 28, 28), (3, 33, 40)])
+def test_a_stated_graph_is_the_one_that_exporting_finds(
+    image: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = create_model("resnet14", image[0], 7).eval()
+    stated = tracing.trace(net, image)
+    monkeypatch.setattr(tracing, "as_made", lambda _: False)
+    found = tracing.trace(net, image)
+    assert [dataclasses.asdict(node) for node in stated.nodes] == [
+        dataclasses.asdict(node) for node in found.nodes
+    ]
+    assert (stated.output, stated.replaced) == (found.output, found.replaced)
 
 
-def test_what_runs_twice_counts_twice() -> None:
-    conv = nn.Conv2d(3, 3, 1)
-    net = nn.Sequential(conv, nn.Conv2d(3, 6, (1, 3), groups=3), conv.__class__(6, 3, 1))
-    twice = nn.Sequential(conv, conv)
-    image = ImageConfig(size=(8, 9))
-    assert module_macs(twice, image) == {"0": 2 * 8 * 9 * 9}
-    assert module_macs(net, image) == {"0": 8 * 9 * 9, "1": 8 * 7 * 6 * 3, "2": 8 * 7 * 18}
+def test_what_is_not_as_its_class_makes_it_is_exported() -> None:
+    def changes(net: nn.Module) -> Iterator[None]:
+        """One change after the other, each taken back."""
+        hook = net.get_submodule("layer1.0.conv1").register_forward_hook(lambda *_: None)
+        yield
+        hook.remove()
+        net.fc.forward = lambda x: 2 * nn.functional.linear(x, net.fc.weight, net.fc.bias)
+        yield
+        del net.fc.forward
+        norm, net.bn1 = net.bn1, nn.Identity()
+        yield
+        net.bn1 = norm
+        net.conv1.dilation = (2, 2)
+        yield
+
+    net = create_model("resnet8").eval()
+    for _ in changes(net):
+        stated = net.stated_graph((3, 32, 32)) if as_made(net) else None
+        assert stated is None
