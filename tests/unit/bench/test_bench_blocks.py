@@ -18,6 +18,7 @@ from fracskip.bench.blocks import (
 from fracskip.cli import doctor
 from fracskip.deployment.bundle import export_bundle
 from fracskip.dynamic import DynamicNetwork, convert
+from fracskip.operating import Execution, Prediction
 from fracskip.runtime import InferenceSession
 
 
@@ -68,11 +69,14 @@ def test_options_and_gate(session: InferenceSession) -> None:
     assert gate_time(session, PIXELS, rounds=2) > 0
 
 
-def test_a_gates_time_is_that_of_one_look() -> None:
-    """Two gates of 3 µs a look, and images that are looked at once and twice."""
-    again = np.array([False, True])
-    result = SimpleNamespace(
-        gate_us=np.array([[3.0, 3.0], [6.0, 6.0]]), before=SimpleNamespace(again=again)
+def test_a_gates_time_is_that_of_one_member() -> None:
+    """Two gates of 3 µs a member, one image answered by the first and one that is escalated."""
+    decisions = np.zeros((2, 2), np.uint8)
+    result = Prediction(
+        logits=np.zeros((2, 3), np.float32),
+        cost=np.zeros(2, np.float32),
+        executions=(Execution(np.arange(2), decisions), Execution(np.array([1]), decisions[:1])),
+        gate_us=np.array([[3.0, 3.0], [6.0, 6.0]]),
     )
     session = SimpleNamespace(
         run=lambda pixels, time_gates=False: result, plan=SimpleNamespace(gated_names=("a", "b"))
