@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fracskip.runtime.portable.graph import GraphTrunk, _Grid
 from tests.zoo.test_zoo_contract import MODELS, dynamic_network, make_images, plain_network
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from fracskip.deployment.bundle import bundle_of
 from fracskip.errors import ConfigError
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from fracskip.runtime.portable import PortableEngine
+from fracskip.runtime.portable.network import _Grid
 
 # What a bundle has no word for, or not at this size of image.
 REFUSED = {
@@ -40,18 +40,18 @@ def near(found: Tensor, wanted: Tensor, quantised: bool = False) -> None:
 def test_every_part_gives_what_its_block_gives(name: str) -> None:
     net = dynamic_network(name)
     plan, tensors = bundle_of(net)
-    trunk = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._trunk
+    parts = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._network
     images = make_images()
     with torch.no_grad():
         x = net.begin(images)
-        near(trunk.begin(images), x)
+        near(parts.begin(images), x)
         for index, block in enumerate(net.blocks):
             last = index == len(net.blocks) - 1
             for option in range(len(net.options)):
                 if net.options[option].bits == 16 or not (option or block.can_be_skipped):
                     continue  # 16 bits take their input as it is
                 wanted = block.execute(x, net.options[option])
-                found = trunk.execute(index, x, torch.full((len(x),), option))
+                found = parts.execute(index, x, torch.full((len(x),), option))
                 wanted = (net.trunk.head(wanted) if last else wanted).flatten(1)
                 near(found.flatten(1), wanted, net.options[option].is_quantised)
             x = block.execute(x, net.options[-1])
@@ -85,13 +85,12 @@ def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
         name=name,
     )
     plan, tensors = bundle_of(net)
-    trunk = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._trunk
-    assert isinstance(trunk, GraphTrunk)
-    grids = [part.grid for part in trunk._gated]
+    parts = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._network
+    grids = [part.grid for part in parts._gated]
     images = make_images()
     with torch.no_grad():
         x = net.begin(images)
-        off = (trunk.begin(images) - levels(x, grids[0])).abs()
+        off = (parts.begin(images) - levels(x, grids[0])).abs()
         assert float(off.mean()) < 0.01  # of a level: a value between two may go to either
         for index, block in enumerate(net.blocks):
             last = index == len(net.blocks) - 1
@@ -100,7 +99,7 @@ def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
                     continue
                 wanted = block.execute(x, net.options[option])
                 chosen = torch.full((len(x),), option)
-                found = trunk.execute(index, levels(x, grids[index]), chosen)
+                found = parts.execute(index, levels(x, grids[index]), chosen)
                 if last:
                     near(found.flatten(1), net.trunk.head(wanted), quantised=True)
                 else:
