@@ -12,6 +12,7 @@ import torch
 from fracskip import checkpoint
 from fracskip.config import ModelSpec, Recipe
 from fracskip.dynamic import DynamicNetwork, build_network
+from fracskip.dynamic.state import apply_state
 from fracskip.errors import ConfigError
 from fracskip.models import create_backbone
 from fracskip.operating import OperatingPoints
@@ -198,7 +199,7 @@ class StageSequence:
             parts.setdefault(part, {})[key] = value
         if "teacher" in parts:
             plain = self._plain(self._recipe.teacher.model)
-            checkpoint.apply_state(plain, parts["teacher"], origin)
+            apply_state(plain, parts["teacher"], origin)
             self.teacher = self._frozen(plain)
         net: torch.nn.Module = self._plain()
         if position.stage != "backbone":
@@ -206,7 +207,7 @@ class StageSequence:
             given = {"target": self._points.target, **(position.operating_points or {})}
             net.operating_points = OperatingPoints.model_validate(given)
         stage = self._stage(position.stage, self._place(net))
-        checkpoint.apply_state(stage.net, parts["net"], origin)
+        apply_state(stage.net, parts["net"], origin)
         for index, optimiser in enumerate(stage.optimisers):
             load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
         torch.set_rng_state(parts["random"]["cpu"])

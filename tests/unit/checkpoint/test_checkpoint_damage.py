@@ -160,7 +160,7 @@ def test_another_version(
     monkeypatch: pytest.MonkeyPatch, checkpoint_file: Path, tmp_path: Path
 ) -> None:
     package = read_package(checkpoint_file, checkpoint.SCHEMA)
-    monkeypatch.setattr(checkpoint, "VERSION", 3)
+    monkeypatch.setattr(checkpoint.package, "VERSION", 3)
     write_package(tmp_path / "x", checkpoint.SCHEMA, package.meta, package.tensors)
     monkeypatch.undo()
     refused(
@@ -190,7 +190,7 @@ def test_metadata_that_is_no_fracskip_metadata(tmp_path: Path, text: str) -> Non
 def test_meta_that_is_no_table(tmp_path: Path, meta: object) -> None:
     path = tmp_path / "x.safetensors"
     head = {"schema": checkpoint.SCHEMA, "version": 2, "meta": meta}
-    head["digest"] = checkpoint._digest(head, {"a": torch.ones(2)})
+    head["digest"] = checkpoint.package._digest(head, {"a": torch.ones(2)})
     text = json.dumps(head, sort_keys=True)
     save_file({"a": torch.ones(2)}, path, metadata={"fracskip": text})
     refused(path, "has damaged metadata; copy it again")

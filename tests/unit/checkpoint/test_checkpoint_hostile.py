@@ -209,7 +209,7 @@ def test_sizes_are_held_against_the_tensors_before_they_are_allocated(
         parts.plan["meta"]["spec"]["class_names"] = ["a", "b"]
     path = tmp_path / "net.safetensors"
     path.write_bytes(parts.checkpoint())
-    monkeypatch.setattr(checkpoint, "build_network", lambda *_: pytest.fail("it was made"))
+    monkeypatch.setattr(checkpoint.networks, "build_network", lambda *_: pytest.fail("it was made"))
     with pytest.raises(CheckpointError, match=reason):
         load(path)
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fracskip import checkpoint
+from fracskip.checkpoint import package
 from fracskip.cli import commands
+from fracskip.errors import CheckpointError
 
 Run = Callable[..., Any]  # conftest.Answer
 
@@ -131,15 +132,15 @@ def test_a_full_disk_amid_training(
 ) -> None:
     """Earlier epochs have said their line; then there is one line for the error."""
     writes = []
-    write = checkpoint.write_atomically
+    write = package.write_atomically
 
     def fills(path: Path, data: bytes) -> None:
         writes.append(path)
         if len(writes) == 3:
-            raise checkpoint.CheckpointError(f"{path} could not be written (No space left)")
+            raise CheckpointError(f"{path} could not be written (No space left)")
         write(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", fills)
+    monkeypatch.setattr(package, "write_atomically", fills)
     threads = f"runtime.threads={torch.get_num_threads()}"
     answer = fracskip("train", recipe, "--set", "backbone.epochs=3", threads)
     assert answer.code == 2

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fracskip import checkpoint, evaluate
 from fracskip.config import Recipe
 from fracskip.data import load_split
-from fracskip.errors import DataError
+from fracskip.errors import CheckpointError, DataError
 from fracskip.models import create_model
 from fracskip.training import train
 from fracskip.training.stages import BackboneTraining
@@ -182,7 +182,7 @@ def test_another_network_is_still_refused(tmp_path: Path) -> None:
     ):
         save_file({**wide, name: change}, tmp_path / "other.safetensors")
         said: list[Any] = []
-        with pytest.raises(checkpoint.CheckpointError, match=r"has shape"):
+        with pytest.raises(CheckpointError, match=r"has shape"):
             checkpoint.load_backbone(
                 tmp_path / "other.safetensors",
                 create_model("resnet8", 3, 3),
