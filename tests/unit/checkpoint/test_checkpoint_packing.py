@@ -14,11 +14,9 @@ from fracskip.dynamic.packing import pack, unpack
 from fracskip.errors import CheckpointError
 
 Make = Callable[..., DynamicNetwork]
-OWN: dict[str, Any] = {
-    "options": ["skip", "2", "4", "8"],
-    "quant": {"stream": "int8", "weights": "own"},
-}
-ALONE: dict[str, Any] = {"options": ["4"], "target": None, "quant": {"stream": "int8"}}
+INT8 = {"stream": "int8", "stem": "full", "head": "full"}
+OWN: dict[str, Any] = {"options": ["skip", "2", "4", "8"], "quant": {**INT8, "weights": "own"}}
+ALONE: dict[str, Any] = {"options": ["4"], "target": None, "quant": INT8}
 BRANCHES = [f"layer{stage}.0.conv{index}" for stage in (2, 3) for index in (1, 2)]
 
 
