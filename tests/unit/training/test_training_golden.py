@@ -66,7 +66,7 @@ def make_recipe(case: str) -> Recipe:
 
 def trace(case: str) -> list[tuple[float, float, float]]:
     recipe = make_recipe(case)
-    spec = recipe.model_spec("abc", "golden", recipe.joint.target)
+    spec = recipe.model_spec("abc", "golden")
     draw = np.random.RandomState(2)
 
     def normal(*shape: int) -> torch.Tensor:
