@@ -320,7 +320,7 @@ def test_bindings_stop_for_signals(stop_after: Callable[[float], None], threads:
 
 @needs_signals
 def test_bindings_stop_opening_for_signals(stop_after: Callable[[float], None]) -> None:
-    data = random_bundle(1, widths=(256,), depth=4)
+    data = random_bundle(1, widths=(256,), depth=12)
     times = []
     for seconds in (0.0, 0.01):
         begin = time.perf_counter()

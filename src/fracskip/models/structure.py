@@ -294,7 +294,7 @@ def _chosen(net: nn.Module, blocks: Chooser) -> list[str]:
         names = list(blocks or ())
     if not names:
         raise ConfigError(
-            f"no block of {type(net).__name__} is named: give paths as in named_modules(), or "
+            f"no block is named: give paths as in named_modules() of {type(net).__name__}, or "
             "leave blocks out"
         )
     return names
