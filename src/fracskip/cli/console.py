@@ -165,7 +165,7 @@ def show_evaluation(record: dict[str, Any]) -> None:
             *("100%" if label == other else "" for other in dynamic),
         )
     twice = record.get("second_looks", 0.0)  # older records lack it
-    looks = f" {percent(twice, 1)} of images were looked at twice." if twice else ""
+    looks = f" {percent(twice, 1)} of images were escalated." if twice else ""
     console = _out()
     console.print(table)
     console.print(
@@ -179,10 +179,10 @@ def show_evaluation(record: dict[str, Any]) -> None:
 
 
 def show_sweep(record: dict[str, Any]) -> None:
-    """A line for each budget; how many images were looked at twice, if any were."""
+    """A line for each budget; how many images were escalated, if any were."""
     table = _table_of(record)
     options, points = record["checkpoint"]["options"], record["points"]
-    looks = ["twice"] if any(point.get("second_looks") for point in points) else []
+    looks = ["escalated"] if any(point.get("second_looks") for point in points) else []
     for column in ("budget", "cp", "BitOps", "accuracy", *looks, *options):
         table.add_column(column, justify="right", no_wrap=True)
     for point in points:
@@ -198,7 +198,7 @@ def show_table(table: Table) -> None:
 
 
 def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    """One line an image: class, probability, cost, path; where there were two looks, both paths."""
+    """One line an image: class, probability, cost, path; of escalated images both paths."""
     table = Table()
     for column in ("image", "class"):
         table.add_column(column, overflow="fold")
@@ -212,7 +212,7 @@ def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
     console = _out()
     console.print(table)
     if any(row["first_path"] for row in rows):
-        console.print("a > b: looked at twice; a is the first look's path, b the one that decided.")
+        console.print("a > b: escalated; a is the first member's path, b the one that decided.")
 
 
 def _paths(rows: Sequence[dict[str, Any]]) -> list[str]:

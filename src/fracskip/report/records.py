@@ -186,7 +186,7 @@ class EvaluationRecord(RecordPart):
         accuracy: Share of them classified correctly.
         cp: Computation percentage as a share: mean of (bits / 32)² over images and gated blocks.
         bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
-        second_looks: Share of images that were looked at twice; costs and decisions are those of
+        second_looks: Share of images that were escalated; costs and decisions are those of
             all looks.
         option_share: Share of decisions for each option.
         decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
@@ -269,7 +269,7 @@ class SweepPoint(RecordPart):
         accuracy: Share of images classified correctly.
         cp: The computation percentage that it came to, as a share.
         bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
-        second_looks: Share of images that were looked at twice.
+        second_looks: Share of images that were escalated.
         option_share: Share of decisions for each option.
         decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
         seconds: Time it took.

@@ -74,7 +74,7 @@ def _is_png(png: str) -> str:
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[NonNegative, AfterValidator(_at_most(1))]
-# Computation as a share of one look in full precision; an image may be looked at twice.
+# Computation as a share of one execution in full precision; an escalated image has two.
 Cost = Annotated[NonNegative, AfterValidator(_at_most(2))]
 Count = Annotated[int, Field(strict=True, ge=0)]
 # File names have at most 255 bytes, each of which may be spelled out in six characters.

@@ -85,7 +85,7 @@ class Measured:
             f"{cost(record.bitops_ratio)} of the 32-bit network's BitOps."
         )
         if record.second_looks:
-            text += f" {percent(record.second_looks)} of the images were looked at twice."
+            text += f" {percent(record.second_looks)} of the images were escalated."
         equals = [point for point in record.static if point.accuracy >= record.accuracy]
         if equals:
             rival = min(equals, key=lambda point: point.cp)
@@ -118,7 +118,7 @@ class Measured:
 
     @property
     def has_two_paths(self) -> bool:
-        """Whether any of the examples was looked at twice."""
+        """Whether any of the examples was escalated."""
         examples = self.record.examples
         return any(item.first_path for item in (*examples.easiest, *examples.hardest))
 
@@ -255,7 +255,7 @@ class Swept:
 
     @property
     def has_second_looks(self) -> bool:
-        """Whether images were looked at twice at any budget."""
+        """Whether images were escalated at any budget."""
         return any(point.second_looks for point in self.record.points)
 
     @property

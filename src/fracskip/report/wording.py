@@ -99,12 +99,12 @@ def path_words(path: Sequence[str]) -> str:
 
 
 def counted(second_looks: float) -> str:
-    """What shares in a block are shares of, where this share of images was looked at twice.
+    """What shares in a block are shares of, where this share of images was escalated.
 
     >>> counted(0.0), counted(0.25)
-    ('images', 'looks')
+    ('images', 'executions')
     """
-    return "looks" if second_looks else "images"
+    return "executions" if second_looks else "images"
 
 
 def shortened(text: str, limit: int) -> str:

@@ -66,9 +66,9 @@ def rows_of(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()[1:] if line.strip(" ─")]
 
 
-def test_an_evaluation_says_how_many_images_were_looked_at_twice(capsys: Capture) -> None:
+def test_an_evaluation_says_how_many_images_were_escalated(capsys: Capture) -> None:
     console.show_evaluation(evaluation(second_looks=0.234))
-    assert capsys.readouterr().out.endswith("2.0 s on cpu. 23.4% of images were looked at twice.\n")
+    assert capsys.readouterr().out.endswith("2.0 s on cpu. 23.4% of images were escalated.\n")
     for once in (evaluation(), evaluation(second_looks=0.0)):
         console.show_evaluation(once)
         assert capsys.readouterr().out.endswith("2.0 s on cpu.\n")
@@ -77,7 +77,7 @@ def test_an_evaluation_says_how_many_images_were_looked_at_twice(capsys: Capture
 def test_a_sweep_has_a_column_for_second_looks(capsys: Capture) -> None:
     console.show_sweep(sweep(0.0, 0.234))
     heading, *rows = rows_of(capsys.readouterr().out)
-    assert heading == ["budget", "cp", "BitOps", "accuracy", "twice", *OPTIONS]
+    assert heading == ["budget", "cp", "BitOps", "accuracy", "escalated", *OPTIONS]
     assert [row[4] for row in rows] == ["0.0%", "23.4%"]
     assert all(row[5:] == ["25.0%", "50.0%", "25.0%"] for row in rows)
 
@@ -111,7 +111,7 @@ def test_tables_fit_a_terminal(
         point["option_share"] = shares
     console.show_sweep(record)
     heading, *rows = rows_of(capsys.readouterr().out)
-    assert heading == ["budget", "cp", "BitOps", "accuracy", "twice", *options]
+    assert heading == ["budget", "cp", "BitOps", "accuracy", "escalated", *options]
     assert {len(row) for row in rows} == {len(heading)}
     assert not any("…" in cell for row in rows for cell in row)
 
@@ -121,7 +121,7 @@ def test_predictions_show_both_paths(capsys: Capture) -> None:
     console.show_predictions([prediction(easy), prediction(hard, ["skip", "8", "skip"])])
     out = capsys.readouterr().out
     assert [row[-1] for row in table_of(out)[1:]] == ["·8F", "·8· > 88F"]
-    assert out.splitlines()[-1].startswith("a > b: looked at twice")
+    assert out.splitlines()[-1].startswith("a > b: escalated")
 
 
 def test_wide_labels_keep_their_gaps(capsys: Capture) -> None:

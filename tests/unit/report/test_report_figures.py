@@ -83,9 +83,9 @@ def test_blocks_and_shares_are_told_in_tooltips(evaluation: Tree) -> None:
 @pytest.mark.parametrize("narrow", [False, True])
 def test_shares_say_what_they_are_of(evaluation: Tree, narrow: bool) -> None:
     blocks, options = record_of(evaluation).blocks, ("skip", "8", "16", "full")
-    svg = block_shares(blocks, options, "looks", ident="one", narrow=narrow)
-    assert "Share of looks" in texts(svg)
-    assert 'aria-label="Share of looks that take each option' in svg
+    svg = block_shares(blocks, options, "executions", ident="one", narrow=narrow)
+    assert "Share of executions" in texts(svg)
+    assert 'aria-label="Share of executions that take each option' in svg
     assert "Share of images" in texts(block_shares(blocks, options, ident="one", narrow=narrow))
 
 

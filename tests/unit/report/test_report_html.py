@@ -147,9 +147,9 @@ def test_is_accessible(full_page: Page) -> None:
 def test_two_looks_are_drawn_one_above_the_other(save: Save, tmp_path: Path) -> None:
     tree = look_twice(small())
     page = page_of([save(tree)], tmp_path / "page.html")
-    assert "23.4% of the images were looked at twice." in page.text
-    assert "Where there are two, the image was looked at twice" in page.text
-    assert "Share of looks by option and block" in page.text
+    assert "23.4% of the images were escalated." in page.text
+    assert "Where there are two, the image was escalated" in page.text
+    assert "Share of executions by option and block" in page.text
     (easy,), (hard,) = tree["examples"]["easiest"], tree["examples"]["hardest"]
     paths = [e for _, e in page.elements if e.get("class", "").startswith("path")]
     assert all(e["role"] == "img" for e in paths)

@@ -69,11 +69,11 @@ def test_a_sweep_without_blocks(tmp_path: Path) -> None:
 
 def test_how_many_images_each_budget_looked_at_twice(tmp_path: Path) -> None:
     page = written(tmp_path, make_sweep(second_looks=(0.0, 0.123, 0.25, 0.31, 0.0)))
-    found = re.findall(r"It looks at (\S+) of the images twice\.", page)
+    found = re.findall(r"It escalates (\S+) of the images\.", page)
     assert found == ["0%", "12.3%", "25.0%", "31.0%", "0%"]
     # A block's shares count both looks where there were any.
     shares = re.findall(r"Share of (\w+) that take each option", page)
-    assert shares == ["images"] * 2 + ["looks"] * 6 + ["images"] * 2
+    assert shares == ["images"] * 2 + ["executions"] * 6 + ["images"] * 2
     for tree in (make_sweep(), make_sweep(second_looks=(0.0,) * 5)):
         assert "twice" not in written(tmp_path, tree)
 

@@ -45,14 +45,14 @@ def test_no_static_network_on_record() -> None:
     assert only(evaluation_source(static=[])).comparison.endswith("of the 32-bit network's BitOps.")
 
 
-def test_images_looked_at_twice_are_told_with_the_cost() -> None:
+def test_escalated_images_are_told_with_the_cost() -> None:
     item = only(evaluation_source(second_looks=0.234))
     assert (
-        "of the 32-bit network's BitOps. 23.4% of the images were looked at twice. The cheapest"
+        "of the 32-bit network's BitOps. 23.4% of the images were escalated. The cheapest"
     ) in item.comparison
-    assert item.steadiness.endswith("at least 95% of the looks.")
+    assert item.steadiness.endswith("at least 95% of the executions.")
     for once in (only(evaluation_source()), only(evaluation_source(second_looks=0.0))):
-        assert "twice" not in once.comparison
+        assert "escalated" not in once.comparison
         assert once.steadiness.endswith("at least 95% of the images.")
 
 
