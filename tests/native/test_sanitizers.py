@@ -9,7 +9,7 @@ import pytest
 
 from support.native_build import build, missing_tools, run, write_seeds
 
-MUTANTS = 1500
+MUTANTS = 600
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools() or "never")
 
