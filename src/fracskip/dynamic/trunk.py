@@ -55,6 +55,7 @@ class Trunk:
         stream: What quantises the stream between blocks, if anything does.
         stem: What lies before the first block.
         every: All blocks in order, that which no gate decides for included.
+        ungated: Those in front that no gate decides for: the first block, or none.
         blocks: Those that are decided for.
         head: What lies behind the last.
 
@@ -115,7 +116,8 @@ class Trunk:
                 )
             )
         self.every = tuple(blocks)
-        self.blocks = self.every if first is None else self.every[1:]
+        count = 0 if first is None else 1
+        self.ungated, self.blocks = self.every[:count], self.every[count:]
         section = Section(graph.between(found[-1].output, last), found[-1].output, last)
         self.head = fixed(section, option=head)
 
@@ -133,7 +135,7 @@ class Trunk:
                 "example_input of their size"
             )
         x = self.stem(images)
-        for block in self.every[: len(self.every) - len(self.blocks)]:
+        for block in self.ungated:
             x = block.execute(x, block.options[0])
         return x
 
@@ -162,7 +164,7 @@ class Trunk:
         self.head.observe(x)
         self.stream.observe(seen)
         x = self.stem(batches[0])
-        for block in self.every[: len(self.every) - len(self.blocks)]:
+        for block in self.ungated:
             x = block.calibrate(x, block.options[0], observe=True, estimate=False)
 
     def described(self) -> list[dict[str, Any]]:
