@@ -19,7 +19,7 @@ from fracskip.data import load_split
 from fracskip.deployment.bundle import export_bundle
 from fracskip.devices import describe
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 
 def check(name: str, data: str, images: int, isas: Sequence[str]) -> dict[str, Any]:

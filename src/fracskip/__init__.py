@@ -22,18 +22,21 @@ from fracskip.options import Option, OptionSet
 from fracskip.version import __version__
 
 if TYPE_CHECKING:
-    from fracskip.checkpoint import load, save
+    from fracskip.checkpoint.files import load, save
     from fracskip.config import GateConfig, ImageConfig, QuantConfig
     from fracskip.data import load_sample
     from fracskip.deployment import export, export_bundle
     from fracskip.dynamic import DynamicNetwork, build_network, convert, preprocess
-    from fracskip.evaluation import evaluate, sweep
+    from fracskip.evaluation import evaluate
+    from fracskip.evaluation.sweep import sweep
+    from fracskip.evaluation.thresholds import cascade
     from fracskip.models import register_adapter
     from fracskip.operating import OperatingPoints, Prediction
-    from fracskip.runtime import InferenceSession
+    from fracskip.runtime import Cascade, InferenceSession
     from fracskip.training import fit
 
 _LAZY = {
+    "Cascade": "fracskip.runtime",
     "DynamicNetwork": "fracskip.dynamic",
     "GateConfig": "fracskip.config",
     "ImageConfig": "fracskip.config",
@@ -42,21 +45,23 @@ _LAZY = {
     "Prediction": "fracskip.operating",
     "QuantConfig": "fracskip.config",
     "build_network": "fracskip.dynamic",
+    "cascade": "fracskip.evaluation",
     "convert": "fracskip.dynamic",
     "evaluate": "fracskip.evaluation",
     "export": "fracskip.deployment",
     "export_bundle": "fracskip.deployment",
     "fit": "fracskip.training",
-    "load": "fracskip.checkpoint",
+    "load": "fracskip.checkpoint.files",
     "load_sample": "fracskip.data",
     "preprocess": "fracskip.dynamic",
     "register_adapter": "fracskip.models",
-    "save": "fracskip.checkpoint",
+    "save": "fracskip.checkpoint.files",
     "sweep": "fracskip.evaluation",
 }
 
 __all__ = [
     "BundleError",
+    "Cascade",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -73,6 +78,7 @@ __all__ = [
     "QuantConfig",
     "__version__",
     "build_network",
+    "cascade",
     "convert",
     "evaluate",
     "export",

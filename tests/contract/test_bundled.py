@@ -16,7 +16,7 @@ from fracskip.evaluation import evaluate, predict
 from fracskip.report.records import EvaluationRecord, RunRecord
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle, resolve
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 ASSETS = Path(str(resources.files("fracskip") / "assets"))
 RUN = ASSETS / "dfs_resnet38_cifar10.run.json"

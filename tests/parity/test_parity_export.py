@@ -18,7 +18,7 @@ from fracskip.errors import ConfigError
 from fracskip.operating import OperatingPoints
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import read_bundle
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 CLASSES = tuple("abcde")
 

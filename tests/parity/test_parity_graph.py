@@ -28,7 +28,7 @@ from fracskip.config import QuantConfig
 from fracskip.dynamic import DynamicNetwork
 from fracskip.operating import OperatingPoints
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 OPTIONS = ("skip", 2, 3, 4, 6, 8, 16, "full")
 INTEGERS = ("2", "3", "4", "6", "8")

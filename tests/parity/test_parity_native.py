@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 from support.random_bundle import random_bundle, random_images
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from typing import Any
 from fracskip.bench.contender import Contender
 from fracskip.bench.timing import Samples, ratio
 from fracskip.data import ImageSet
-from fracskip.report.figures import wilson_interval
+from fracskip.intervals import wilson_interval
 
 SCHEMA = "fracskip.bench/1"
 POLICY = (

@@ -33,7 +33,7 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError, MissingExtraError
 from fracskip.files import require_regular_file
 from fracskip.machine import cores
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 ENGINES = ("native", *PEERS)
 ALL_ENGINES = (*OURS, *PEERS)

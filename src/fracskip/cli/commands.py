@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fracskip.cli import console, plain
+from fracskip.cli.cascade import cascade_rows, show_record
 from fracskip.config import EXAMPLES, Recipe, load_recipe
 from fracskip.cost import account
 from fracskip.data import (
@@ -26,8 +27,9 @@ from fracskip.data import (
 )
 from fracskip.errors import ConfigError, DataError, MissingExtraError
 from fracskip.evaluation import evaluate, predict, subject_of, sweep
+from fracskip.evaluation.cascade_record import SCHEMA as CASCADE_SCHEMA
 from fracskip.evaluation.record import first_allocation
-from fracskip.evaluation.subject import Card, Network
+from fracskip.evaluation.subject import Card, Network, cascade_session
 from fracskip.evaluation.sweep import POINTS
 from fracskip.files import require_regular_file, write_atomically
 from fracskip.machine import cores
@@ -68,22 +70,24 @@ def _network(options: argparse.Namespace) -> tuple[Network, str]:
     return net.to(pick_device()), options.weights
 
 
-def _check_classes(card: Card, data: ImageSet, name: str, is_plain: bool) -> None:
+def _card_of(net: Network) -> Card | InferenceSession:
+    """What says which images and classes a network has; of a cascade its session."""
+    return cascade_session(net) or subject_of(net).card
+
+
+def _check_classes(known: tuple[str, ...], data: ImageSet, name: str, is_plain: bool) -> None:
     if is_plain:  # its file says how many classes there are, not what they are called
-        plain.check_count(len(card.class_names), data.class_names, name)
-    elif data.class_names != card.class_names:
+        plain.check_count(len(known), data.class_names, name)
+    elif data.class_names != known:
         lacking, unknown = (
             tuple(sorted(set(some) - set(others)))
-            for some, others in (
-                (card.class_names, data.class_names),
-                (data.class_names, card.class_names),
-            )
+            for some, others in ((known, data.class_names), (data.class_names, known))
         )
         differences = [f"it lacks {_some(lacking)}"] if lacking else []
         differences += [f"the network has no {_some(unknown)}"] if unknown else []
         raise DataError(
             f"{name} has the classes {_some(data.class_names)}, the network was trained for "
-            f"{_some(card.class_names)}: give a data set with the same classes"
+            f"{_some(known)}: give a data set with the same classes"
             f" ({', '.join(differences) or 'in the same order'})"
         )
 
@@ -96,8 +100,13 @@ def _some(names: tuple[str, ...], most: int = 4) -> str:
 def _measure(
     net: Network, data: ImageSet, name: str, budget: float | None = None, examples: int = EXAMPLES
 ) -> dict[str, Any]:
-    card = subject_of(net).card
-    passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)
+    session = cascade_session(net)
+    if session is not None:
+        assert session.cascade is not None
+        passes = 1 + len(session.cascade.members)
+    else:
+        card = subject_of(net).card
+        passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)
     with console.counting("images", passes * len(data)) as advance:
         return evaluate(net, data, name=name, budget=budget, examples=examples, progress=advance)
 
@@ -175,10 +184,12 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
-    card = subject_of(net).card
+    card = _card_of(net)
     with console.decoding() as progress:
         data = load_split(options.data, options.split, card.image, progress=progress)
-    _check_classes(card, data, options.data, options.model is not None)
+    # A network whose classes are numbers was plain before, too.
+    is_plain = card.class_names == tuple(map(str, range(len(card.class_names))))
+    _check_classes(card.class_names, data, options.data, options.model is not None or is_plain)
     for note in data.notes:
         console.remark(note)
     if options.limit and options.limit < len(data):
@@ -195,11 +206,20 @@ def _keep(record: dict[str, Any], options: argparse.Namespace) -> int:
     return 0
 
 
+def _show(record: dict[str, Any]) -> None:
+    if record["schema"] == CASCADE_SCHEMA:
+        show_record(record)
+    elif "points" in record:
+        console.show_sweep(record)
+    else:
+        console.show_evaluation(record)
+
+
 def run_eval(options: argparse.Namespace) -> int:
     """A network on a data set."""
     net, name = _network(options)
     record = _measure(net, _images_for(net, options), name, options.budget, options.examples)
-    console.show_evaluation(record)
+    _show(record)
     return _keep(record, options)
 
 
@@ -208,9 +228,11 @@ def run_sweep(options: argparse.Namespace) -> int:
     net, name = _network(options)
     data = _images_for(net, options)
     passes = len(options.budgets) or POINTS
+    session = cascade_session(net)
+    passes += 0 if session is None or session.cascade is None else len(session.cascade.members)
     with console.counting("images", passes * len(data)) as advance:
         record = sweep(net, data, options.budgets, name=name, progress=advance)
-    console.show_sweep(record)
+    _show(record)
     return _keep(record, options)
 
 
@@ -237,7 +259,7 @@ def _image_files(names: list[str]) -> list[Path]:
 def run_predict(options: argparse.Namespace) -> int:
     """Image files, one by one. Those that can't be read don't keep the others from an answer."""
     net, _ = _network(options)
-    card = subject_of(net).card
+    card = _card_of(net)
     good, pixels, errors = [], [], []
     for file in _image_files(options.images):
         try:
@@ -247,7 +269,9 @@ def run_predict(options: argparse.Namespace) -> int:
         except DataError as error:
             errors.append(str(error))
     rows = []
-    if good:
+    if good and isinstance(card, InferenceSession):
+        rows = cascade_rows(card, good, np.stack(pixels), options.budget)
+    elif good:
         found = predict(net, np.stack(pixels), budget=options.budget)
         costs = account(found.executions, card.options, card.profile).image_cp
         probabilities, decisions = found.probabilities, found.decisions

@@ -17,7 +17,7 @@ from fracskip.data import DATASETS, cache_dir, load_sample
 from fracskip.errors import FracskipError, MissingExtraError
 from fracskip.machine import version_of
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 EXTRAS = {
     "train": ("torch",),

@@ -23,6 +23,8 @@ from fracskip.errors import FracskipError
 from fracskip.text import visible
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# Where a command is, if not among the others.
+_MODULES = {"cascade": "fracskip.cli.cascade", "tune": "fracskip.cli.cascade"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -242,6 +244,28 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", required=True, metavar="FILE", help="ends in .fsk (a bundle) or .onnx"
     )
 
+    cascade = command(
+        "cascade",
+        "Put trained networks together: easy images end at a small one, hard ones go on to a large "
+        "one. Thresholds for every budget are chosen on labelled images that no member has seen.",
+        "cascade small.fsk large.fsk --data folder:photos --to photos.fsk",
+    )
+    cascade.add_argument("members", metavar="NETWORK", nargs="+", help=f"{network}; two to four")
+    cascade.add_argument("--data", required=True, metavar="NAME", help="as in eval")
+    cascade.add_argument("--split", choices=("train", "test"), default="test")
+    cascade.add_argument(
+        "--limit", type=_positive, metavar="N", help="use N images, evenly spaced in the set"
+    )
+    cascade.add_argument("--to", required=True, metavar="FILE", help="ends in .fsk or .onnx")
+
+    tune = command(
+        "tune",
+        "Time a bundle's members, or a network's options, on this machine, and say its operating "
+        "points in microseconds. The times are kept in the cache.",
+        "tune photos.fsk",
+    )
+    tune.add_argument("bundle", metavar="FILE", help="a bundle (.fsk)")
+
     bench = command(
         "bench",
         "Time a network beside other engines that run its plain backbone, in one interleaved run.",
@@ -332,7 +356,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except SystemExit as end:
         return int(end.code or DONE)
     try:
-        commands = importlib.import_module("fracskip.cli.commands")
+        commands = importlib.import_module(_MODULES.get(options.command, "fracskip.cli.commands"))
         code: int = getattr(commands, f"run_{options.command}")(options)
         return code
     except FracskipError as error:

@@ -31,11 +31,13 @@ class CostReport:
             ungated blocks, shortcuts, gates and classifier at 32 bits included - over the plain
             network's at 32 bits. Above 1 when a network with gates runs everything in full.
         image_cp: cp of each image, (N,).
+        image_bitops: BitOps ratio of each image, (N,).
     """
 
     cp: float
     bitops_ratio: float
     image_cp: NDArray[np.float64]
+    image_bitops: NDArray[np.float64]
 
 
 def _checked(decisions: Decisions, options: OptionSet, blocks: int | None = None) -> Decisions:
@@ -75,7 +77,7 @@ def account(
     costs = (bits / FULL_BITS) ** 2
     first, *others = executions
     cost = costs[_checked(first.decisions, options, len(gated))]
-    fixed = profile.fixed_macs
+    fixed = np.full(len(cost), profile.fixed_macs)
     for other in others:
         if len(other.rows) != len(other.decisions):
             raise ConfigError(
@@ -84,11 +86,43 @@ def account(
             )
         if len(other.rows):
             cost[other.rows] += costs[_checked(other.decisions, options, len(gated))]
-        fixed += profile.repeated_macs * (len(other.rows) / len(cost))
+        fixed[other.rows] += profile.repeated_macs
     branch = np.array([block.branch_macs for block in gated], dtype=np.float64)
-    executed = fixed + (cost @ branch).mean()
+    image_bitops = (fixed + cost @ branch) / profile.backbone_macs
     image_cp = cost.mean(axis=1) if gated else np.ones(len(cost))
-    return CostReport(float(image_cp.mean()), float(executed / profile.backbone_macs), image_cp)
+    return CostReport(float(image_cp.mean()), float(image_bitops.mean()), image_cp, image_bitops)
+
+
+def account_cascade(
+    executions: Sequence[Execution[NDArray[np.integer]]],
+    networks: Sequence[tuple[OptionSet, NetworkProfile]],
+    last: int,
+) -> CostReport:
+    """Costs what a cascade of several networks executed, in units of one of them.
+
+    Args:
+        executions: Of a prediction: the first of all N images, at least 1.
+        networks: Options and MACs of each.
+        last: The number of the last member's network: its plain form at 32 bits is the unit. A
+            member's cp counts by its network's MACs over that one's.
+
+    Raises:
+        ConfigError: if the shape or the indices do not fit.
+    """
+    count, unit = len(executions[0].rows), networks[last][1].backbone_macs
+    image_cp, image_bitops, before = np.zeros(count), np.zeros(count), -1
+    for each in executions:
+        options, profile = networks[each.network]
+        if len(each.rows):
+            found = account(each.decisions, options, profile)
+            weight = profile.backbone_macs / unit
+            # A network that follows itself goes on from its first gated block.
+            resumed = each.network == before and len(options) > 1
+            spared = (profile.fixed_macs - profile.repeated_macs) / unit if resumed else 0.0
+            image_cp[each.rows] += found.image_cp * weight
+            image_bitops[each.rows] += found.image_bitops * weight - spared
+        before = each.network
+    return CostReport(float(image_cp.mean()), float(image_bitops.mean()), image_cp, image_bitops)
 
 
 def option_shares(decisions: Decisions, options: OptionSet) -> NDArray[np.float64]:

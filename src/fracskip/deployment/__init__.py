@@ -9,11 +9,16 @@ from fracskip.deployment.bundle import export_bundle
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.runtime.bundle import SUFFIX
+from fracskip.runtime.cascade import Cascade
 
 __all__ = ["export", "export_bundle", "writer_for"]
 
 
-def writer_for(path: str | Path) -> Callable[[DynamicNetwork, str | Path], object]:
+def _bundle(net: DynamicNetwork | Cascade, path: str | Path) -> str:
+    return net.save(path) if isinstance(net, Cascade) else export_bundle(net, path)
+
+
+def writer_for(path: str | Path) -> Callable[[DynamicNetwork | Cascade, str | Path], object]:
     """What writes a file of a name: .fsk is a bundle, .onnx an ONNX model.
 
     Raises:
@@ -22,7 +27,7 @@ def writer_for(path: str | Path) -> Callable[[DynamicNetwork, str | Path], objec
     """
     suffix = Path(path).suffix
     if suffix == SUFFIX:
-        return export_bundle
+        return _bundle
     if suffix == ".onnx":
         # Loaded when it is asked for: it needs the onnx package.
         from fracskip.deployment.onnx import export_onnx
@@ -31,12 +36,13 @@ def writer_for(path: str | Path) -> Callable[[DynamicNetwork, str | Path], objec
     raise ConfigError(f"{path} ends in neither {SUFFIX} nor .onnx: choose one of them")
 
 
-def export(net: DynamicNetwork, path: str | Path) -> None:
+def export(net: DynamicNetwork | Cascade, path: str | Path) -> None:
     """Writes a network for engines that need no torch: see docs/bundle.md.
 
     Args:
-        net: A network of 'modern' quantisation, or one without quantised options.
-        path: Where to; .fsk is a bundle, .onnx an ONNX model.
+        net: A network of 'modern' quantisation, or one without quantised options; or a cascade.
+        path: Where to; .fsk is a bundle, .onnx an ONNX model. Of a cascade each network is a model,
+            NAME.0.onnx and so on, and NAME.json says how they go together.
 
     Raises:
         ConfigError: if the name ends otherwise, or a part of the network has no place there.

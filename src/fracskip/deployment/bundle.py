@@ -10,7 +10,7 @@ from fracskip.deployment.network import NetworkWriter
 from fracskip.deployment.writer import Array
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
-from fracskip.runtime.bundle import write_bundle
+from fracskip.runtime.bundle import Bundle, encode_bundle, parse_bundle, write_bundle
 from fracskip.runtime.plan import Plan
 
 
@@ -27,6 +27,16 @@ def export_bundle(net: DynamicNetwork, path: str | Path) -> str:
     """
     plan, tensors = bundle_of(net)
     return write_bundle(path, plan, tensors)
+
+
+def bundle_in_memory(net: DynamicNetwork) -> Bundle:
+    """A network as the bundle that `export_bundle` would write.
+
+    Raises:
+        ConfigError: if its quantisation, or a step of it, has no place in a bundle.
+    """
+    data, _ = encode_bundle(*bundle_of(net))
+    return parse_bundle(data, net.spec.model.name)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ Shapes: C channels, H height, W width, L gated blocks, N classes.
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,24 +25,39 @@ from fracskip.deployment.onnx_pieces import Arrays, Flow
 from fracskip.deployment.onnx_programs import ProgramWriter
 from fracskip.dynamic import DynamicNetwork
 from fracskip.files import write_atomically
+from fracskip.runtime.cascade import Cascade
 from fracskip.runtime.plan import Plan
 
 if TYPE_CHECKING:
     import onnx
 
 
-def export_onnx(net: DynamicNetwork, path: str | Path) -> None:
-    """Writes a network as an ONNX model; see `network_onnx`.
+CASCADE_SCHEMA = "fracskip.onnx-cascade/1"
+
+
+def export_onnx(net: DynamicNetwork | Cascade, path: str | Path) -> None:
+    """Writes a network as an ONNX model; see `network_onnx`. A cascade is a model for each network.
 
     Args:
-        net: A network of 'modern' quantisation, or one without quantised options.
+        net: A network of 'modern' quantisation, or one without quantised options; or a cascade.
         path: Where to; by custom it ends in .onnx.
 
     Raises:
         ConfigError: if its quantisation has no place in a bundle.
         CheckpointError: if the file cannot be written.
     """
-    write_atomically(Path(path), network_onnx(net).SerializeToString())
+    path = Path(path)
+    if not isinstance(net, Cascade):
+        write_atomically(path, network_onnx(net).SerializeToString())
+        return
+    names = [f"{path.stem}.{index}.onnx" for index in range(len(net.bundle.networks))]
+    for name, network in zip(names, net.bundle.networks, strict=True):
+        model = bundle_onnx(network.plan, network.tensors)
+        write_atomically(path.with_name(name), model.SerializeToString())
+    tree = net.plan.model_dump(mode="json", include={"score", "images", "members", "points"})
+    images = [each.plan.image.model_dump(mode="json") for each in net.bundle.networks]
+    tree = {"schema": CASCADE_SCHEMA, "models": names, "images": images, **tree}
+    write_atomically(path.with_suffix(".json"), (json.dumps(tree, indent=1) + "\n").encode())
 
 
 def network_onnx(net: DynamicNetwork) -> onnx.ModelProto:

@@ -228,10 +228,8 @@ class DynamicNetwork(nn.Module):
         """The members in order, from what the first gated block sees; or the only one."""
         first, *others = operation.members
         found = self._member(x, first, torch.from_numpy(first.multiplier).to(x.device))
-        if operation.threshold is None:
-            return found
-        threshold = torch.from_numpy(operation.threshold).to(x.device)
-        for other in others:
+        for other, thresholds in zip(others, operation.thresholds, strict=True):
+            threshold = torch.from_numpy(thresholds).to(x.device)
             unsure = found.logits.float().softmax(1).amax(1) < threshold
             rows = unsure.nonzero().squeeze(1)
             if not len(rows):

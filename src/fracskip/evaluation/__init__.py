@@ -7,5 +7,6 @@ from fracskip.evaluation.predictions import predict
 from fracskip.evaluation.record import SCHEMA, evaluate
 from fracskip.evaluation.subject import Card, Subject, subject_of
 from fracskip.evaluation.sweep import sweep
+from fracskip.evaluation.thresholds import cascade
 
-__all__ = ["SCHEMA", "Card", "Subject", "evaluate", "predict", "subject_of", "sweep"]
+__all__ = ["SCHEMA", "Card", "Subject", "cascade", "evaluate", "predict", "subject_of", "sweep"]

@@ -17,9 +17,10 @@ from PIL import Image
 from fracskip.config import EXAMPLES
 from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
+from fracskip.evaluation.cascade_record import evaluate_cascade
 from fracskip.evaluation.predictions import Progress, predict_subject
 from fracskip.evaluation.source import Batches, Source, source_of
-from fracskip.evaluation.subject import Network, Subject, subject_of
+from fracskip.evaluation.subject import Network, Subject, cascade_session, subject_of
 from fracskip.machine import versions
 from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
@@ -42,7 +43,7 @@ def evaluate(
     """Measures a network on a labelled data set.
 
     Args:
-        net: A network on any device, or a session.
+        net: A network on any device, a session, or a cascade.
         data: Images and labels, of the network's classes: a set, or an iterable of batches that can
             be gone through again. A batch is a pair, or a dictionary such as {'image', 'label'}, of
             normalised images (B, C, H, W), or of pixels, uint8 (B, H, W, C), which are normalised
@@ -57,12 +58,17 @@ def evaluate(
         progress: Called with the number of images done after each batch.
 
     Returns:
-        The record.
+        The record; of a cascade one of schema `fracskip.cascade/1`.
 
     Raises:
         ConfigError: if the budget does not fit the network, or it has no two classes.
         DataError: if the data do not fit; which batch is said.
     """
+    session = cascade_session(net)
+    if session is not None:
+        return evaluate_cascade(
+            session, data, [budget], name=name, batch_size=batch_size, progress=progress
+        )
     subject = subject_of(net)
     card = subject.card
     alone = [option for option in card.options if static and not (card.is_static or option.is_skip)]

@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 
 from fracskip.config import ImageConfig
 from fracskip.cost import NetworkProfile
-from fracskip.machine import describe_processor
+from fracskip.machine import cores, describe_processor
 from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
 from fracskip.runtime import InferenceSession
+from fracskip.runtime.cascade import Cascade
 
 if TYPE_CHECKING:
     from fracskip.dynamic import DynamicNetwork
 
-Network: TypeAlias = Union["DynamicNetwork", InferenceSession]
+Network: TypeAlias = Union["DynamicNetwork", InferenceSession, Cascade]
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,22 @@ class Subject(Protocol):
         ...
 
 
+def cascade_session(net: Network) -> InferenceSession | None:
+    """The session of a cascade; None for what is no cascade."""
+    if isinstance(net, Cascade):
+        return net.session(threads=cores())
+    is_cascade = isinstance(net, InferenceSession) and net.cascade is not None
+    return net if is_cascade else None  # type: ignore[return-value]
+
+
 def subject_of(net: Network) -> Subject:
-    """Makes a network of either kind ready for evaluation."""
+    """Makes a network of either kind ready for evaluation.
+
+    Raises:
+        ConfigError: if it is a cascade, which is no one network.
+    """
+    if isinstance(net, Cascade):
+        net = net.session()
     if isinstance(net, InferenceSession):
         return SessionSubject(net)
     from fracskip.evaluation.network import NetworkSubject

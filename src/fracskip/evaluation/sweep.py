@@ -9,10 +9,11 @@ import numpy as np
 
 from fracskip.data import ImageSet
 from fracskip.errors import ConfigError
+from fracskip.evaluation.cascade_record import evaluate_cascade
 from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.record import evaluate
 from fracskip.evaluation.source import Batches, source_of
-from fracskip.evaluation.subject import Network, subject_of
+from fracskip.evaluation.subject import Network, cascade_session, subject_of
 
 SCHEMA = "fracskip.sweep/1"
 POINTS = 9  # budgets, unless they are given
@@ -44,7 +45,7 @@ def sweep(
     """Measures a network at several budgets.
 
     Args:
-        net: A network that takes a budget, on any device, or a session.
+        net: A network that takes a budget, on any device, a session, or a cascade.
         data: Images and labels, of the network's classes; see `evaluate`.
         budgets: Computation shares; by default nine over all that the network reaches.
         name: What to call the checkpoint in the record.
@@ -53,12 +54,25 @@ def sweep(
         progress: Called with the number of images done after each batch.
 
     Returns:
-        The record: for each budget, ascending, accuracy, realised cost and decisions.
+        The record: for each budget, ascending, accuracy, realised cost and decisions; of a cascade
+        one of schema `fracskip.cascade/1`.
 
     Raises:
         ConfigError: if the network takes no budget, or not one of these.
         DataError: if the data do not fit, or can be gone through once only.
     """
+    session = cascade_session(net)
+    if session is not None:
+        reach = session.budgets
+        assert reach is not None
+        return evaluate_cascade(
+            session,
+            data,
+            sorted(budgets or default_budgets(reach)),
+            name=name,
+            batch_size=batch_size,
+            progress=progress,
+        )
     card = subject_of(net).card
     if card.budgets is None:
         raise ConfigError(

@@ -36,15 +36,20 @@ class Setting(NamedTuple):
     Attributes:
         multiplier: Float32, one for all () or (B,).
         budget: What a gate that takes a budget is given, float32 (B,); None for other gates.
+        network: Its number, among those of a cascade.
+        temperature: What its logits are divided by for the score that decides on escalation.
     """
 
     multiplier: NDArray[np.float32]
     budget: NDArray[np.float32] | None
+    network: int = 0
+    temperature: float = 1.0
 
     def of(self, rows: NDArray[Any]) -> Setting:
         """For some of the images."""
         multiplier = self.multiplier[rows] if self.multiplier.ndim else self.multiplier
-        return Setting(multiplier, None if self.budget is None else self.budget[rows])
+        budget = None if self.budget is None else self.budget[rows]
+        return self._replace(multiplier=multiplier, budget=budget)
 
 
 class Operation(NamedTuple):
@@ -52,12 +57,14 @@ class Operation(NamedTuple):
 
     Attributes:
         members: One, or those of a cascade, in order.
-        threshold: An image whose first choice is less probable goes on to the next member,
-            float32 (B,); None where there is one member.
+        thresholds: An image whose score is less is escalated to the next member, float32 (B,) each;
+            one fewer than there are members.
+        score: Which score; see `fracskip.operating.cascade.score_of`.
     """
 
     members: tuple[Setting, ...]
-    threshold: NDArray[np.float32] | None = None
+    thresholds: tuple[NDArray[np.float32], ...] = ()
+    score: str = "probability"
 
 
 class OperatingPoints(Frozen):
@@ -149,7 +156,7 @@ class OperatingPoints(Frozen):
         budgets = checked_budgets(self.target if budget is None else budget, count)
         *members, threshold = self.members_at(budgets)
         settings = (self.alone(each, count, budget_input) for each in members)
-        return Operation(tuple(settings), threshold)
+        return Operation(tuple(settings), (threshold,))
 
     def alone(self, budget: ArrayLike | None, count: int, budget_input: bool) -> Setting:
         """How one member answers images for a budget of its own; see `at`."""

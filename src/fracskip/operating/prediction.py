@@ -11,6 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fracskip.errors import ConfigError
+
 Array = TypeVar("Array")
 
 
@@ -20,10 +22,12 @@ class Execution(NamedTuple, Generic[Array]):
     Attributes:
         rows: Indices of the images that it answered, ascending, (M,).
         decisions: Option indices (M, L), of its own blocks and options.
+        network: Its network's number, among those of a cascade.
     """
 
     rows: Array
     decisions: Array
+    network: int = 0
 
 
 class Prediction(NamedTuple, Generic[Array]):
@@ -32,7 +36,9 @@ class Prediction(NamedTuple, Generic[Array]):
     Attributes:
         logits: Of the member that answered, (B, N).
         cost: Relative cost of each image over its gated blocks, (B,): 1 is all in full. In
-            training it carries the gates' gradient. All members that saw an image count.
+            training it carries the gates' gradient. All members that saw an image count. Of a
+            cascade of several networks: BitOps executed, over those of the last member's plain
+            network at 32 bits.
         executions: One a member, in order: the first saw all images, each other one those that were
             escalated to it.
         scores: In training: the gates' scores (B, L, K), offsets included, without noise.
@@ -51,8 +57,18 @@ class Prediction(NamedTuple, Generic[Array]):
 
     @property
     def decisions(self) -> Array:
-        """Option indices (B, L), of the member that answered; members are of one network."""
+        """Option indices (B, L), of the member that answered.
+
+        Raises:
+            ConfigError: if members are several networks, with blocks of their own: `executions` has
+                the decisions of each.
+        """
         first, *others = self.executions
+        if any(other.network != first.network for other in others):
+            raise ConfigError(
+                "this cascade's members are several networks, so there is no one matrix of "
+                "decisions: use executions"
+            )
         if not others:
             return first.decisions
         values: Any = first.decisions
@@ -98,7 +114,8 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
     for members in zip(*(part.executions for part in parts), strict=True):
         moved = [each.rows + start for each, start in zip(members, starts, strict=False)]
         decisions = [each.decisions for each in members]
-        executions.append(Execution(np.concatenate(moved), np.concatenate(decisions)))
+        network = members[0].network
+        executions.append(Execution(np.concatenate(moved), np.concatenate(decisions), network))
     return Prediction(
         np.concatenate([part.logits for part in parts]),
         np.concatenate([part.cost for part in parts]),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fracskip.errors import DataError
-from fracskip.report.figures import percent_axis, percent_ticks, wilson_interval
+from fracskip.intervals import wilson_interval
+from fracskip.report.figures import percent_axis, percent_ticks
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
 from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from fracskip.intervals import wilson_interval
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
 from fracskip.report.records import Block, Epoch, EvaluationRecord, RunRecord, StaticPoint
@@ -25,22 +26,8 @@ if TYPE_CHECKING:
 WIDE_PX, HALF_PX, NARROW_PX = 640, 440, 330
 MARKERS = ("o", "D", "^", "v", "P", "X")
 _OFF_SCALE = 0.15
-_Z95 = 1.96
 
 Measure = Literal["cp", "bitops_ratio"]
-
-
-def wilson_interval(share: float, images: int) -> tuple[float, float]:
-    """The 95% interval of a share estimated from so many images (Wilson, 1927).
-
-    >>> low, high = wilson_interval(0.925, 10_000)
-    >>> round(low, 4), round(high, 4)
-    (0.9197, 0.93)
-    """
-    z2 = _Z95**2 / images
-    middle = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
-    return min(share, middle - half), max(share, middle + half)
 
 
 def accuracy_cost(

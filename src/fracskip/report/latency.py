@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fracskip.report.figures import MARKERS, wilson_interval
+from fracskip.intervals import wilson_interval
+from fracskip.report.figures import MARKERS
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg

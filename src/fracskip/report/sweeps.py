@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fracskip.report.figures import HALF_PX, NARROW_PX, percent_axis, percent_ticks, wilson_interval
+from fracskip.intervals import wilson_interval
+from fracskip.report.figures import HALF_PX, NARROW_PX, percent_axis, percent_ticks
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import log_ticks
 from fracskip.report.records import SweepRecord

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fracskip.config import explain
 from fracskip.errors import BundleError
@@ -54,6 +54,27 @@ class Bundle:
     """
 
     plan: Plan
+    tensors: Arrays
+    digest: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file with a plan, before that is read.
+
+    Attributes:
+        schema: That the plan says.
+        version: Likewise.
+        text: The plan.
+        tensors: Float32 and int8 arrays by name, read-only.
+        digest: 'sha256:...' over plan and tensors; it is right.
+        data: The file's bytes.
+    """
+
+    schema: Any
+    version: Any
+    text: str
     tensors: Arrays
     digest: str
     data: bytes
@@ -100,6 +121,15 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     Raises:
         BundleError: saying what is wrong with it.
     """
+    return bundle_in(open_container(data, origin), origin)
+
+
+def open_container(data: bytes, origin: str | Path) -> Container:
+    """A file's plan, not yet read, and tensors, not yet held against it.
+
+    Raises:
+        BundleError: if it is no safetensors file with a plan and digest, or was damaged.
+    """
     tree, meta, body = read_header(data, origin, BundleError)
     if meta is None or "fracskip" not in meta:
         raise BundleError(
@@ -109,7 +139,7 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
     text, digest = meta["fracskip"], meta.pop("digest", None)
     if not isinstance(text, str) or len(meta) != 1:
         raise BundleError(f"{origin} has damaged metadata; copy it again")
-    _check_kind(text, origin)
+    schema, version = _kind(text, origin)
     try:
         entries = {name: _entry(item) for name, item in tree.items()}
         _check_tiling(entries, len(body))
@@ -121,39 +151,66 @@ def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:
             f"{origin} does not match its digest: at least one byte was changed since it was "
             "written; copy it again"
         )
-    plan = _plan(text, origin)
     tensors = {
         name: np.frombuffer(body[item.begin : item.end], _TYPES[item.dtype]).reshape(item.shape)
         for name, item in entries.items()
     }
-    check_tensors(plan, tensors, origin)
-    return Bundle(plan, tensors, found, data)
+    return Container(schema, version, text, tensors, found, data)
 
 
-def _check_kind(text: str, origin: str | Path) -> None:
-    """Tells a file of another kind or version from a damaged one."""
+def bundle_in(container: Container, origin: str | Path) -> Bundle:
+    """The network in a container, checked.
+
+    Raises:
+        BundleError: saying what is wrong with it.
+    """
+    refuse_others(container, SCHEMA, VERSION, origin)
+    plan = read_plan(Plan, container.text, origin)
+    check_tensors(plan, container.tensors, origin)
+    return Bundle(plan, container.tensors, container.digest, container.data)
+
+
+def _kind(text: str, origin: str | Path) -> tuple[Any, Any]:
+    """Schema and version of a plan."""
     try:
         tree = parse_json(text, most_values=MAX_VALUES)
-        found = tree["schema"], tree["version"]
+        return tree["schema"], tree["version"]
     except (ValueError, KeyError, TypeError) as error:
         why = f" ({error})" if isinstance(error, ValueError) else ""
         raise BundleError(f"{origin} has a damaged plan{why}; copy it again") from None
+
+
+def refuse_others(container: Container, schema: str, version: int, origin: str | Path) -> None:
+    """Tells a file of another kind or version from a damaged one.
+
+    Raises:
+        BundleError: if it is not of this schema and version.
+    """
+    found = container.schema, container.version
     if found[0] == "fracskip.checkpoint":
         raise BundleError(
             f"{origin} is a checkpoint, not a bundle: make one of it with "
             f"fracskip export {origin} --to FILE{SUFFIX}"
         )
-    if found != (SCHEMA, VERSION):
+    if found != (schema, version):
         raise BundleError(
-            f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {SCHEMA!r} "
-            f"version {VERSION}: export its checkpoint again, with "
+            f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {schema!r} "
+            f"version {version}: export its checkpoint again, with "
             f"fracskip export CHECKPOINT --to FILE{SUFFIX}"
         )
 
 
-def _plan(text: str, origin: str | Path) -> Plan:
+AnyPlan = TypeVar("AnyPlan", bound=BaseModel)
+
+
+def read_plan(kind: type[AnyPlan], text: str, origin: str | Path) -> AnyPlan:
+    """A plan of a kind from its text.
+
+    Raises:
+        BundleError: if it is none, or leaves something out.
+    """
     try:
-        plan = Plan.model_validate_json(text)
+        plan = kind.model_validate_json(text)
     except ValidationError as error:
         raise BundleError(f"{origin} describes no network: {explain(error)}") from None
     except ValueError as error:
@@ -264,6 +321,11 @@ def encode_bundle(plan: Plan, tensors: Arrays) -> tuple[bytes, str]:
         BundleError: if the tensors are not what the plan needs.
     """
     check_tensors(plan, tensors, plan.name)
+    return encode_container(plan.model_dump_json(by_alias=True), tensors)
+
+
+def encode_container(text: str, tensors: Arrays) -> tuple[bytes, str]:
+    """A file of a plan's text and tensors: its bytes and its digest."""
     entries: dict[str, _Entry] = {}
     parts, place = [], 0
     # Floats first, so that they lie at multiples of four bytes.
@@ -274,7 +336,6 @@ def encode_bundle(plan: Plan, tensors: Arrays) -> tuple[bytes, str]:
         entries[name] = _Entry(kind, list(value.shape), place, place + value.nbytes)
         place += value.nbytes
     body = b"".join(parts)
-    text = plan.model_dump_json(by_alias=True)
     digest = _digest(text, body, entries)
     header: dict[str, Any] = {"__metadata__": {"fracskip": text, "digest": digest}}
     for name, item in entries.items():

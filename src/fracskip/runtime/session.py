@@ -2,65 +2,37 @@
 
 Importing this loads no torch. The native engine needs none; the portable one does, and is loaded
 when it is asked for.
+
+Shapes: B images, L gated blocks of a network, N classes.
 """
 
 from __future__ import annotations
 
-import importlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import CostReport, NetworkProfile, account
+from fracskip.cost import CostReport, NetworkProfile, account, account_cascade
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
-from fracskip.operating import Execution, Operation, Prediction
+from fracskip.operating import Execution, Operation, Prediction, Setting
+from fracskip.operating.cascade import Choice
+from fracskip.operating.tracking import RateTracker
 from fracskip.options import Option, OptionSet
-from fracskip.runtime.bundle import BUNDLED, Bundle, read_bundle
+from fracskip.runtime.bundle import BUNDLED, Bundle
+from fracskip.runtime.cascade_bundle import CascadeBundle, CascadePlan, read_any
+from fracskip.runtime.engines import Engine, build_native, build_portable, native_module
 from fracskip.runtime.inputs import Images, checked_decisions, checked_images
+from fracskip.runtime.operator import CONFIDENCE, Asked, CascadeOperator, checked_time
 from fracskip.runtime.plan import Plan
+from fracskip.runtime.timing import Times, measure, stored
 
 ENGINES = ("auto", "native", "portable")
 MAX_THREADS = 256
-
-
-class Engine(Protocol):
-    """What executes a bundle: `fracskip.runtime._native.Engine` or the portable one."""
-
-    @property
-    def isa(self) -> str:
-        """The instruction set in use."""
-        ...
-
-    @property
-    def threads(self) -> int:
-        """How many threads it uses."""
-        ...
-
-    def kernels(self) -> list[tuple[str, str, list[str]]]:
-        """(block, option, what executes each convolution)."""
-        ...
-
-    def run(
-        self,
-        images: Images,
-        logits: NDArray[np.float32],
-        decisions: NDArray[np.uint8],
-        latency_us: NDArray[np.float32],
-        forced: NDArray[np.uint8] | None,
-        budgets: NDArray[np.float32] | None = None,
-        multipliers: NDArray[np.float32] | None = None,
-        thresholds: NDArray[np.float32] | None = None,
-        second_budgets: NDArray[np.float32] | None = None,
-        second_multipliers: NDArray[np.float32] | None = None,
-        second_decisions: NDArray[np.uint8] | None = None,
-        escalated: NDArray[np.uint8] | None = None,
-        gate_us: NDArray[np.float32] | None = None,
-    ) -> None:
-        """Writes answers in place."""
-        ...
 
 
 class InferenceSession:
@@ -70,14 +42,15 @@ class InferenceSession:
     it arrives; a `BundleError` says if it is not there, or has changed.
 
     Args:
-        path: A .fsk file, or 'bundled'.
+        path: A .fsk file, of a network or of a cascade, or 'bundled'.
         threads: Over which the images of a batch are spread.
         engine: 'native', 'portable' (torch), or 'auto': native where it is installed.
         isa: The native engine's instruction set: 'auto' is the best of this processor;
             `instruction_sets` lists them.
 
     Attributes:
-        plan: What the network is.
+        networks: What they are: one, or those of a cascade.
+        cascade: How a cascade is operated; None for a network.
         digest: Of the bundle.
         engine: 'native' or 'portable'.
 
@@ -97,63 +70,128 @@ class InferenceSession:
         engine: Literal["auto", "native", "portable"] = "auto",
         isa: str = "auto",
     ) -> None:
+        name = str(path) if str(path) in BUNDLED else str(Path(path).absolute())
+        self._open(None, name, threads, engine, isa)
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle | CascadeBundle,
+        threads: int = 1,
+        engine: Literal["auto", "native", "portable"] = "auto",
+        isa: str = "auto",
+    ) -> InferenceSession:
+        """A session of a bundle in memory; see the class."""
+        session = cls.__new__(cls)
+        session._open(bundle, bundle.plan.name, threads, engine, isa)
+        return session
+
+    def _open(
+        self,
+        bundle: Bundle | CascadeBundle | None,
+        name: str,
+        threads: int,
+        engine: Literal["auto", "native", "portable"],
+        isa: str,
+    ) -> None:
         if engine not in ENGINES:
             raise ConfigError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
         if isinstance(threads, bool) or not isinstance(threads, int):
             raise ConfigError(f"threads {threads!r} is no whole number: use 1 to {MAX_THREADS}")
         if not 1 <= threads <= MAX_THREADS:
             raise ConfigError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
-        bundle = read_bundle(path)
-        native = _native()
+        self._in_memory = bundle is not None
+        bundle = read_any(name) if bundle is None else bundle
+        native = native_module()
         if engine == "native" and native is None:
             raise MissingExtraError(
                 "this installation has no native engine (it was built without a C++17 compiler): "
                 "install one and reinstall fracskip, or use engine='portable'"
             )
-        name = str(path) if str(path) in BUNDLED else str(Path(path).absolute())
-        self._opened = {"path": name, "threads": threads, "engine": engine, "isa": isa}
-        self.plan: Plan = bundle.plan
+        self._name, self._bundle = name, bundle
+        self._opened = {"threads": threads, "engine": engine, "isa": isa}
+        single = isinstance(bundle, Bundle)
+        self.networks: tuple[Plan, ...] = (bundle.plan,) if single else bundle.plan.networks  # type: ignore[assignment, union-attr]
+        self.cascade: CascadePlan | None = None if single else bundle.plan  # type: ignore[assignment]
         self.digest = bundle.digest
-        self._costs = np.array(self.plan.option_set.costs, np.float32)
         self._engine: Engine
         if native is not None and engine != "portable":
             self.engine = "native"
-            self._engine = _build_native(native, bundle, isa, threads, path)
+            self._engine = build_native(native, bundle.data, isa, threads, name)
         else:
             self.engine = "portable"
-            self._engine = _build_portable(bundle, isa, threads)
+            parts = (bundle,) if isinstance(bundle, Bundle) else bundle.networks
+            self._engine = build_portable(parts, isa, threads)
+        self._times: Times | None = None
+        self._operator = None if self.cascade is None else CascadeOperator(self.cascade)
 
     def __repr__(self) -> str:
         shape = (*self.image.size, self.image.channels)
+        what = (
+            f"options={self.options.labels}"
+            if self.cascade is None
+            else f"members={[member.network for member in self.cascade.members]}"
+        )
         return (
-            f"{type(self).__name__}({self._opened['path']!r}, options={self.options.labels}, "
-            f"image={shape}, threads={self.threads}, engine={self.engine!r}, isa={self.isa!r})"
+            f"{type(self).__name__}({self._name!r}, {what}, image={shape}, "
+            f"threads={self.threads}, engine={self.engine!r}, isa={self.isa!r})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (type(self), self._opened, self.digest)
+        if self._in_memory:
+            return _opened_again, (type(self), self._bundle, self._opened)
+        return _reopened, (type(self), self._name, self._opened, self.digest)
 
-    # -- what the network is ----------------------------------------------------------------------
+    # -- what it runs -----------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """What the network is.
+
+        Raises:
+            ConfigError: if it is a cascade of several.
+        """
+        if self.cascade is not None:
+            raise ConfigError(
+                "this session runs a cascade of several networks: use session.networks"
+            )
+        return self.networks[0]
+
+    @property
+    def bundle(self) -> Bundle:
+        """The network's.
+
+        Raises:
+            ConfigError: if this is a cascade of several.
+        """
+        if isinstance(self._bundle, CascadeBundle):
+            raise ConfigError("this session runs a cascade of several networks, not one")
+        return self._bundle
 
     @property
     def options(self) -> OptionSet:
-        """What a decision's index stands for."""
+        """What a decision's index stands for, in a network."""
         return self.plan.option_set
+
+    @property
+    def profile(self) -> NetworkProfile:
+        """A network's MACs."""
+        return self.plan.cost
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """What a logit's index stands for."""
-        return self.plan.class_names
+        return self.networks[0].class_names
 
     @property
     def image(self) -> ImageConfig:
-        """Size, channels and normalisation of its images."""
-        return self.plan.image
+        """Size, channels and normalisation of its images; in a cascade the largest network's."""
+        return self.networks[0].image if self.cascade is None else self.cascade.image
 
     @property
-    def profile(self) -> NetworkProfile:
-        """Its MACs."""
-        return self.plan.cost
+    def budgets(self) -> tuple[float, float] | None:
+        """The smallest and the largest budget that a caller may name; None if it takes none."""
+        return self.plan.budgets if self.cascade is None else self.cascade.budgets
 
     @property
     def isa(self) -> str:
@@ -166,21 +204,35 @@ class InferenceSession:
         return self._engine.threads
 
     def kernels(self) -> list[tuple[str, str, list[str]]]:
-        """What executes each block's options: (block, option, one name a convolution)."""
-        return self._engine.kernels()
+        """What executes each block's options: (block, option, one name a convolution).
+
+        In a cascade the block's name begins with the network's number: '0/layer1.0'.
+        """
+        several = self.cascade is not None
+        return [
+            (f"{network}/{part}" if several else part, option, names)
+            for network, part, option, names in self._engine.kernels()
+        ]
 
     def cost(self, executed: Prediction[NDArray[Any]] | NDArray[np.integer]) -> CostReport:
-        """Prices what was executed: see `fracskip.cost.account`.
+        """Prices what was executed: see `fracskip.cost.account` and `account_cascade`.
 
         Args:
-            executed: A prediction, or the decisions (B, L) of one member alone.
+            executed: A prediction; or the decisions (B, L) of a network.
         """
-        if isinstance(executed, Prediction):
+        if not isinstance(executed, Prediction):
+            return account(executed, self.options, self.profile)
+        if self.cascade is None:
             return account(executed.executions, self.options, self.profile)
-        return account(executed, self.options, self.profile)
+        return self._cascade_cost(executed.executions)
+
+    def _cascade_cost(self, executions: Sequence[Execution[NDArray[Any]]]) -> CostReport:
+        assert self.cascade is not None
+        networks = [(plan.option_set, plan.cost) for plan in self.networks]
+        return account_cascade(executions, networks, self.cascade.members[-1].network)
 
     def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
-        """Decisions (B, L) that give every block the same option.
+        """Decisions (B, L) that give every block of a network the same option.
 
         Raises:
             ConfigError: if the option is not in the set.
@@ -195,6 +247,11 @@ class InferenceSession:
         images: Images,
         *,
         budget: ArrayLike | None = None,
+        latency_us: float | None = None,
+        max_latency_us: float | None = None,
+        max_drop: float | None = None,
+        confidence: float = CONFIDENCE,
+        hold: bool = False,
         decisions: ArrayLike | None = None,
         time_gates: bool = False,
         normalised: bool = False,
@@ -204,8 +261,17 @@ class InferenceSession:
         Args:
             images: uint8 pixels (B, H, W, C), or float32 of that shape that are normalised
                 already, (pixel / 255 - mean) / std, which their range is checked for.
-            budget: Target computation share in (0, 1], one for all or (B,), if the network takes
-                one (None: what it was trained for).
+            budget: Of a network: target computation share in (0, 1], one for all or (B,), if it
+                takes one (None: what it was trained for). Of a cascade: mean BitOps of an image
+                over those of its last member alone (None: 1).
+            latency_us: In place of it, the mean time of an image in microseconds.
+            max_latency_us: The longest time that any image may take by what was measured; a cascade
+                then does without members that would pass it.
+            max_drop: In place of both, of a cascade: how far accuracy may be under the last
+                member's, such as 0.005; the cheapest point is taken for which that is sure.
+            confidence: Of that promise, over validation images.
+            hold: A cascade moves its thresholds so that as many images are escalated as the budget
+                pays for, whatever images come: see `tracker`.
             decisions: Option indices (B, L) to execute instead of asking the gate, by one member;
                 no budget is needed.
             time_gates: Read a clock around every gate: `gate_us` of the prediction. Two readings a
@@ -217,107 +283,218 @@ class InferenceSession:
             ConfigError: if budget or decisions do not fit.
             BundleError: if logits are NaN or infinite: weights can be finite and too large.
         """
+        if self.cascade is not None:
+            if decisions is not None or time_gates:
+                raise ConfigError(
+                    "decisions and time_gates are for one network: run a member's own bundle"
+                )
+            choice = self.choose(
+                budget, latency_us=latency_us, max_latency_us=max_latency_us, max_drop=max_drop,
+                confidence=confidence,
+            )  # fmt: skip
+            return self.run_choice(images, choice, hold=hold, normalised=normalised)
         images = checked_images(images, self.image, normalised)
         count = len(images)
-        forced = None if decisions is None else checked_decisions(decisions, count, self.plan)
-        if budget is None and forced is not None:
-            operation = Operation(())
-        else:
-            operation = self.plan.operating_points.at(budget, count, self.plan.budget_input)
-        said = _engine_arguments(operation) if forced is None else {}
-        logits = np.empty((count, self.plan.network.classes), np.float32)
-        chosen = np.empty((count, len(self.plan.gated_names)), np.uint8)
+        if max_drop is not None or hold:
+            raise ConfigError(
+                "max_drop and hold are for cascades, and this is one network: make one of it with "
+                "fracskip.cascade"
+            )
+        if decisions is not None:
+            return self.execute(
+                images, self.alone(None, count, forced=True),
+                checked_decisions(decisions, count, self.plan), time_gates,
+            )  # fmt: skip
+        if latency_us is not None or max_latency_us is not None:
+            budget = self._budget_in_time(budget, latency_us, max_latency_us)
+        points = self.plan.operating_points
+        operation = points.at(budget, count, self.plan.budget_input)
+        return self.execute(images, operation, None, time_gates)
+
+    def alone(self, budget: ArrayLike | None, count: int, forced: bool = False) -> Operation:
+        """How a network answers B images by itself, without a cascade of its own."""
+        if forced:
+            return Operation((Setting(np.zeros((), np.float32), None),))
+        points = self.plan.operating_points
+        return Operation((points.alone(budget, count, self.plan.budget_input),))
+
+    def execute(
+        self,
+        images: Images,
+        operation: Operation,
+        forced: NDArray[np.uint8] | None = None,
+        time_gates: bool = False,
+        scores: list[NDArray[np.float32]] | None = None,
+    ) -> Prediction[NDArray[Any]]:
+        """Runs checked images as an operation says.
+
+        Args:
+            images: See `checked_images`.
+            operation: The members and thresholds.
+            forced: Decisions of the one member, (B, L).
+            time_gates: See `run`; of one member.
+            scores: Given empty, it gets each member's scores (B,), NaN where it saw no image.
+        """
+        count, members = len(images), operation.members
+        plans = [self.networks[member.network] for member in members]
+        logits = np.empty((count, plans[0].network.classes), np.float32)
+        chosen = [np.empty((count, len(plan.gated_names)), np.uint8) for plan in plans]
         latency_us = np.empty(count, np.float32)
-        if "thresholds" in said:
-            said["second_decisions"] = np.empty_like(chosen)
-            said["escalated"] = np.zeros(count, np.uint8)
-        if time_gates:
-            said["gate_us"] = np.empty(chosen.shape, np.float32)
-        self._engine.run(images, logits, chosen, latency_us, forced, **said)
+        answered = np.empty(count, np.uint8)
+        gate_us = np.empty(chosen[0].shape, np.float32) if time_gates else None
+        if scores is not None:
+            scores.extend(np.empty(count, np.float32) for _ in members)
+        self._engine.run(
+            images,
+            logits,
+            latency_us,
+            networks=[member.network for member in members],
+            decisions=chosen,
+            budgets=[member.budget for member in members],
+            # One for all is in the plan.
+            multipliers=[m.multiplier if m.multiplier.ndim else None for m in members],
+            thresholds=list(operation.thresholds),
+            temperatures=[member.temperature for member in members],
+            score=operation.score,
+            scores=scores or [],
+            answered=answered,
+            forced=forced,
+            gate_us=gate_us,
+        )
         self._check_logits(logits)
-        executions: list[Execution[NDArray[Any]]] = [Execution(np.arange(count), chosen)]
-        cost = self._costs[chosen].mean(1) if chosen.shape[1] else np.ones(count, np.float32)
-        if "thresholds" in said:
-            rows = np.flatnonzero(said["escalated"])
-            second = said["second_decisions"][rows]
-            executions.append(Execution(rows, second))
-            if second.size:
-                cost[rows] += self._costs[second].mean(1)
-        gate_us = said.get("gate_us")
+        executions: list[Execution[NDArray[Any]]] = []
+        for place, (member, decided) in enumerate(zip(members, chosen, strict=True)):
+            rows = np.flatnonzero(answered >= place)
+            executions.append(Execution(rows, decided[rows], member.network))
+        cost = self._costs(executions, count)
         return Prediction(logits, cost, tuple(executions), latency_us=latency_us, gate_us=gate_us)
+
+    def _costs(
+        self, executions: Sequence[Execution[NDArray[Any]]], count: int
+    ) -> NDArray[np.float32]:
+        """Of each image; see `Prediction`."""
+        if self.cascade is not None:
+            if not count:
+                return np.empty(0, np.float32)
+            return self._cascade_cost(executions).image_bitops.astype(np.float32)
+        costs = np.array(self.options.costs, np.float32)
+        total = np.zeros(count, np.float32)
+        for each in executions:
+            if each.decisions.shape[1]:
+                total[each.rows] += costs[each.decisions].mean(1)
+            else:
+                total[each.rows] += 1
+        return total
 
     def _check_logits(self, logits: NDArray[np.float32]) -> None:
         if not np.isfinite(logits).all():
             bad = np.flatnonzero(~np.isfinite(logits).all(1))
             raise BundleError(
                 f"logits of {len(bad)} of {len(logits)} images are NaN or infinite, the first is "
-                f"image {bad[0]}: weights of {self._opened['path']} are too large for float32; "
+                f"image {bad[0]}: weights of {self._name} are too large for float32; "
                 "export a network that evaluates well"
             )
 
+    # -- operating points of a cascade ------------------------------------------------------------
 
-def _engine_arguments(operation: Operation) -> dict[str, NDArray[Any]]:
-    """What an engine needs of how images are operated: `Engine.run`'s arguments, (B,) each."""
-    found: dict[str, NDArray[Any]] = {}
-    for prefix, member in zip(("", "second_"), operation.members, strict=False):
-        if member.multiplier.ndim:  # else it has it from the plan
-            found[f"{prefix}multipliers"] = member.multiplier
-        if member.budget is not None:
-            found[f"{prefix}budgets"] = member.budget
-    if operation.threshold is not None:
-        found["thresholds"] = operation.threshold
-    return found
+    def choose(
+        self,
+        budget: ArrayLike | None = None,
+        *,
+        latency_us: float | None = None,
+        max_latency_us: float | None = None,
+        max_drop: float | None = None,
+        confidence: float = CONFIDENCE,
+    ) -> Choice:
+        """The operating point of a cascade that `run` takes for the same arguments.
 
+        Raises:
+            ConfigError: if it has none such: the range that it has is said.
+        """
+        if self._operator is None:
+            raise ConfigError("this session runs one network, which has no members to choose from")
+        timed = latency_us is not None or max_latency_us is not None
+        times = self.times if timed else None
+        asked = Asked(budget, latency_us, max_latency_us, max_drop, confidence)
+        return self._operator.choose(asked, times)
 
-# -- engines --------------------------------------------------------------------------------------
+    def tracker(self, choice: Choice) -> RateTracker | None:
+        """What `hold` has seen at an operating point, and how far inputs drifted; None before."""
+        return None if self._operator is None else self._operator.trackers.get(choice)
 
+    def run_choice(
+        self, images: Images, choice: Choice, *, hold: bool = False, normalised: bool = False
+    ) -> Prediction[NDArray[Any]]:
+        """Classifies images at an operating point of a cascade, from `choose`; see `run`."""
+        if self._operator is None:
+            raise ConfigError("this session runs one network, which has no members to choose from")
+        images = checked_images(images, self.image, normalised)
+        tracker = self._operator.tracker(choice) if hold and len(choice.chain) > 1 else None
+        thresholds = choice.thresholds if tracker is None else tracker.thresholds
+        operation = self._operator.operation(choice, thresholds, len(images))
+        if tracker is None:
+            return self.execute(images, operation)
+        scores: list[NDArray[np.float32]] = []
+        found = self.execute(images, operation, scores=scores)
+        tracker.observe(scores)
+        return found
 
-def _native() -> Any:
-    """The extension module; None where it was not built."""
-    try:
-        return importlib.import_module("fracskip.runtime._native")
-    except ImportError:
-        return None
+    # -- time -------------------------------------------------------------------------------------
 
+    @property
+    def times(self) -> Times:
+        """What members, or a network's options, take on this machine; measured if it never was."""
+        if self._times is None:
+            self._times = stored(self)
+        if self._times is None:
+            warnings.warn(
+                "this bundle was never timed on this machine: it is now, for a second or two; "
+                "fracskip tune FILE, or session.measure(), does it beforehand",
+                stacklevel=4,
+            )
+            self.measure()
+        assert self._times is not None
+        return self._times
 
-def instruction_sets() -> tuple[str, ...]:
-    """What the native engine can use on this processor, ascending; empty without the engine."""
-    native = _native()
-    return () if native is None else tuple(native.isas())
+    def measure(self) -> Times:
+        """Times the members, or a network's options, on this machine, and keeps that in the cache.
 
+        One image at a time, on one thread; a second or two. The times belong to this bundle's
+        digest, this processor and instruction set.
+        """
+        self._times = measure(self)
+        return self._times
 
-def _build_native(native: Any, bundle: Bundle, isa: str, threads: int, path: str | Path) -> Engine:
-    allowed = ("auto", *native.isas())
-    if isa not in allowed:
-        raise ConfigError(f"isa {isa!r} is not of this processor: use one of {', '.join(allowed)}")
-    try:
-        engine: Engine = native.Engine(bundle.data, isa, threads)
-    except ValueError as error:
-        raise BundleError(f"{path}: the native engine refuses it ({error})") from None
-    return engine
-
-
-def _build_portable(bundle: Bundle, isa: str, threads: int) -> Engine:
-    if isa != "auto":
-        raise ConfigError(f"isa {isa!r} is for the native engine; the portable one takes 'auto'")
-    try:
-        from fracskip.runtime.portable import PortableEngine
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtraError(
-            "the portable engine needs torch: pip install 'fracskip[train]', or reinstall fracskip "
-            "where there is a C++17 compiler to have the native engine"
-        ) from None
-    return PortableEngine(bundle, threads)
+    def _budget_in_time(
+        self, budget: ArrayLike | None, latency_us: float | None, max_latency_us: float | None
+    ) -> float:
+        """The largest budget of a network whose images take so long on average."""
+        if budget is not None:
+            raise ConfigError("give one of budget and latency_us")
+        if max_latency_us is not None:
+            raise ConfigError(
+                "max_latency_us is for cascades, whose members have a time each; give latency_us"
+            )
+        assert latency_us is not None
+        reach = self.plan.operating_points.changed(cascade=()).budgets(self.plan.budget_input)
+        if reach is None:
+            raise ConfigError("this network was trained for one budget and takes no latency_us")
+        limit = checked_time(latency_us, "latency_us")
+        return self.times.budget_within(limit, reach, self.options.costs)
 
 
 def _reopened(
-    kind: type[InferenceSession], opened: dict[str, Any], digest: str
+    kind: type[InferenceSession], name: str, opened: dict[str, Any], digest: str
 ) -> InferenceSession:
-    session = kind(**opened)
+    session = kind(name, **opened)
     if session.digest != digest:
         raise BundleError(
-            f"{opened['path']} has changed since the session was pickled or copied: open it anew"
+            f"{name} has changed since the session was pickled or copied: open it anew"
         )
     return session
+
+
+def _opened_again(
+    kind: type[InferenceSession], bundle: Bundle | CascadeBundle, opened: dict[str, Any]
+) -> InferenceSession:
+    return kind.of(bundle, **opened)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 Run = Callable[..., Any]  # conftest.Answer
 

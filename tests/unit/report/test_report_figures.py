@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from fracskip.report.figures import accuracy_cost, block_shares, training_curves, wilson_interval
+from fracskip.intervals import wilson_interval
+from fracskip.report.figures import accuracy_cost, block_shares, training_curves
 from fracskip.report.palette import css_colours
 from fracskip.report.placement import log_ticks
 from fracskip.report.records import EvaluationRecord, RunRecord
