@@ -1,6 +1,7 @@
 """Cost: multiply-accumulates from shapes, and what decisions cost. Knows no modules, no torch."""
 
 from fracskip.cost.accounting import (
+    CascadeCosts,
     CostReport,
     account,
     account_cascade,
@@ -11,6 +12,7 @@ from fracskip.cost.profile import BlockProfile, NetworkProfile, conv_macs, linea
 
 __all__ = [
     "BlockProfile",
+    "CascadeCosts",
     "CostReport",
     "NetworkProfile",
     "account",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +124,48 @@ def account_cascade(
             image_bitops[each.rows] += found.image_bitops * weight - spared
         before = each.network
     return CostReport(float(image_cp.mean()), float(image_bitops.mean()), image_cp, image_bitops)
+
+
+@dataclass(frozen=True)
+class CascadeCosts:
+    """What `account_cascade` says of each image's BitOps, prepared for calls of one image.
+
+    Attributes:
+        networks: Of each: what every image executes, what it executes where the network follows
+            itself, and what options add, (L, K); None for a static network.
+    """
+
+    networks: tuple[tuple[float, float, NDArray[np.float64] | None], ...]
+
+    @classmethod
+    def of(cls, networks: Sequence[tuple[OptionSet, NetworkProfile]], last: int) -> CascadeCosts:
+        """Of networks, in units of one of them; see `account_cascade`."""
+        unit = networks[last][1].backbone_macs
+        found: list[tuple[float, float, NDArray[np.float64] | None]] = []
+        for options, profile in networks:
+            branch = np.array([block.branch_macs for block in profile.gated], np.float64) / unit
+            table = branch[:, None] * np.array(options.costs, np.float64)
+            fixed, repeated = profile.fixed_macs / unit, profile.repeated_macs / unit
+            if len(options) == 1:  # nothing differs between images, and it starts anew
+                whole = fixed + float(table.sum())
+                found.append((whole, whole, None))
+            else:
+                found.append((fixed, repeated, table))
+        return cls(tuple(found))
+
+    def of_images(
+        self, executions: Sequence[Execution[NDArray[np.integer]]], count: int
+    ) -> NDArray[np.float32]:
+        """The BitOps ratio of each of N images, (N,)."""
+        total, before = np.zeros(count, np.float64), -1
+        for each in executions:
+            fixed, repeated, table = self.networks[each.network]
+            own: Any = repeated if each.network == before else fixed
+            if table is not None:
+                own = own + table[np.arange(len(table)), each.decisions].sum(1)
+            total[each.rows] += own
+            before = each.network
+        return total.astype(np.float32)
 
 
 def option_shares(decisions: Decisions, options: OptionSet) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import CostReport, NetworkProfile, account, account_cascade
+from fracskip.cost import CascadeCosts, CostReport, NetworkProfile, account, account_cascade
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
 from fracskip.operating import Execution, Operation, Prediction, Setting
 from fracskip.operating.cascade import Choice
@@ -124,6 +124,9 @@ class InferenceSession:
             self._engine = build_portable(parts, isa, threads)
         self._times: Times | None = None
         self._operator = None if self.cascade is None else CascadeOperator(self.cascade)
+        self._cascade_costs = (
+            None if self.cascade is None else CascadeCosts.of(*_priced(self.cascade))
+        )
 
     def __repr__(self) -> str:
         shape = (*self.image.size, self.image.channels)
@@ -224,12 +227,8 @@ class InferenceSession:
             return account(executed, self.options, self.profile)
         if self.cascade is None:
             return account(executed.executions, self.options, self.profile)
-        return self._cascade_cost(executed.executions)
-
-    def _cascade_cost(self, executions: Sequence[Execution[NDArray[Any]]]) -> CostReport:
-        assert self.cascade is not None
-        networks = [(plan.option_set, plan.cost) for plan in self.networks]
-        return account_cascade(executions, networks, self.cascade.members[-1].network)
+        networks, last = _priced(self.cascade)
+        return account_cascade(executed.executions, networks, last)
 
     def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
         """Decisions (B, L) that give every block of a network the same option.
@@ -373,10 +372,8 @@ class InferenceSession:
         self, executions: Sequence[Execution[NDArray[Any]]], count: int
     ) -> NDArray[np.float32]:
         """Of each image; see `Prediction`."""
-        if self.cascade is not None:
-            if not count:
-                return np.empty(0, np.float32)
-            return self._cascade_cost(executions).image_bitops.astype(np.float32)
+        if self._cascade_costs is not None:
+            return self._cascade_costs.of_images(executions, count)
         costs = np.array(self.options.costs, np.float32)
         total = np.zeros(count, np.float32)
         for each in executions:
@@ -481,6 +478,11 @@ class InferenceSession:
             raise ConfigError("this network was trained for one budget and takes no latency_us")
         limit = checked_time(latency_us, "latency_us")
         return self.times.budget_within(limit, reach, self.options.costs)
+
+
+def _priced(cascade: CascadePlan) -> tuple[list[tuple[OptionSet, NetworkProfile]], int]:
+    """Options and MACs of a cascade's networks, and which one is the last member's."""
+    return [(plan.option_set, plan.cost) for plan in cascade.networks], cascade.members[-1].network
 
 
 def _reopened(

@@ -65,7 +65,7 @@ def test_a_cascades_rows_are_met_and_what_lies_between_is_interpolated() -> None
 def test_how_images_are_operated() -> None:
     """Multipliers and the gates' budgets: of the target, of a budget, of a cascade."""
     alone = POINTS.at(None, 2, budget_input=False)
-    assert alone.threshold is None
+    assert alone.thresholds == ()
     assert [(m.multiplier.tolist(), m.budget) for m in alone.members] == [(0.5, None)]
     (member,) = POINTS.at(None, 2, budget_input=True).members
     assert (member.multiplier, member.budget.tolist()) == (0.5, pytest.approx([0.1, 0.1]))
@@ -81,7 +81,7 @@ def test_how_images_are_operated() -> None:
     np.testing.assert_allclose([m.budget[0] for m in both.members], [np.sqrt(2e-4), 0.04], 1e-6)
     wanted = CASCADE.multipliers_at(asked(np.sqrt(2e-4), 0.04))
     np.testing.assert_allclose([m.multiplier[0] for m in both.members], wanted, rtol=1e-5)
-    assert both.threshold == pytest.approx(0.45)
+    assert [each.tolist() for each in both.thresholds] == [pytest.approx([0.45])]
 
 
 @pytest.mark.parametrize(
