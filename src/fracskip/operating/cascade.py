@@ -336,18 +336,18 @@ class CascadePoints(Frozen):
 
     def _refusal(self, families: list[list[int]], max_drop: float, confidence: float) -> str:
         last, share = len(self.members) - 1, 1 - (1 - confidence) / max(1, len(families))
-        needed = [
-            count
-            for family in families
-            for i in family
-            if (count := images_needed(
-                self.images, *self.points[i].against[last], max_drop, share
-            )) is not None
-        ]  # fmt: skip
+        counts = {self.points[i].against[last] for family in families for i in family}
+        # The likeliest one by far is that with the least drop in its own standard errors.
+        best = max(
+            counts,
+            key=lambda c: (c[0] - c[1] + self.images * max_drop) / math.sqrt(sum(c) + 1),
+            default=(0, self.images),
+        )
+        needed = images_needed(self.images, *best, max_drop, share)
         more = (
-            f"some {min(needed):,} in place of {self.images:,} would do if they are like these"
-            if needed
-            else "and more would not help: the members differ by more"
+            "and more would not help: the members differ by more"
+            if needed is None
+            else f"some {needed:,} in place of {self.images:,} would do if they are like these"
         )
         return (
             f"no point cheaper than the last member alone keeps max_drop={max_drop:g} with "

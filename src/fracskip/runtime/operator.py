@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fracskip.runtime.cascade_bundle import CascadePlan
 from fracskip.runtime.timing import Times
 
 CONFIDENCE = 0.95
+MOST_KNOWN = 1024  # choices that are remembered: finding one takes longer than an image
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class CascadeOperator:
     def __init__(self, plan: CascadePlan) -> None:
         self._plan = plan
         self._lock = threading.Lock()
+        self._known: dict[tuple[Asked, Times | None], Choice] = {}
         self.trackers: dict[Choice, RateTracker] = {}
 
     def choose(self, asked: Asked, times: Times | None) -> Choice:
@@ -59,6 +61,18 @@ class CascadeOperator:
         Raises:
             ConfigError: if there is none such, or several things are asked.
         """
+        if asked.budget is not None:
+            asked = replace(asked, budget=checked_share(asked.budget))
+        found = self._known.get((asked, times))
+        if found is None:
+            found = self._chosen(asked, times)
+            with self._lock:
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[asked, times] = found
+        return found
+
+    def _chosen(self, asked: Asked, times: Times | None) -> Choice:
         plan = self._plan
         budget, latency_us, max_drop = asked.budget, asked.latency_us, asked.max_drop
         if sum(each is not None for each in (budget, latency_us, max_drop)) > 1:
