@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fracskip.config import GateConfig, ImageConfig, QuantConfig
     from fracskip.data import load_sample
     from fracskip.deployment import export, export_bundle
-    from fracskip.dynamic import DynamicNetwork, build_network, convert, preprocess
+    from fracskip.dynamic import DynamicNetwork, build_network, convert, preprocess, quantize
     from fracskip.evaluation import evaluate, sweep
     from fracskip.models import register_adapter
     from fracskip.operating import OperatingPoints, Prediction
@@ -50,6 +50,7 @@ _LAZY = {
     "load": "fracskip.checkpoint",
     "load_sample": "fracskip.data",
     "preprocess": "fracskip.dynamic",
+    "quantize": "fracskip.dynamic",
     "register_adapter": "fracskip.models",
     "save": "fracskip.checkpoint",
     "sweep": "fracskip.evaluation",
@@ -81,6 +82,7 @@ __all__ = [
     "load",
     "load_sample",
     "preprocess",
+    "quantize",
     "register_adapter",
     "save",
     "sweep",
