@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fracskip.config import GateConfig, ImageConfig, QuantConfig
     from fracskip.data import load_sample
     from fracskip.deployment import export, export_bundle
-    from fracskip.dynamic import DynamicNetwork, build_network, convert, preprocess
+    from fracskip.dynamic import DynamicNetwork, build_network, convert, preprocess, quantize
     from fracskip.evaluation import evaluate
     from fracskip.evaluation.sweep import sweep
     from fracskip.evaluation.thresholds import cascade
@@ -54,6 +54,7 @@ _LAZY = {
     "load": "fracskip.checkpoint.files",
     "load_sample": "fracskip.data",
     "preprocess": "fracskip.dynamic",
+    "quantize": "fracskip.dynamic",
     "register_adapter": "fracskip.models",
     "save": "fracskip.checkpoint.files",
     "sweep": "fracskip.evaluation",
@@ -87,6 +88,7 @@ __all__ = [
     "load",
     "load_sample",
     "preprocess",
+    "quantize",
     "register_adapter",
     "save",
     "sweep",

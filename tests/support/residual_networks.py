@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -92,6 +93,41 @@ class Patchwise(nn.Module):
         return self.drop(self.scale * out) + self.drop(x)
 
 
+def same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros around images by TensorFlow's "SAME": most of an odd number at the end."""
+    needed = [
+        max((math.ceil(edge / stride) - 1) * stride + kernel - edge, 0) for edge in x.shape[2:]
+    ]
+    high, wide = needed
+    return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+
+
+class Same(nn.Module):
+    """Padded by the image's size: one side more than the other where a stride or a kernel is even.
+
+    The first convolution pads what the block takes, and so does the projection's pool.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1, self.bn1 = nn.Conv2d(inputs, 16, 3, stride), nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, 2, groups=4)
+        self.pad, self.depth = nn.ZeroPad2d((1, 3, 3, 1)), nn.Conv2d(16, 16, 5, groups=16)
+        self.conv3, self.bn3 = conv(16, outputs, 1), nn.BatchNorm2d(outputs)
+        self.project = None
+        if stride > 1 or inputs != outputs:
+            self.project = nn.Sequential(conv(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(same(x, 3, self.stride))))
+        out = F.relu6(self.depth(self.pad(F.hardswish(self.conv2(same(out, 2, 1))))))
+        out = self.bn3(self.conv3(out))
+        if self.project is not None:
+            x = self.project(F.max_pool2d(same(x, 3, self.stride), 3, self.stride))
+        return F.relu(out + x)
+
+
 class Twice(nn.Module):
     """Two sums in one module, as in blocks that mix positions and then channels."""
 
@@ -142,7 +178,7 @@ class Network(nn.Module):
         return self.fc(self.drop(self.pool(x).flatten(1)))
 
 
-KINDS = (Bottleneck, PreActivation, Inverted, Patchwise)
+KINDS = (Bottleneck, PreActivation, Inverted, Patchwise, Same)
 
 
 def make_images(count: int = 6, size: tuple[int, int] = (12, 10), seed: int = 0) -> Tensor:

@@ -44,6 +44,7 @@ MODELS = {
     "timm/mobilenetv4_conv_small": (11, 10),
     "timm/efficientnet_b0": (14, 9),
     "timm/tf_efficientnetv2_s": (39, 34),
+    "timm/tf_efficientnet_lite0": (14, 9),
     "timm/convnext_tiny": (17, 17),
     "timm/convnextv2_tiny": (17, 17),
     "timm/regnety_004": (15, 15),

@@ -5,6 +5,7 @@ from fracskip.dynamic.convert import convert
 from fracskip.dynamic.mixing import Mixing
 from fracskip.dynamic.network import DynamicNetwork, build_network
 from fracskip.dynamic.preprocess import preprocess
+from fracskip.dynamic.quantisation import quantize
 
 __all__ = [
     "DynamicNetwork",
@@ -13,4 +14,5 @@ __all__ = [
     "build_network",
     "convert",
     "preprocess",
+    "quantize",
 ]

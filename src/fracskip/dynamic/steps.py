@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fracskip.config import QuantConfig
 from fracskip.models.graph import Graph, Node
 from fracskip.models.layers import take_over
+from fracskip.models.padding import unpadded
 from fracskip.models.steps import Step, Steps, plainly
 from fracskip.models.structure import never_negative, quantisable
 from fracskip.options import Option, OptionSet
@@ -80,7 +81,8 @@ class FractionalSteps:
                     module,
                     options,
                     quant.scheme,
-                    levels_in=levels_in and taken is entry,
+                    # Zeros around levels of a stream are levels of it.
+                    levels_in=levels_in and unpadded(graph, taken) is entry,
                     own_weights=quant.weights == "own",
                     signed_in=not never_negative(graph, taken),
                 )

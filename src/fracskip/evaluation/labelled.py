@@ -1,12 +1,11 @@
-"""What loaders give, as images and class numbers. Tensors are taken on any device, without torch.
+"""Images as arrays, and class numbers. Tensors are taken on any device, without torch.
 
 Shapes: B images, N classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,57 +13,15 @@ from numpy.typing import NDArray
 
 from fracskip.errors import ConfigError, DataError
 
-IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
-LABEL_KEYS = ("label", "labels", "target", "targets", "class", "fine_label", "y")
 ONE_PASS = (
     "an iterator can be gone through once only: give a loader, a list of batches, or an object "
     "whose __iter__ begins anew"
 )
 
 
-@contextmanager
-def naming(origin: str) -> Iterator[None]:
-    """Says in front of a DataError which batch it is about."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{origin}: {error}") from None
-
-
 def is_one_pass(data: object) -> bool:
     """Whether it is an iterator, such as a generator: there is no second pass over it."""
     return isinstance(data, Iterator)
-
-
-def unpacked(batch: Any) -> tuple[Any, Any]:
-    """A batch's images and labels.
-
-    Args:
-        batch: A pair; more than two values, of which the first two count; or a dictionary with an
-            image key and a label key, one of each.
-
-    Raises:
-        DataError: if it is none of these.
-    """
-    if isinstance(batch, Mapping):
-        return _named(batch, IMAGE_KEYS, "images"), _named(batch, LABEL_KEYS, "labels")
-    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes) and len(batch) >= 2:
-        return batch[0], batch[1]
-    raise DataError(
-        f"a batch is a {type(batch).__name__}: give (images, labels), or a dictionary with keys "
-        "such as 'image' and 'label'"
-    )
-
-
-def _named(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:
-    found = [key for key in keys if key in batch]
-    if len(found) != 1:
-        given = ", ".join(map(repr, list(batch)[:12])) or "none"
-        raise DataError(
-            f"a batch has the keys {given}: exactly one of {', '.join(map(repr, keys))} is needed "
-            f"for its {what}"
-        )
-    return batch[found[0]]
 
 
 def as_array(values: Any) -> NDArray[Any]:

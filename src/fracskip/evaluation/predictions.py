@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fracskip.evaluation.labelled import naming
+from fracskip.data.unpacking import naming
 from fracskip.evaluation.source import sliced
 from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.operating import Prediction, joined

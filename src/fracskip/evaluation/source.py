@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracskip.data import ImageSet
+from fracskip.data.unpacking import naming, unpacked
 from fracskip.errors import DataError
 from fracskip.evaluation.labelled import (
     ONE_PASS,
     as_array,
     checked_labels,
     is_one_pass,
-    naming,
-    unpacked,
 )
 
-# Images, uint8 (B, H, W, C) or normalised floats (B, C, H, W), and labels: see `labelled.unpacked`.
+# Images, uint8 (B, H, W, C) or normalised floats (B, C, H, W), and labels: see `data.unpacking`.
 Batches: TypeAlias = Iterable[Any]
 
 

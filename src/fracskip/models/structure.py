@@ -16,6 +16,7 @@ from torch import nn
 
 from fracskip.errors import ConfigError
 from fracskip.models.graph import Graph, Node, ways
+from fracskip.models.padding import PADS, fill_of
 from fracskip.models.tracing import trace
 
 ACTIVATIONS = (
@@ -25,8 +26,7 @@ ACTIVATIONS = (
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "linear")
 # What a projection may consist of beside convolutions; an activation would make it a second branch.
 IN_SHORTCUTS = (
-    "batch_norm", "layer_norm", "group_norm", "avg_pool2d", "max_pool2d", "dropout",
-    "constant_pad_nd", "pad", "slice",
+    "batch_norm", "layer_norm", "group_norm", "avg_pool2d", "max_pool2d", "dropout", "slice", *PADS,
 )  # fmt: skip
 KEEP_SIGN = (
     "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
@@ -238,7 +238,8 @@ def bounds(node: Node) -> tuple[float | None, float | None]:
 
 def never_negative(graph: Graph, node: Node) -> bool:
     """Whether a value is known to have no negative elements."""
-    if node.op in KEEP_SIGN and node.inputs:
+    pads = node.op in PADS and (fill_of(node) or 0) >= 0
+    if (node.op in KEEP_SIGN or pads) and node.inputs:
         return never_negative(graph, graph.taken(node))
     if node.op in ("add", "mul"):
         inputs = [graph[index] for index in node.inputs]

@@ -6,6 +6,7 @@ Shapes: B images, I and O channels in and out, H height, W width. A linear layer
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -123,7 +124,11 @@ class ModernQuantiser(nn.Module):
 def thinned(x: Tensor) -> Tensor:
     """At most about `SAMPLE_VALUES` of a tensor's values, evenly spread: (n,) float32."""
     values = x.detach().float().reshape(-1)
-    return values[:: max(1, values.numel() // SAMPLE_VALUES)]
+    stride = max(1, values.numel() // SAMPLE_VALUES)
+    # One that shares a factor with an image's width would take some of its columns alone.
+    while math.gcd(stride, values.numel()) > 1:
+        stride += 1
+    return values[::stride]
 
 
 class PaperQuantiser(nn.Module):

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fracskip.config import ModelSpec
+from fracskip.data.unpacking import naming, unpacked
 from fracskip.dynamic import preprocess
 from fracskip.errors import ConfigError, DataError
-from fracskip.evaluation.labelled import ONE_PASS, checked_labels, is_one_pass, naming, unpacked
+from fracskip.evaluation.labelled import ONE_PASS, checked_labels, is_one_pass
 
 Loader = Iterable[Any]
 _END = object()
@@ -50,7 +51,7 @@ def taken(
     """A loader's batch: normalised images (B, C, H, W), and class numbers (B,).
 
     Args:
-        batch: See `fracskip.evaluation.labelled.unpacked`; images as `fracskip.preprocess` takes
+        batch: See `fracskip.data.unpacking.unpacked`; images as `fracskip.preprocess` takes
             them.
         spec: Of the network.
         origin: Which batch it is, for errors.

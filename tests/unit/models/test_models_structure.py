@@ -12,6 +12,7 @@ from tests.support.residual_networks import (
     Network,
     Patchwise,
     PreActivation,
+    Same,
     Twice,
     conv,
     make_images,
@@ -38,6 +39,7 @@ IMAGE = (3, 12, 10)
         (PreActivation, [True, True, True], [False, True, False]),
         (Inverted, [True, False, True], [False, False, False]),
         (Patchwise, [True, True, True], [False, False, False]),
+        (Same, [True, True, True], [False, True, False]),
     ],
 )
 def test_blocks_are_found_by_what_is_added(

@@ -1,0 +1,57 @@
+"""From a trained network and some images to integers, without training or labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fracskip.config import ImageConfig, QuantConfig
+from fracskip.dynamic.calibration import batches_of
+from fracskip.dynamic.convert import convert
+from fracskip.dynamic.network import DynamicNetwork
+from fracskip.options import Option, OptionSet
+
+INTEGERS = QuantConfig(weights="own", stream="int8", stem="8", head="8")
+
+
+def quantize(
+    module: nn.Module,
+    images: Any,
+    *,
+    options: OptionSet | str | Iterable[Option | int | str] = (8,),
+    size: int | tuple[int, int] | None = None,
+    image: ImageConfig | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str | None = None,
+) -> DynamicNetwork:
+    """Quantises a trained network after training: some images, no labels, no gradient.
+
+    Args:
+        module: In evaluation mode, float32; it is left as it is.
+        images: Calibration images, of the kind that the network is for: uint8 pixels
+            (N, H, W, C), which are brought to the network's size; normalised floats
+            (N, C, H, W); or batches of either, with or without labels. 64 to 512 are good.
+        options: Of residual blocks; all else is executed at 8 bits. One option makes a static
+            network; of several, gates choose, which are yet to be trained (`fracskip.fit`).
+        size: Height and width (one number: of a square), in place of the image's.
+        image: What the network takes. If not given: the images' own size, normalised as a network
+            of timm says by itself, else as ImageNet's are.
+        class_names: Of the logits; numbers if not given.
+        name: Of the model, such as 'torchvision/resnet50', by which `load` makes it anew.
+
+    Raises:
+        ConfigError: if the network can't be converted.
+        DataError: if images do not fit, or there are none.
+    """
+    batches, image = batches_of(module, images, image, size)
+    return convert(
+        module,
+        options,
+        quant=INTEGERS,
+        calibration=batches,
+        image=image,
+        class_names=class_names,
+        name=name,
+    )
