@@ -7,6 +7,7 @@ when it is asked for.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from fracskip.config import ImageConfig
 from fracskip.cost import CostReport, NetworkProfile, account
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
-from fracskip.operating import Execution, Operation, Prediction
+from fracskip.operating import Execution, Operation, Prediction, Setting
 from fracskip.options import Option, OptionSet
 from fracskip.runtime.bundle import BUNDLED, Bundle, read_bundle
 from fracskip.runtime.inputs import Images, checked_decisions, checked_images
@@ -39,24 +40,26 @@ class Engine(Protocol):
         """How many threads it uses."""
         ...
 
-    def kernels(self) -> list[tuple[str, str, list[str]]]:
-        """(block, option, what executes each convolution)."""
+    def kernels(self) -> list[tuple[int, str, str, list[str]]]:
+        """(network, block, option, what executes each convolution)."""
         ...
 
     def run(
         self,
         images: Images,
         logits: NDArray[np.float32],
-        decisions: NDArray[np.uint8],
         latency_us: NDArray[np.float32],
-        forced: NDArray[np.uint8] | None,
-        budgets: NDArray[np.float32] | None = None,
-        multipliers: NDArray[np.float32] | None = None,
-        thresholds: NDArray[np.float32] | None = None,
-        second_budgets: NDArray[np.float32] | None = None,
-        second_multipliers: NDArray[np.float32] | None = None,
-        second_decisions: NDArray[np.uint8] | None = None,
-        escalated: NDArray[np.uint8] | None = None,
+        *,
+        networks: Sequence[int],
+        decisions: Sequence[NDArray[np.uint8]],
+        budgets: Sequence[NDArray[np.float32] | None],
+        multipliers: Sequence[NDArray[np.float32] | None],
+        thresholds: Sequence[NDArray[np.float32]],
+        temperatures: Sequence[float],
+        score: str,
+        scores: Sequence[NDArray[np.float32]],
+        answered: NDArray[np.uint8],
+        forced: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
     ) -> None:
         """Writes answers in place."""
@@ -167,7 +170,7 @@ class InferenceSession:
 
     def kernels(self) -> list[tuple[str, str, list[str]]]:
         """What executes each block's options: (block, option, one name a convolution)."""
-        return self._engine.kernels()
+        return [(block, option, names) for _, block, option, names in self._engine.kernels()]
 
     def cost(self, executed: Prediction[NDArray[Any]] | NDArray[np.integer]) -> CostReport:
         """Prices what was executed: see `fracskip.cost.account`.
@@ -224,26 +227,32 @@ class InferenceSession:
             operation = Operation(())
         else:
             operation = self.plan.operating_points.at(budget, count, self.plan.budget_input)
-        said = _engine_arguments(operation) if forced is None else {}
         logits = np.empty((count, self.plan.network.classes), np.float32)
-        chosen = np.empty((count, len(self.plan.gated_names)), np.uint8)
+        blocks = len(self.plan.gated_names)
+        # Whoever decides asks no gate for anything.
+        members = operation.members if forced is None else (None,)
+        executed = [np.empty((count, blocks), np.uint8) for _ in members]
+        answered = np.zeros(count, np.uint8)
         latency_us = np.empty(count, np.float32)
-        if "thresholds" in said:
-            said["second_decisions"] = np.empty_like(chosen)
-            said["escalated"] = np.zeros(count, np.uint8)
-        if time_gates:
-            said["gate_us"] = np.empty(chosen.shape, np.float32)
-        self._engine.run(images, logits, chosen, latency_us, forced, **said)
+        gate_us = np.empty((count, blocks), np.float32) if time_gates else None
+        self._engine.run(
+            images,
+            logits,
+            latency_us,
+            decisions=executed,
+            answered=answered,
+            forced=forced,
+            gate_us=gate_us,
+            **_chain(members, operation.threshold),
+        )
         self._check_logits(logits)
-        executions: list[Execution[NDArray[Any]]] = [Execution(np.arange(count), chosen)]
-        cost = self._costs[chosen].mean(1) if chosen.shape[1] else np.ones(count, np.float32)
-        if "thresholds" in said:
-            rows = np.flatnonzero(said["escalated"])
-            second = said["second_decisions"][rows]
-            executions.append(Execution(rows, second))
-            if second.size:
-                cost[rows] += self._costs[second].mean(1)
-        gate_us = said.get("gate_us")
+        executions: list[Execution[NDArray[Any]]] = []
+        cost = np.zeros(count, np.float32)
+        for position, chosen in enumerate(executed):
+            rows = np.flatnonzero(answered >= position)
+            executions.append(Execution(rows, chosen[rows]))
+            if len(rows):
+                cost[rows] += self._costs[chosen[rows]].mean(1) if blocks else np.float32(1)
         return Prediction(logits, cost, tuple(executions), latency_us=latency_us, gate_us=gate_us)
 
     def _check_logits(self, logits: NDArray[np.float32]) -> None:
@@ -256,17 +265,23 @@ class InferenceSession:
             )
 
 
-def _engine_arguments(operation: Operation) -> dict[str, NDArray[Any]]:
-    """What an engine needs of how images are operated: `Engine.run`'s arguments, (B,) each."""
-    found: dict[str, NDArray[Any]] = {}
-    for prefix, member in zip(("", "second_"), operation.members, strict=False):
-        if member.multiplier.ndim:  # else it has it from the plan
-            found[f"{prefix}multipliers"] = member.multiplier
-        if member.budget is not None:
-            found[f"{prefix}budgets"] = member.budget
-    if operation.threshold is not None:
-        found["thresholds"] = operation.threshold
-    return found
+def _chain(
+    members: Sequence[Setting | None], threshold: NDArray[np.float32] | None
+) -> dict[str, Any]:
+    """Members of one network as `Engine.run` takes them; None asks for nothing."""
+    return {
+        "networks": [0] * len(members),
+        "budgets": [None if each is None else each.budget for each in members],
+        # Without one for each image the engine has it from the plan.
+        "multipliers": [
+            each.multiplier if each is not None and each.multiplier.ndim else None
+            for each in members
+        ],
+        "thresholds": [] if threshold is None or len(members) == 1 else [threshold],
+        "temperatures": [1.0] * len(members),
+        "score": "probability",
+        "scores": [],
+    }
 
 
 # -- engines --------------------------------------------------------------------------------------
@@ -309,7 +324,7 @@ def _build_portable(bundle: Bundle, isa: str, threads: int) -> Engine:
             "the portable engine needs torch: pip install 'fracskip[train]', or reinstall fracskip "
             "where there is a C++17 compiler to have the native engine"
         ) from None
-    return PortableEngine(bundle, threads)
+    return PortableEngine([bundle], threads)
 
 
 def _reopened(
