@@ -5,6 +5,7 @@
 //   fuzz_bundle_libfuzzer [libFuzzer's options] CORPUS
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -75,72 +76,106 @@ Work work_of(const Network& network) {
   std::abort();
 }
 
-void run_once(const Network& network, Isa isa, Random& random) {
-  const Engine engine(network, isa, 1);
-  const auto blocks = static_cast<std::size_t>(engine.gated_blocks());
-  const auto options = static_cast<std::size_t>(engine.options());
-  const auto values =
-      static_cast<std::size_t>(network.height) * network.width * network.channels;
-  // Vectors of exactly what is needed: one byte beyond is a report.
-  std::vector<std::uint8_t> pixels(values), decisions(blocks, 255), forced(blocks);
-  std::vector<float> floats(values), logits(static_cast<std::size_t>(engine.classes()));
-  std::vector<float> latency(1), budget(1, 0.1f);
-  for (std::uint8_t& pixel : pixels) pixel = static_cast<std::uint8_t>(random());
-  for (float& value : floats) value = static_cast<float>(random() % 2001) * 0.002f - 2.f;
-  const auto lowest = [&](std::size_t block) { return static_cast<std::size_t>(engine.first_option(static_cast<int>(block))); };
-  for (std::size_t b = 0; b < blocks; ++b) forced[b] = static_cast<std::uint8_t>(lowest(b) + random() % (options - lowest(b)));
-  RunRequest request;
-  request.images = pixels.data();
-  request.count = 1;
-  request.budgets = network.gate.budget_weight.empty() ? nullptr : budget.data();
-  const float multiplier = static_cast<float>(random() % 41) - 20.f;
-  if (random() % 2) request.multipliers = &multiplier;
-  request.logits = logits.data();
-  request.decisions = decisions.data();
-  request.latency_us = latency.data();
-  // Certain, impossible, or as it comes.
-  std::vector<std::uint8_t> second(blocks, 255), escalated(1, 255);
-  const float threshold = static_cast<float>(random() % 3) * 0.5f, second_multiplier = -multiplier;
-  if (random() % 2) {
-    request.thresholds = &threshold;
-    request.second_budgets = request.budgets;
-    request.second_multipliers = request.multipliers ? &second_multiplier : nullptr;
-    request.second_decisions = second.data();
-    request.escalated = escalated.data();
+// One member's memory: vectors of exactly what is needed, so that one byte beyond is a report.
+struct Place {
+  std::vector<std::uint8_t> decisions;
+  std::vector<float> budget = {0.1f}, multiplier, threshold, score = {-1.f};
+};
+
+std::size_t lowest(const Executor& network, std::size_t block) { return static_cast<std::size_t>(network.first_options[block]); }
+
+// One to four members, any network at each place; certain, impossible, or escalated as it comes.
+void run_chain(const Engine& engine, RunRequest request, Random& random) {
+  const std::size_t length = 1 + random() % 4;
+  std::vector<Place> places(length);
+  for (std::size_t k = 0; k < length; ++k) {
+    Place& place = places[k];
+    Member member;
+    member.network = random() % engine.networks();
+    const Executor& network = engine.network(member.network);
+    place.decisions.assign(static_cast<std::size_t>(network.gated_blocks()), 255);
+    place.multiplier = {static_cast<float>(random() % 41) - 20.f};
+    place.threshold = {static_cast<float>(random() % 3) * 0.5f};
+    member.decisions = place.decisions.data();
+    if (network.takes_budget) member.budgets = place.budget.data();
+    if (random() % 2) member.multipliers = place.multiplier.data();
+    if (k + 1 < length) member.thresholds = place.threshold.data();
+    if (random() % 2) member.scores = place.score.data();
+    member.temperature = static_cast<float>(1 + random() % 30) * 0.1f;
+    request.chain.push_back(member);
   }
+  request.score = kScores[random() % std::size(kScores)];
   engine.run(request);
-  if (request.thresholds && blocks > 0) {
-    if (escalated[0] > 1 || (threshold == 0.f && escalated[0])) fault("an image is escalated that was not to be");
-    for (std::size_t b = 0; escalated[0] && b < blocks; ++b) {
-      if (second[b] >= options || second[b] < lowest(b)) fault("a second member's decision is out of range");
+  const std::size_t answered = request.answered[0];
+  if (answered >= length) fault("no member answered");
+  for (std::size_t k = 0; k < length; ++k) {
+    const Executor& network = engine.network(request.chain[k].network);
+    for (std::size_t b = 0; b < places[k].decisions.size(); ++b) {
+      const std::size_t decision = places[k].decisions[b];
+      if (k > answered ? decision != 255 : decision >= static_cast<std::size_t>(network.options()) || decision < lowest(network, b)) {
+        fault("a decision is out of range");
+      }
     }
+    if (k < answered && places[k].threshold[0] == 0.f) fault("an image is escalated that was not to be");
+    if (k > answered && request.chain[k].scores && !std::isnan(places[k].score[0])) fault("a member has a score that saw nothing");
   }
-  request.thresholds = nullptr;
-  for (std::size_t b = 0; b < blocks; ++b) {
-    if (decisions[b] >= options || decisions[b] < lowest(b)) fault("a decision is out of range");
+}
+
+// A network by itself, at forced decisions.
+void run_forced(const Engine& engine, RunRequest request, std::size_t index, Random& random) {
+  const Executor& network = engine.network(index);
+  const auto options = static_cast<std::size_t>(network.options());
+  std::vector<std::uint8_t> decisions(static_cast<std::size_t>(network.gated_blocks()), 255), forced;
+  for (std::size_t b = 0; b < decisions.size(); ++b) {
+    forced.push_back(static_cast<std::uint8_t>(lowest(network, b) + random() % (options - lowest(network, b))));
   }
-  request.images = floats.data();
-  request.pixels = PixelType::f32;
+  Member member;
+  member.network = index;
+  member.decisions = decisions.data();
+  request.chain = {member};
   request.forced = forced.data();
   engine.run(request);
   if (decisions != forced) fault("forced decisions were not taken");
 }
 
+void run_once(const std::vector<Network>& networks, Isa isa, Random& random) {
+  const Engine engine(networks, isa, 1);
+  std::vector<std::uint8_t> pixels(engine.image().values()), answered(1, 255);
+  std::vector<float> floats(pixels.size()), logits(static_cast<std::size_t>(engine.classes())), latency(1);
+  for (std::uint8_t& pixel : pixels) pixel = static_cast<std::uint8_t>(random());
+  for (float& value : floats) value = static_cast<float>(random() % 2001) * 0.002f - 2.f;
+  RunRequest request;
+  request.images = pixels.data();
+  request.count = 1;
+  request.logits = logits.data();
+  request.answered = answered.data();
+  request.latency_us = latency.data();
+  run_chain(engine, request, random);
+  if (engine.takes_floats()) {
+    request.images = floats.data();
+    request.pixels = PixelType::f32;
+  }
+  run_forced(engine, request, random() % engine.networks(), random);
+}
+
 Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random) {
   // A copy of its own: one byte beyond is a report.
   const std::vector<std::uint8_t> exact(data, data + size);
-  Network network;
+  std::vector<Network> networks;
   try {
-    network = read_bundle(exact.data(), exact.size());
+    networks = read_bundle(exact.data(), exact.size());
   } catch (const BundleError& error) {
     if (error.what()[0] == '\0') fault("an error says nothing");
     return Outcome::refused;
   }
-  const Work work = work_of(network);
-  if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
+  if (networks.empty() || networks.size() > kMaxNetworks) fault("a bundle has no networks, or too many");
+  for (const Network& network : networks) {
+    const Work work = work_of(network);
+    if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
+  }
   static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
   const Isa isa = kIsas[random() % std::size(kIsas)];
-  run_once(network, isa_supported(isa) ? isa : Isa::automatic, random);
+  run_once(networks, isa_supported(isa) ? isa : Isa::automatic, random);
   return Outcome::ran;
 }
 

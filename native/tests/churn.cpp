@@ -25,14 +25,13 @@ double resident_bytes() {
 int main(int argc, char** argv) {
   if (argc < 2) fault("churn FOLDER [engines]");
   const int engines = argc > 2 ? std::atoi(argv[2]) : 1000;
-  const std::vector<Network> networks = read_networks(argv[1]);
+  const std::vector<Networks> bundles = read_bundles(argv[1]);
   double before = 0.0;
   for (int i = 0; i < engines; ++i) {
     // The first ones fill the allocator's own stores.
     if (i == engines / 10) before = resident_bytes();
-    const Network& network = networks[static_cast<std::size_t>(i) % networks.size()];
-    const Engine engine(network, Isa::automatic, 1 + i % 2);
-    run(engine, network, make_images(network, kImages), kImages);
+    const Engine engine(bundles[static_cast<std::size_t>(i) % bundles.size()], Isa::automatic, 1 + i % 2);
+    run(engine, make_images(engine, kImages), kImages);
   }
   const double growth = resident_bytes() - before;
   std::printf("{\"engines\": %d, \"growth_bytes\": %.0f}\n", engines, growth);

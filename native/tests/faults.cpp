@@ -34,44 +34,26 @@ namespace {
 constexpr std::size_t kImages = 6;
 constexpr int kThreads = 3;
 
-struct Request {
-  Answers answers;
-  std::vector<float> latency, budgets;
-  RunRequest run;
-
-  Request(const Engine& engine, const Network& network, const std::vector<std::uint8_t>& images)
-      : latency(kImages), budgets(kImages, 0.1f) {
-    answers.logits.resize(kImages * static_cast<std::size_t>(engine.classes()));
-    answers.decisions.resize(kImages * static_cast<std::size_t>(engine.gated_blocks()));
-    run.images = images.data();
-    run.count = kImages;
-    if (!network.gate.budget_weight.empty()) run.budgets = budgets.data();
-    run.logits = answers.logits.data();
-    run.decisions = answers.decisions.data();
-    run.latency_us = latency.data();
-  }
-};
-
 // Without memory for one more allocation the run ends with bad_alloc, its threads have ended, and the engine does
 // what it did before. Gives the number of allocations.
-int check_memory(const Network& network) {
-  const std::vector<std::uint8_t> images = make_images(network, kImages);
-  const Engine alone(network, Isa::automatic, 1);
-  const Answers expected = run(alone, network, images, kImages);
-  const Engine engine(network, Isa::automatic, kThreads);
+int check_memory(const Networks& networks) {
+  const Engine alone(networks, Isa::automatic, 1);
+  const std::vector<std::uint8_t> images = make_images(alone, kImages);
+  const Answers expected = run(alone, images, kImages);
+  const Engine engine(networks, Isa::automatic, kThreads);
   for (int allocations = 0;; ++allocations) {
-    Request request(engine, network, images);
+    Call call(engine, images, kImages);
     bool failed = false;
     allocations_left = allocations;
     try {
-      engine.run(request.run);
+      engine.run(call.request);
     } catch (const std::bad_alloc&) {
       failed = true;
     }
     allocations_left = -1;
-    if (!(run(engine, network, images, kImages) == expected)) fault("a run after one that failed gives other answers");
+    if (!(run(engine, images, kImages) == expected)) fault("a run after one that failed gives other answers");
     if (failed) continue;
-    if (!(request.answers == expected)) fault("a run with little memory gives other answers");
+    if (!(call.answers == expected)) fault("a run with little memory gives other answers");
     return allocations;
   }
 }
@@ -96,10 +78,10 @@ bool flushes() {
 }
 
 // Whatever the host has set does not reach the kernels, and is there again afterwards.
-void check_floats(const Network& network) {
-  const std::vector<std::uint8_t> images = make_images(network, kImages);
-  const Engine engine(network, Isa::automatic, 2);
-  const Answers expected = run(engine, network, images, kImages);
+void check_floats(const Networks& networks) {
+  const Engine engine(networks, Isa::automatic, 2);
+  const std::vector<std::uint8_t> images = make_images(engine, kImages);
+  const Answers expected = run(engine, images, kImages);
   for (const int rounding : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST}) {
     for (const bool flush : {false, true}) {
       std::fesetround(rounding);
@@ -110,7 +92,7 @@ void check_floats(const Network& network) {
         const FloatEnvironment environment;
         sound = !flushes() && std::fegetround() == FE_TONEAREST;
       }
-      const Answers found = run(engine, network, images, kImages);
+      const Answers found = run(engine, images, kImages);
       const bool kept = std::fegetround() == rounding && flushes() == flushed;
       set_flush(false);
       std::fesetround(FE_TONEAREST);
@@ -128,9 +110,9 @@ int main(int argc, char** argv) {
   using namespace fracskip;
   if (argc < 2) fault("faults FOLDER");
   int allocations = 0;
-  for (const Network& network : read_networks(argv[1])) {
-    allocations += check_memory(network);
-    check_floats(network);
+  for (const Networks& networks : read_bundles(argv[1])) {
+    allocations += check_memory(networks);
+    check_floats(networks);
   }
   if (allocations < kThreads) fault("threads were started without memory");
   std::printf("%d failed allocations, 8 float environments: the same answers\n", allocations);

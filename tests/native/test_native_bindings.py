@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.chains import arguments, run_chain
 from support.native_build import compiler
 from support.random_bundle import random_bundle
 
@@ -31,24 +32,21 @@ def engine() -> Any:
     return native.Engine(random_bundle(1, **PLAIN), threads=2)
 
 
-def outputs(count: int = B) -> list[Any]:
-    return [
-        np.empty((count, N), np.float32),
-        np.full((count, L), 255, np.uint8),
-        np.empty(count, np.float32),
-    ]
-
-
 IMAGES = np.random.default_rng(0).integers(0, 256, (B, 8, 10, 3), np.uint8)
 FLOATS = (IMAGES / np.float32(255)).astype(np.float32)
 
 
 def test_bindings_describe_the_engine(engine: Any) -> None:
-    assert (engine.gated_blocks, engine.classes, engine.options, engine.threads) == (L, N, 3, 2)
+    assert (engine.networks, engine.gated_blocks(0), engine.options(0)) == (1, L, 3)
+    assert (engine.classes, engine.threads) == (N, 2)
+    for ask in (engine.gated_blocks, engine.options):
+        for network in (-1, 1):
+            with pytest.raises(IndexError, match="the engine has 1 networks"):
+                ask(network)
     assert engine.isa in native.isas()
     assert native.isas()[0] == "scalar"
-    blocks = {(block, option) for block, option, _ in engine.kernels()}
-    assert {("block1", "skip"), ("block1", "4"), ("block1", "8")} <= blocks
+    blocks = {(network, block, option) for network, block, option, _ in engine.kernels()}
+    assert {(0, "block1", "skip"), (0, "block1", "4"), (0, "block1", "8")} <= blocks
     for isa in native.isas():
         assert native.Engine(random_bundle(1, **PLAIN), isa=isa).isa == isa
 
@@ -56,21 +54,23 @@ def test_bindings_describe_the_engine(engine: Any) -> None:
 @pytest.mark.parametrize("images", [IMAGES, FLOATS], ids=["uint8", "float32"])
 def test_bindings_fill_every_output(engine: Any, images: Any) -> None:
     forced = np.array([[0], [1], [2]], np.uint8)
-    logits, decisions, latency_us = outputs()
-    engine.run(images, logits, decisions, latency_us, forced)
-    assert np.isfinite(logits).all()
-    assert (decisions == forced).all()
-    assert (latency_us > 0).all()
-    engine.run(images[:0], *outputs(0))
+    found = run_chain(engine, images, forced=forced)
+    assert np.isfinite(found.logits).all()
+    assert (found.decisions[0] == forced).all()
+    assert (found.latency_us > 0).all()
+    assert (found.scores[0] > 1 / N).all()
+    assert (found.answered == 0).all()
+    assert run_chain(engine, images[:0]).logits.shape == (0, N)
 
 
 def test_bindings_time_gates(engine: Any) -> None:
     gate_us = np.full((B, L), np.nan, np.float32)
-    logits, decisions, latency_us = outputs()
-    engine.run(IMAGES, logits, decisions, latency_us, gate_us=gate_us)
+    found = run_chain(engine, IMAGES, gate_us=gate_us)
     assert (gate_us > 0).all()
-    assert (gate_us.sum(1) < latency_us).all()
-    engine.run(IMAGES, logits, decisions, latency_us, decisions.copy(), gate_us=gate_us)
+    assert (gate_us.sum(1) < found.latency_us).all()
+    run_chain(engine, IMAGES, (0, 0), thresholds=[2.0], gate_us=gate_us)
+    assert (gate_us > 0).all()  # of both members
+    run_chain(engine, IMAGES, forced=found.decisions[0], gate_us=gate_us)
     assert (gate_us == 0).all()  # nobody was asked
 
 
@@ -86,155 +86,130 @@ def spoilt(value: float) -> Any:
     return images
 
 
-def second_member(**changes: Any) -> dict[str, Any]:
-    arrays = {"thresholds": np.ones(B, np.float32), "second_decisions": outputs()[1]}
-    return {**arrays, "escalated": np.zeros(B, np.uint8), **changes}
+def floats(value: float = 0.5, count: int = B) -> Any:
+    return np.full(count, value, np.float32)
 
 
-Call = Callable[[Any], object]
-REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
-    "float64": (lambda e: e.run(IMAGES / 255.0, *outputs()), TypeError, "uint8, or float32"),
-    "a list": (lambda e: e.run([1], *outputs()), TypeError, "incompatible"),
-    "one image": (lambda e: e.run(IMAGES[0], *outputs()), ValueError, "shape"),
+# Arguments that differ from sound ones, those of a chain of two where there are thresholds.
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "float64": ({"images": IMAGES / 255.0}, TypeError, "uint8, or float32"),
+    "a list": ({"images": [1]}, TypeError, "incompatible"),
+    "one image": ({"images": IMAGES[0]}, ValueError, "shape"),
     "channels first": (
-        lambda e: e.run(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)), *outputs()),
+        {"images": np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))},
         ValueError,
         r"has shape \(3, 3, 8, 10\), it must be \(3, 8, 10, 3\)",
     ),
-    "strided": (lambda e: e.run(IMAGES[:, :, ::-1], *outputs()), ValueError, "C-contiguous"),
-    "NaN": (lambda e: e.run(spoilt(float("nan")), *outputs()), ValueError, "not finite"),
-    "infinite": (lambda e: e.run(spoilt(float("-inf")), *outputs()), ValueError, "not finite"),
-    "short logits": (
-        lambda e: e.run(IMAGES, outputs(2)[0], *outputs()[1:]),
-        ValueError,
-        "logits has shape",
-    ),
-    "logits' type": (
-        lambda e: e.run(IMAGES, outputs()[0].astype(np.float64), *outputs()[1:]),
-        TypeError,
-        "logits must be float32",
-    ),
+    "strided": ({"images": IMAGES[:, :, ::-1]}, ValueError, "C-contiguous"),
+    "NaN": ({"images": spoilt(float("nan"))}, ValueError, "not finite"),
+    "infinite": ({"images": spoilt(float("-inf"))}, ValueError, "not finite"),
+    "short logits": ({"logits": np.empty((2, N), "f4")}, ValueError, "logits has shape"),
+    "logits' type": ({"logits": np.empty((B, N))}, TypeError, "logits must be float32"),
     "logits' order": (
-        lambda e: e.run(IMAGES, np.asfortranarray(outputs()[0]), *outputs()[1:]),
+        {"logits": np.asfortranarray(np.empty((B, N), "f4"))},
         ValueError,
         "C-contiguous",
     ),
-    "read-only": (lambda e: e.run(IMAGES, read_only(), *outputs()[1:]), TypeError, "incompatible"),
+    "read-only": ({"logits": read_only()}, TypeError, "incompatible"),
+    "latency": ({"latency_us": floats(0, 2)}, ValueError, "latency_us has shape"),
+    "answered": ({"answered": np.zeros(B, bool)}, TypeError, "answered must be uint8"),
     "forced": (
-        lambda e: e.run(IMAGES, *outputs(), np.full((B, L), 3, np.uint8)),
+        {"forced": np.full((B, L), 3, np.uint8)},
         ValueError,
         "forced holds 3, the network has 3 options",
     ),
-    "forced's shape": (
-        lambda e: e.run(IMAGES, *outputs(), np.zeros((B, 2), np.uint8)),
+    "forced's shape": ({"forced": np.zeros((B, 2), "u1")}, ValueError, "forced has shape"),
+    "gate_us": ({"gate_us": floats()}, ValueError, "gate_us has shape"),
+    "no networks": ({"networks": []}, ValueError, "networks must name 1 to 4 members"),
+    "five": ({"networks": [0] * 5}, ValueError, "networks must name 1 to 4 members"),
+    "another network": ({"networks": [1]}, ValueError, "networks holds 1, the engine has 1"),
+    "a network before": ({"networks": [-1]}, ValueError, "networks holds -1, the engine has 1"),
+    "no decisions": ({"decisions": []}, ValueError, "decisions has 0 entries, .* needs 1"),
+    "decisions": (
+        {"decisions": [np.zeros((B, 2), "u1")]},
         ValueError,
-        "forced has shape",
-    ),
-    "gate_us": (
-        lambda e: e.run(IMAGES, *outputs(), gate_us=np.empty(B, np.float32)),
-        ValueError,
-        "gate_us has shape",
+        r"decisions\[0\] has shape",
     ),
     "multipliers": (
-        lambda e: e.run(IMAGES, *outputs(), multipliers=np.full(B, np.nan, np.float32)),
+        {"multipliers": [floats(np.nan)]},
         ValueError,
         "multipliers hold values that are not finite",
     ),
     "multipliers' shape": (
-        lambda e: e.run(IMAGES, *outputs(), multipliers=np.zeros(B + 1, np.float32)),
+        {"multipliers": [floats(0, B + 1)]},
         ValueError,
-        "multipliers has shape",
+        r"multipliers\[0\] has shape",
     ),
-    "thresholds alone": (
-        lambda e: e.run(IMAGES, *outputs(), thresholds=np.ones(B, np.float32)),
+    "more multipliers": ({"multipliers": [None] * 2}, ValueError, "multipliers has 2 entries"),
+    "budgets": ({"budgets": [floats()]}, ValueError, "network 0 takes no budgets"),
+    "more budgets": ({"budgets": []}, ValueError, "budgets has 0 entries, this chain needs 1"),
+    "no temperature": ({"temperatures": []}, ValueError, "temperatures has 0 entries"),
+    "temperature 0": ({"temperatures": [0.0]}, ValueError, "temperatures must be above zero"),
+    "temperature NaN": ({"temperatures": [np.nan]}, ValueError, "temperatures must be above zero"),
+    "cold": ({"temperatures": [-1.0]}, ValueError, "temperatures must be above zero and finite"),
+    "hot": ({"temperatures": [np.inf]}, ValueError, "temperatures must be above zero and finite"),
+    "score": (
+        {"score": "luck"},
         ValueError,
-        "need second_decisions and escalated",
+        "unknown score 'luck': give one of 'probability', 'margin', 'entropy'",
     ),
-    "second multipliers alone": (
-        lambda e: e.run(IMAGES, *outputs(), second_multipliers=np.zeros(B, np.float32)),
-        ValueError,
-        "a second member needs thresholds",
-    ),
-    "escalated alone": (
-        lambda e: e.run(IMAGES, *outputs(), escalated=np.zeros(B, np.uint8)),
-        ValueError,
-        "these need thresholds",
-    ),
-    "second decisions alone": (
-        lambda e: e.run(IMAGES, *outputs(), second_decisions=outputs()[1]),
-        ValueError,
-        "these need thresholds",
-    ),
+    "scores": ({"scores": [floats()] * 2}, ValueError, "scores has 2 entries"),
+    "scores' type": ({"scores": [np.zeros(B)]}, TypeError, r"scores\[0\] must be float32"),
+    "a threshold": ({"thresholds": [floats()]}, ValueError, "thresholds has 1 entries, .* needs 0"),
+    "no thresholds": ({"networks": [0, 0]}, ValueError, "thresholds has 0 entries, .* needs 1"),
     "thresholds": (
-        lambda e: e.run(IMAGES, *outputs(), **second_member(thresholds=np.full(B, np.nan, "f4"))),
+        {"networks": [0, 0], "thresholds": [floats(np.nan)]},
         ValueError,
         "thresholds hold values that are not finite",
     ),
     "thresholds' shape": (
-        lambda e: e.run(IMAGES, *outputs(), **second_member(thresholds=np.ones(B + 1, "f4"))),
+        {"networks": [0, 0], "thresholds": [floats(1, B + 1)]},
         ValueError,
-        "thresholds has shape",
-    ),
-    "escalated's type": (
-        lambda e: e.run(IMAGES, *outputs(), **second_member(escalated=np.zeros(B, bool))),
-        TypeError,
-        "escalated must be uint8",
-    ),
-    "second multipliers": (
-        lambda e: e.run(
-            IMAGES, *outputs(), **second_member(second_multipliers=np.full(B, np.inf, "f4"))
-        ),
-        ValueError,
-        "multipliers hold values that are not finite",
-    ),
-    "second budgets": (
-        lambda e: e.run(IMAGES, *outputs(), **second_member(second_budgets=np.ones(B, "f4"))),
-        ValueError,
-        "second_budgets are for networks that take budgets",
+        r"thresholds\[0\] has shape",
     ),
     "forced and escalated": (
-        lambda e: e.run(IMAGES, *outputs(), np.zeros((B, L), np.uint8), **second_member()),
+        {"networks": [0, 0], "thresholds": [floats()], "forced": np.zeros((B, L), "u1")},
         ValueError,
         "by one member",
-    ),
-    "budgets": (
-        lambda e: e.run(IMAGES, *outputs(), None, np.ones(B, np.float32)),
-        ValueError,
-        "takes no budgets",
     ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_bindings_refuse(engine: Any, name: str) -> None:
-    call, error, message = REFUSED[name]
+    change, error, message = REFUSED[name]
+    members = max(1, len(change.get("networks", [0])))
+    given = {"images": IMAGES, **arguments(engine, B, [0] * members)}
+    if members == 1 or "thresholds" in change:
+        thresholds = [floats()] * (members - 1)
+        engine.run(**{**given, "thresholds": thresholds})  # sound without the change
     with pytest.raises(error, match=message):
-        call(engine)
+        engine.run(**{**given, **change})
 
 
 def test_bindings_escalate(engine: Any) -> None:
     """Impossible to be sure, impossible not to be, and one of each."""
-    logits, decisions, latency_us = outputs()
-    multipliers = {"multipliers": np.full(B, 50, "f4"), "second_multipliers": np.full(B, -50, "f4")}
-    more = second_member(thresholds=np.array([1.1, 0.0, 1.1], np.float32), **multipliers)
-    engine.run(IMAGES, logits, decisions, latency_us, **more)
-    assert more["escalated"].tolist() == [1, 0, 1]
-    assert decisions.tolist() == [[0], [0], [0]]
-    assert more["second_decisions"].tolist() == [[2], [255], [2]]  # only what is executed
-    for multiplier, rows in ((50, [1]), (-50, [0, 2])):
-        alone, *rest = outputs()
-        engine.run(IMAGES, alone, *rest, multipliers=np.full(B, multiplier, np.float32))
-        assert (alone[rows] == logits[rows]).all()
+    thresholds = [np.array([1.1, 0.0, 1.1], np.float32)]
+    found = run_chain(engine, IMAGES, (0, 0), multipliers=[50, -50], thresholds=thresholds)
+    assert found.answered.tolist() == [1, 0, 1]
+    assert found.decisions[0].tolist() == [[0], [0], [0]]
+    assert found.decisions[1].tolist() == [[2], [255], [2]]  # only what is executed
+    assert np.isnan(found.scores[1]).tolist() == [False, True, False]
+    for position, (multiplier, rows) in enumerate(((50, [1]), (-50, [0, 2]))):
+        alone = run_chain(engine, IMAGES, multipliers=[multiplier])
+        assert (alone.logits[rows] == found.logits[rows]).all()
+        assert (alone.scores[0][rows] == found.scores[position][rows]).all()
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 1.5, float("nan")])
 def test_bindings_check_budgets(budget: float) -> None:
     engine = native.Engine(random_bundle(1, budget_input=True, **PLAIN))
-    engine.run(IMAGES, *outputs(), budgets=np.full(B, 0.2, np.float32))
+    run_chain(engine, IMAGES, budgets=[0.2])
     with pytest.raises(ValueError, match=r"\(0, 1\]"):
-        engine.run(IMAGES, *outputs(), budgets=np.full(B, budget, np.float32))
-    with pytest.raises(ValueError, match="needs budgets"):
-        engine.run(IMAGES, *outputs())
+        run_chain(engine, IMAGES, budgets=[budget])
+    with pytest.raises(ValueError, match="network 0 needs budgets, one for each image"):
+        run_chain(engine, IMAGES)
+    run_chain(engine, IMAGES, forced=np.zeros((B, L), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -280,42 +255,36 @@ def test_bindings_stop_for_signals(stop_after: Callable[[float], None], threads:
     engine = native.Engine(random_bundle(1, **shape), isa="scalar", threads=threads)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 
-    def out(count: int) -> list[Any]:
-        times = np.full(count, np.nan, np.float32)
-        return [np.empty((count, N), np.float32), np.empty((count, 1), np.uint8), times]
-
-    wanted, _, each = found = out(4)
-    engine.run(images, *found)
-    many = np.repeat(images[:1], int(60e6 / each.min()) + 1, axis=0)
-    stopped = out(len(many))
+    wanted = run_chain(engine, images)
+    each = float(wanted.latency_us.min())
+    many = np.repeat(images[:1], int(60e6 / each) + 1, axis=0)
+    stopped = arguments(engine, len(many))
     begin = time.perf_counter()
     stop_after(0.1)
     with pytest.raises(StopError):
-        engine.run(many, *stopped)
+        engine.run(many, **stopped)
     assert time.perf_counter() - begin < 15
-    done = np.isfinite(stopped[2])
+    done = np.isfinite(stopped["latency_us"])
     assert done[0]
     assert not done[-1]
-    assert (stopped[0][done] == wanted[0]).all()
-    logits, *rest = out(4)
-    engine.run(images, logits, *rest)
-    assert (logits == wanted).all()
+    assert (stopped["logits"][done] == wanted.logits[0]).all()
+    assert (run_chain(engine, images).logits == wanted.logits).all()
 
     # Signals are the main thread's: another one goes on to its end.
-    count = int(0.3e6 / each.min()) + 1
-    other = out(count)
-    done = threading.Event()
+    count = int(0.3e6 / each) + 1
+    other = arguments(engine, count)
+    ended = threading.Event()
 
     def work() -> None:
-        engine.run(many[:count], *other)
-        done.set()
+        engine.run(many[:count], **other)
+        ended.set()
 
     threading.Thread(target=work).start()
     stop_after(0.1)
     with pytest.raises(StopError):
-        done.wait(60)
-    assert done.wait(60)
-    assert (other[0] == wanted[0]).all()
+        ended.wait(60)
+    assert ended.wait(60)
+    assert (other["logits"] == wanted.logits[0]).all()
 
 
 @needs_signals

@@ -214,11 +214,11 @@ NATIVE_ONLY = {"huge padding", "one wide border", "accumulators", "version as fl
 
 def test_native_reader_takes_the_bundle_that_the_faults_are_made_in() -> None:
     assert native.Engine(Parts.of(GOOD).bundle()).classes == 5
-    assert native.Engine(GOOD).gated_blocks == 3
+    assert native.Engine(GOOD).gated_blocks(0) == 3
     parse_bundle(Parts.of(GOOD).bundle())
     twice = Parts.of(GOOD)
     cascade(LOW, HIGH)(twice)
-    assert native.Engine(twice.bundle()).gated_blocks == 3
+    assert native.Engine(twice.bundle()).gated_blocks(0) == 3
     assert parse_bundle(twice.bundle()).plan.budgets == (0.05, 0.3)
 
 
@@ -313,7 +313,7 @@ def test_native_reader_refuses_hostile_bundles_soon(name: str) -> None:
 def test_long_chains_are_planned_soon(data: bytes) -> None:
     """What lies between two convolutions is followed once, not once for each operation."""
     began = time.process_time()
-    assert native.Engine(data).gated_blocks == 1
+    assert native.Engine(data).gated_blocks(0) == 1
     assert time.process_time() - began < MOST_SECONDS
 
 

@@ -238,13 +238,13 @@ def test_levels_of_an_int8_stream(tmp_path: Path) -> None:
 
     net = make(quant={"stream": "int8"})
     export_bundle(net, tmp_path / "x.fsk")
-    engine = PortableEngine(read_bundle(tmp_path / "x.fsk"), 1)
+    engine = PortableEngine([read_bundle(tmp_path / "x.fsk")], 1).executors[0]
     assert net.stream is not None
     steps = net.stream.steps
     pixels = torch.from_numpy(images_for(net, 16))
     with torch.inference_mode():
-        stem, *parts = engine._network.parts[:-1]
-        levels = stem.execute(engine._normalised(pixels))
+        stem, *parts = engine.network.parts[:-1]
+        levels = stem.execute(engine.normalised(pixels))
         values = net.trunk.stem(fracskip.preprocess(pixels, net.spec.image))
         assert _share_off(values / steps[0], levels) < 1e-3
         entry = 0

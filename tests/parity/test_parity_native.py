@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.engines import instruction_sets
+from support.chains import run_chain
 from support.random_bundle import random_bundle, random_images
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -70,30 +71,24 @@ def test_a_second_member_is_the_network_asked_again(
 ) -> None:
     """Whatever lies between: stems that pool, projections, bottlenecks, many channels."""
     path, images = write(tmp_path, 11, stream=stream, **SHAPES[shape])
-    session, count = InferenceSession(path, engine=engine, threads=2), len(images)
-
-    def run(**asked: Any) -> list[NDArray[Any]]:
-        logits = np.empty((count, 5), np.float32)
-        decisions = np.empty((count, len(session.plan.gated)), np.uint8)
-        flags: dict[str, NDArray[Any]] = {}
-        if "thresholds" in asked:
-            second = np.empty_like(decisions)
-            flags = {"second_decisions": second, "escalated": np.zeros(count, np.uint8)}
-        latency = np.empty(count, np.float32)
-        session._engine.run(images, logits, decisions, latency, None, **asked, **flags)
-        return [logits, decisions, *flags.values()]
-
-    low, high = (np.full(count, multiplier, np.float32) for multiplier in (30, -30))
-    cheap, dear = run(multipliers=low), run(multipliers=high)
-    assert (cheap[1] != dear[1]).any()
+    running = InferenceSession(path, engine=engine, threads=2)._engine
+    cheap, dear = (run_chain(running, images, multipliers=[each]) for each in (30, -30))
+    assert (cheap.decisions[0] != dear.decisions[0]).any()
+    # Of all images, of none; a third member goes on from where the second did.
     for threshold, answer in ((2.0, dear), (0.0, cheap)):
-        least = np.full(count, threshold, np.float32)
-        found = run(multipliers=low, second_multipliers=high, thresholds=least)
-        assert (found[0] == answer[0]).all()
-        assert (found[1] == cheap[1]).all()
-        assert (found[3] == (threshold > 0)).all()
-        if threshold:
-            assert (found[2] == dear[1]).all()
+        for more in (0, 1):
+            found = run_chain(
+                running,
+                images,
+                (0, 0, 0)[: 2 + more],
+                multipliers=[30, *[0] * more, -30],
+                thresholds=[threshold] * (1 + more),
+            )
+            assert (found.logits == answer.logits).all()
+            assert (found.decisions[0] == cheap.decisions[0]).all()
+            assert (found.answered == (1 + more if threshold else 0)).all()
+            wanted = dear.decisions[0] if threshold else 255
+            assert (found.decisions[-1] == wanted).all()
 
 
 @pytest.mark.parametrize("ends", [8, "full"])

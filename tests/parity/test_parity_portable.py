@@ -12,6 +12,7 @@ from fracskip.options import Option
 from fracskip.runtime.bundle import Bundle, encode_bundle, furthest, parse_bundle
 from fracskip.runtime.portable import PortableEngine, network
 from fracskip.runtime.portable.network import PortableNetwork
+from support.chains import run_chain
 from support.random_bundle import random_bundle, random_images, random_plan, random_tensors
 from support.reference import Reference
 
@@ -32,26 +33,23 @@ CASES = [
 ]
 
 
-def run(bundle: Bundle, images: np.ndarray, **keywords: Any) -> tuple[np.ndarray, np.ndarray]:
-    plan, count = bundle.plan, len(images)
-    logits = np.full((count, plan.network.classes), np.nan, np.float32)
-    decisions = np.full((count, len(plan.gated)), 255, np.uint8)
-    latency_us = np.zeros(count, np.float32)
-    PortableEngine(bundle, 1).run(images, logits, decisions, latency_us, **keywords)
-    assert (latency_us > 0).all()
-    return logits, decisions
+def run(bundle: Bundle, images: np.ndarray, **asked: Any) -> tuple[np.ndarray, np.ndarray]:
+    found = run_chain(PortableEngine([bundle], 1), images, **asked)
+    assert (found.latency_us > 0).all()
+    assert (found.answered == 0).all()
+    return found.logits, found.decisions[0]
 
 
 @pytest.mark.parametrize(("stream", "keywords"), CASES)
 def test_every_block_at_every_option(stream: str, keywords: dict[str, Any]) -> None:
     """Both get the same input for each block, so that nothing hides behind earlier rounding."""
     bundle = parse_bundle(random_bundle(3, stream=stream, **keywords))
-    reference, engine = Reference(bundle), PortableEngine(bundle, 1)
+    reference, engine = Reference(bundle), PortableEngine([bundle], 1).executors[0]
     plan, last = bundle.plan, len(bundle.plan.network.parts) - 1
-    flowing = engine._normalised(torch.from_numpy(random_images(plan, 2)))
+    flowing = engine.normalised(torch.from_numpy(random_images(plan, 2)))
     with torch.inference_mode():
         for index, (part, made) in enumerate(
-            zip(plan.network.parts, engine._network.parts, strict=True)
+            zip(plan.network.parts, engine.network.parts, strict=True)
         ):
             inputs = flowing.permute(0, 2, 3, 1).numpy()
             for choice, option in enumerate(map(Option.parse, part.options)):
@@ -104,13 +102,13 @@ def test_budgets(gate: str) -> None:
     bundle = parse_bundle(random_bundle(14, gate=gate, budget_input=True, depth=3))
     images = random_images(bundle.plan, 8)
     budgets = np.geomspace(0.01, 1, 8).astype(np.float32)
-    logits, decisions = run(bundle, images, budgets=budgets)
+    logits, decisions = run(bundle, images, budgets=[budgets])
     for image, row, path, budget in zip(images, logits, decisions, budgets, strict=True):
         wanted, made, margin = Reference(bundle).run(image, budget=budget)
         assert margin > 1e-3, "choose another seed"
         assert made == path.tolist()
         np.testing.assert_allclose(row, wanted, atol=1e-2)
-    others = run(bundle, images, budgets=budgets[::-1].copy())[1]
+    others = run(bundle, images, budgets=[budgets[::-1].copy()])[1]
     assert (others != decisions).any()
 
 
@@ -122,7 +120,7 @@ def test_sensitivity_is_weighed_against_cost(gate: str, multiplier: float | None
     bundle = parse_bundle(random_bundle(7, **keywords))
     images = random_images(bundle.plan, 8)
     multipliers = None if multiplier is None else np.full(8, multiplier, np.float32)
-    logits, decisions = run(bundle, images, multipliers=multipliers)
+    logits, decisions = run(bundle, images, multipliers=[multipliers])
     for image, row, path in zip(images, logits, decisions, strict=True):
         wanted, made, margin = Reference(bundle).run(image, multiplier=multiplier)
         assert margin > 1e-4, "choose another seed"
@@ -185,7 +183,14 @@ def test_sums_beyond_float32_are_exact_too() -> None:
     levels = np.full((1, 16, 16, 80), 255, np.float32)
     levels[0, ::2, 1::3, ::5] = 254
     x = torch.from_numpy(levels).permute(0, 3, 1, 2)
-    found = PortableEngine(bundle, 1)._network.parts[2].execute(x, 1)[0].permute(1, 2, 0).numpy()
+    found = (
+        PortableEngine([bundle], 1)
+        .executors[0]
+        .network.parts[2]
+        .execute(x, 1)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     np.testing.assert_array_equal(found, Reference(bundle).part(2, levels[0], 1))
 
 
@@ -201,8 +206,7 @@ def test_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(PortableNetwork, "pool", watching)
     images = random_images(bundle.plan, 1)
-    engine = PortableEngine(bundle, before + 1)
-    logits, decisions = np.empty((1, 5), np.float32), np.empty((1, 3), np.uint8)
-    engine.run(images, logits, decisions, np.empty(1, np.float32))
+    engine = PortableEngine([bundle], before + 1)
+    run_chain(engine, images)
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before

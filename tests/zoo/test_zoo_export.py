@@ -40,7 +40,7 @@ def near(found: Tensor, wanted: Tensor, quantised: bool = False) -> None:
 def test_every_part_gives_what_its_block_gives(name: str) -> None:
     net = dynamic_network(name)
     plan, tensors = bundle_of(net)
-    parts = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._network
+    parts = PortableEngine([parse_bundle(encode_bundle(plan, tensors)[0])], 1).executors[0].network
     images = make_images()
     with torch.no_grad():
         x = net.begin(images)
@@ -85,7 +85,7 @@ def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
         name=name,
     )
     plan, tensors = bundle_of(net)
-    parts = PortableEngine(parse_bundle(encode_bundle(plan, tensors)[0]), 1)._network
+    parts = PortableEngine([parse_bundle(encode_bundle(plan, tensors)[0])], 1).executors[0].network
     grids = [part.grid for part in parts._gated]
     images = make_images()
     with torch.no_grad():

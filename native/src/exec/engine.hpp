@@ -1,4 +1,4 @@
-// Runs a network, image by image.
+// Runs networks, image by image: one, or several as the members of cascades.
 #pragma once
 
 #include <cstddef>
@@ -10,50 +10,60 @@
 #include "io/bundle.hpp"
 #include "exec/executor.hpp"
 #include "exec/image.hpp"
+#include "exec/score.hpp"
 #include "kernels/common/isa.hpp"
 
 namespace fracskip {
 
+// One network's turn in a chain. A network may stand there more than once, at other budgets; right after itself it goes on
+// from what its first gated block took.
+struct Member {
+  std::size_t network = 0;
+  const float* budgets = nullptr;      // (count), or null
+  const float* multipliers = nullptr;  // (count), or null
+  const float* thresholds = nullptr;   // (count): images of a lower score are escalated to the next member; null of the last
+  float temperature = 1.f;             // that logits are divided by before the score
+  float* scores = nullptr;             // (count), or null; NaN of images that did not come here
+  std::uint8_t* decisions = nullptr;   // (count, gated blocks), of images that came here
+};
+
+struct Extent {
+  int height = 0, width = 0, channels = 0;
+
+  std::size_t values() const { return static_cast<std::size_t>(height) * width * channels; }
+};
+
 struct RunRequest {
-  const void* images = nullptr;
+  const void* images = nullptr;  // (count, height, width, channels), of the engine's image
   PixelType pixels = PixelType::u8;
   std::size_t count = 0;
-  const std::uint8_t* forced = nullptr;  // (count, gated blocks) option indices, or null
-  const float* budgets = nullptr;        // (count), or null
-  const float* multipliers = nullptr;    // (count), or null
-  // Of a cascade's second member: images whose first choice is less probable than the threshold are escalated to it.
-  // Without thresholds there is one member. The second goes on from what the first gated block saw.
-  const float* thresholds = nullptr;             // (count), or null
-  const float* second_budgets = nullptr;         // (count), or null
-  const float* second_multipliers = nullptr;     // (count), or null
-  std::uint8_t* second_decisions = nullptr;      // (count, gated blocks), of images that are escalated; with thresholds
-  std::uint8_t* escalated = nullptr;             // (count): whether an image was; likewise
+  std::vector<Member> chain;  // at least one
+  Score score = Score::probability;
+  const std::uint8_t* forced = nullptr;  // (count, gated blocks) option indices of a chain of one, or null
   float* logits = nullptr;               // (count, classes), of the member that answers
-  std::uint8_t* decisions = nullptr;     // (count, gated blocks), of the first member
+  std::uint8_t* answered = nullptr;      // (count): its position in the chain
   float* latency_us = nullptr;           // (count)
-  float* gate_us = nullptr;              // (count, gated blocks): what deciding took, in all members; or null
+  float* gate_us = nullptr;  // (count, gated blocks): what deciding took in all members, which are of one network; or null
 };
 
 // Immutable once built, so any number of threads may call `run` at once; each call takes an arena
 // of its own from a pool.
 class Engine {
  public:
-  // Throws std::invalid_argument if the CPU lacks the instruction set. May be interrupted, as reading a bundle may.
-  Engine(const Network& network, Isa isa, int threads);
+  // Networks as read_bundle gives them. Throws std::invalid_argument if the CPU lacks the instruction set. May be
+  // interrupted, as reading a bundle may.
+  Engine(const std::vector<Network>& networks, Isa isa, int threads);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  int gated_blocks() const;
+  std::size_t networks() const;
+  const Executor& network(std::size_t index) const;
   int classes() const;
-  int options() const;
   int threads() const;
   Isa isa() const;
-  std::vector<KernelInfo> kernels() const;
-
-  // The first option that a gated block may take: not skip where it has no shortcut.
-  int first_option(int block) const;
-  const std::string& block_name(int block) const;
+  const Extent& image() const;  // of the largest network
+  bool takes_floats() const;    // whether all networks have the same image, so that normalised ones fit each
 
   // Spreads the images over the threads. Decisions must be in range; images must be finite. Between images the
   // caller's InterruptCheck is asked; what it throws comes out when all threads have stopped.

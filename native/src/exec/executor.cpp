@@ -13,10 +13,13 @@ std::size_t count_gated(const Network& network) {
 }  // namespace
 
 Executor::Executor(const Network& network, const KernelSet& kernels)
-    : set(kernels), plan(network, kernels), gates(network, kernels, count_gated(network)), reader(network), classes(network.classes) {
+    : set(kernels), plan(network, kernels), gates(network, kernels, count_gated(network)), reader(network), classes(network.classes), takes_budget(!network.gate.budget_weight.empty()) {
+  const bool skips = network.option_bits.front() == kSkipBits;
   for (std::size_t p = 0; p < network.parts.size(); ++p) {
     names.push_back(network.parts[p].name);
-    if (network.parts[p].gated) gated.push_back(p);
+    if (!network.parts[p].gated) continue;
+    gated.push_back(p);
+    first_options.push_back(skips && !network.parts[p].residual);
   }
   gated.push_back(network.parts.size());
 }

@@ -31,6 +31,12 @@ struct Executor {
   int classes;
   std::vector<std::string> names;  // of parts
   std::vector<std::size_t> gated;  // the gated parts, and where parts end
+  std::vector<int> first_options;  // that each of them may take: not skip where it has no shortcut
+  bool takes_budget;
+
+  int gated_blocks() const { return static_cast<int>(gates.count); }
+  int options() const { return gates.options; }
+  const std::string& block_name(std::size_t block) const { return names[gated[block]]; }
 };
 
 // One thread's way through a network, with its activations and scratch. Blocks are the gated parts, counted.

@@ -2,6 +2,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "io/bundle_plan.hpp"
 #include "io/bundle_tensors.hpp"
@@ -26,7 +27,7 @@ const std::string& plan_text(const Safetensors& file) {
 
 }  // namespace
 
-Network read_bundle(const std::uint8_t* data, std::size_t size) {
+std::vector<Network> read_bundle(const std::uint8_t* data, std::size_t size) {
   Safetensors file;
   Json json;
   try {
@@ -37,7 +38,7 @@ Network read_bundle(const std::uint8_t* data, std::size_t size) {
   } catch (const JsonError& error) {
     throw BundleError(std::string("plan: ") + error.what());
   }
-  return fill_network(read_plan(Field(json, "")), Tensors(std::move(file)));
+  return {fill_network(read_plan(Field(json, "")), Tensors(std::move(file)))};
 }
 
 }  // namespace fracskip

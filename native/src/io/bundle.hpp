@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include "plan/network.hpp"
 
@@ -14,7 +15,9 @@ struct BundleError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws BundleError with a message that says what is wrong.
-Network read_bundle(const std::uint8_t* data, std::size_t size);
+// The networks of a bundle: one, or those of a cascade, up to kMaxNetworks. Throws BundleError with a message that says
+// what is wrong.
+inline constexpr std::size_t kMaxNetworks = 4;
+std::vector<Network> read_bundle(const std::uint8_t* data, std::size_t size);
 
 }  // namespace fracskip

@@ -347,21 +347,15 @@ class FakeEngine:
         self.isa, self.threads = "avx2" if isa == "auto" else isa, threads
         self.calls: list[Any] = []
 
-    def kernels(self) -> list[tuple[str, str, list[str]]]:
-        return [("block0", "full", ["fast"])]
+    def kernels(self) -> list[tuple[int, str, str, list[str]]]:
+        return [(0, "block0", "full", ["fast"])]
 
-    def run(
-        self,
-        images: Any,
-        logits: Any,
-        decisions: Any,
-        latency_us: Any,
-        forced: Any,
-        budgets: Any = None,
-        multipliers: Any = None,
-    ) -> None:
-        self.calls.append((images, forced, budgets, multipliers))
-        logits[:], decisions[:], latency_us[:] = 1, 2, 3
+    def run(self, images: Any, logits: Any, latency_us: Any, **asked: Any) -> None:
+        self.calls.append((images, asked["forced"], *asked["budgets"], *asked["multipliers"]))
+        logits[:], latency_us[:] = 1, 3
+        asked["answered"][:] = 0
+        for decisions in asked["decisions"]:
+            decisions[:] = 2
 
 
 @pytest.fixture

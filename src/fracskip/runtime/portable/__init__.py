@@ -10,155 +10,144 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fracskip.runtime.bundle import Bundle
-from fracskip.runtime.portable.gate import Gate
-from fracskip.runtime.portable.network import PortableNetwork
-from fracskip.runtime.portable.tensors import Tensors
+from fracskip.runtime.portable.executor import Executor
+from fracskip.runtime.portable.scores import scores_of
 
 
 class PortableEngine:
-    """Runs a bundle. Immutable once built; calls may come from any number of threads.
+    """Runs networks. Immutable once built; calls may come from any number of threads.
 
     Args:
-        bundle: What to run.
+        bundles: The networks: one, or those of a cascade.
         threads: Of torch, while a batch runs. In a process that was forked from one that had this
             module loaded it is one: torch's other threads are not there, and it would wait for them
             for ever.
+
+    Attributes:
+        executors: One a network.
     """
 
     isa = "torch"
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundles: Sequence[Bundle], threads: int) -> None:
         self._threads = threads
         with _settings(self.threads):
-            self._build(bundle)
-
-    def _build(self, bundle: Bundle) -> None:
-        plan = bundle.plan
-        self._gated = len(plan.gated_names)
-        tensors = Tensors(bundle)
-        self._network = PortableNetwork(plan, tensors)
-        self._gate = None if plan.gate is None else Gate(bundle, tensors)
-        # The reciprocals are rounded before they are used.
-        self._mean = torch.tensor(plan.image.mean, dtype=torch.float32)
-        self._inverse_std = 1 / torch.tensor(plan.image.std, dtype=torch.float32)
+            self.executors = tuple(Executor(bundle) for bundle in bundles)
+        self.classes = bundles[0].plan.network.classes
 
     @property
     def threads(self) -> int:
         """How many threads of torch a batch runs on."""
         return 1 if _is_forked else self._threads
 
-    def kernels(self) -> list[tuple[str, str, list[str]]]:
-        """What executes each block's options: (block, option, one name a convolution)."""
-        return self._network.kernels()
+    @property
+    def networks(self) -> int:
+        """How many networks it has."""
+        return len(self.executors)
+
+    def gated_blocks(self, network: int) -> int:
+        """How many blocks a network decides for."""
+        return self.executors[network].gated
+
+    def options(self, network: int) -> int:
+        """How many options a network has."""
+        return self.executors[network].options
+
+    def kernels(self) -> list[tuple[int, str, str, list[str]]]:
+        """What executes each option: (network, part, option, one name a convolution)."""
+        return [
+            (index, *kernels)
+            for index, executor in enumerate(self.executors)
+            for kernels in executor.network.kernels()
+        ]
 
     def run(
         self,
         images: NDArray[Any],
         logits: NDArray[np.float32],
-        decisions: NDArray[np.uint8],
         latency_us: NDArray[np.float32],
+        *,
+        networks: Sequence[int],
+        decisions: Sequence[NDArray[np.uint8]],
+        budgets: Sequence[NDArray[np.float32] | None],
+        multipliers: Sequence[NDArray[np.float32] | None],
+        thresholds: Sequence[NDArray[np.float32]],
+        temperatures: Sequence[float],
+        score: str,
+        scores: Sequence[NDArray[np.float32]],
+        answered: NDArray[np.uint8],
         forced: NDArray[np.uint8] | None = None,
-        budgets: NDArray[np.float32] | None = None,
-        multipliers: NDArray[np.float32] | None = None,
-        thresholds: NDArray[np.float32] | None = None,
-        second_budgets: NDArray[np.float32] | None = None,
-        second_multipliers: NDArray[np.float32] | None = None,
-        second_decisions: NDArray[np.uint8] | None = None,
-        escalated: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
     ) -> None:
-        """Classifies a batch; the answers are written in place.
+        """Classifies a batch by a chain of members; the answers are written in place.
+
+        All sequences but `thresholds` have one entry a member.
 
         Args:
-            images: uint8 or normalised float32 (B, H, W, C).
-            logits: (B, N).
-            decisions: Of the first member, (B, L).
+            images: uint8 or normalised float32 (B, H, W, C), of the largest network's size.
+            logits: Of the member that answers (B, N).
             latency_us: (B,); each image's share of the batch's time.
-            forced: Option indices (B, L) to execute instead of asking the gate.
-            budgets: Computation shares (B,), for gates that take them.
-            multipliers: Of cost (B,); the plan's for all if not given.
-            thresholds: An image whose first choice is less probable is escalated to the second
-                member (B,); without them there is one.
-            second_budgets: As `budgets`, of the second member.
-            second_multipliers: As `multipliers`, likewise.
-            second_decisions: Of the second member (B, L), written where an image is escalated; with
-                `thresholds`.
-            escalated: Which images were (B,), written; likewise.
-            gate_us: What each gate took in all members (B, L), written; each image's share.
+            networks: What the members are: indices of networks, in the chain's order.
+            decisions: (B, L) each, written for images that the member saw.
+            budgets: Computation shares (B,) each, for gates that take them.
+            multipliers: Of cost (B,) each; None is the plan's for all.
+            thresholds: (B,) of each member but the last: an image of a lower score is escalated to
+                the next.
+            temperatures: What logits are divided by before the score.
+            score: 'probability', 'margin' or 'entropy'.
+            scores: (B,) each, written, NaN for images that the member did not see; or none at all.
+            answered: Each image's last member (B,), written.
+            forced: Option indices (B, L) to execute instead of asking the gate, of a chain of one.
+            gate_us: What each gate took in all members (B, L), written, each image's share; of
+                chains of one network.
         """
-        if not len(images):
+        count = len(images)
+        if not count:
             return
         if gate_us is not None:
             gate_us[:] = 0
-        begin = time.perf_counter()
+        for each in scores:
+            each[:] = np.nan
+        start = time.perf_counter()
         with torch.inference_mode(), _settings(self.threads):
-            x = self._network.begin(
-                self._normalised(torch.tensor(images))
-            )  # theirs may be read-only
-            logits[:], decisions[:] = self._member(x, forced, budgets, multipliers, gate_us)
-            if thresholds is not None and self._gated:
-                assert second_decisions is not None
-                assert escalated is not None
-                powers = np.exp(logits - logits.max(1, keepdims=True))
-                escalated[:] = 1 / powers.sum(1) < thresholds
-                rows = np.flatnonzero(escalated)
-                if len(rows):
-                    asked, weighed, times = (
-                        None if each is None else each[rows]
-                        for each in (second_budgets, second_multipliers, gate_us)
-                    )
-                    found = self._member(x[torch.from_numpy(rows)], None, asked, weighed, times)
-                    logits[rows], second_decisions[rows] = found
-                    if gate_us is not None:
-                        gate_us[rows] = times
-        latency_us[:] = (time.perf_counter() - begin) * 1e6 / len(images)
-
-    def _member(
-        self,
-        x: Tensor,
-        forced: NDArray[np.uint8] | None,
-        budgets: NDArray[np.float32] | None,
-        multipliers: NDArray[np.float32] | None,
-        gate_us: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """From what the first gated block sees: logits (B, N) and decisions (B, L)."""
-        decide = None
-        if forced is None and self._gate is not None:
-            decide = self._gate.start(
-                *(None if each is None else torch.tensor(each) for each in (budgets, multipliers))
-            )
-        choices: list[NDArray[np.int64]] = []
-        for gated in range(self._gated):
-            if decide is not None:
-                begin = time.perf_counter()
-                choice = decide(gated, self._network.pool(gated, x))
+            rows = np.arange(count)
+            before, x = -1, torch.empty(0)
+            for position, network in enumerate(networks):
+                executor = self.executors[network]
+                if network != before or not executor.gated:
+                    x = executor.begin(images[rows])
+                before = network
+                budget, multiplier = (_of(each[position], rows) for each in (budgets, multipliers))
+                times = _of(gate_us, rows)
+                found = executor.finish(x, forced, budget, multiplier, times)
+                logits[rows], decisions[position][rows] = found
+                answered[rows] = position
                 if gate_us is not None:
-                    gate_us[:, gated] += (time.perf_counter() - begin) * 1e6 / len(x)
-            elif forced is not None:
-                choice = torch.from_numpy(forced[:, gated].astype(np.int64))
-            else:
-                choice = torch.zeros(len(x), dtype=torch.int64)
-            choices.append(choice.numpy())
-            x = self._network.execute(gated, x, choice)
-        decisions = np.stack(choices, 1) if choices else np.empty((len(x), 0), np.int64)
-        return self._network.head(x).numpy(), decisions
+                    gate_us[rows] = times
+                last = position + 1 == len(networks)
+                if last and not scores:
+                    break
+                sure = scores_of(logits[rows], temperatures[position], score)
+                if scores:
+                    scores[position][rows] = sure
+                if last or not (goes_on := sure < thresholds[position][rows]).any():
+                    break
+                rows, x = rows[goes_on], x[torch.from_numpy(np.flatnonzero(goes_on))]
+        latency_us[:] = (time.perf_counter() - start) * 1e6 / count
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, C) to what a network takes, (B, C, H, W)."""
-        if pixels.dtype == torch.uint8:
-            scale = torch.tensor(1 / 255, dtype=torch.float32)
-            pixels = (pixels.to(torch.float32) * scale - self._mean) * self._inverse_std
-        return pixels.permute(0, 3, 1, 2)
+
+def _of(values: NDArray[Any] | None, rows: NDArray[np.int64]) -> Any:
+    """What belongs to some of the images."""
+    return None if values is None else values[rows]
 
 
 _is_forked = False

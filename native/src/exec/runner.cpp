@@ -1,0 +1,88 @@
+#include "exec/runner.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+namespace fracskip {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+float microseconds_since(Clock::time_point begin) {
+  return std::chrono::duration<float, std::micro>(Clock::now() - begin).count();
+}
+
+}  // namespace
+
+Arena::Arena(const Executors& executors) {
+  for (const auto& executor : executors) networks.push_back({Worker(*executor), GateState(executor->gates)});
+}
+
+void Runner::run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {
+  const Clock::time_point start = Clock::now();
+  const std::size_t last = request.chain.size() - 1;
+  const auto classes = static_cast<std::size_t>(executors_[0]->classes);
+  float* const logits = request.logits + index * classes;
+  if (request.gate_us) {
+    const std::size_t gates = executors_[request.chain[0].network]->gates.count;
+    std::fill_n(request.gate_us + index * gates, gates, 0.f);
+  }
+  std::size_t position = 0;
+  for (;; ++position) {
+    const Member& asked = request.chain[position];
+    begin(request, index, image_bytes, position);
+    member(request, index, asked);
+    if (position == last && !asked.scores) break;
+    const float score = score_of(logits, classes, asked.temperature, request.score);
+    if (asked.scores) asked.scores[index] = score;
+    // Of logits that are no numbers the score is none either, so they stay for the caller to see.
+    if (position == last || !(score < asked.thresholds[index])) break;
+  }
+  request.answered[index] = static_cast<std::uint8_t>(position);
+  for (std::size_t unseen = position + 1; unseen <= last; ++unseen) {
+    if (request.chain[unseen].scores) request.chain[unseen].scores[index] = std::numeric_limits<float>::quiet_NaN();
+  }
+  request.latency_us[index] = microseconds_since(start);
+}
+
+// Whether a member is the network of the one before at other decisions: then it goes on from what the first block took.
+bool Runner::repeats(const RunRequest& request, std::size_t position) const {
+  if (position == 0 || position >= request.chain.size()) return false;
+  const std::size_t network = request.chain[position].network;
+  return network == request.chain[position - 1].network && executors_[network]->gates.count > 0;
+}
+
+// Up to a member's first block.
+void Runner::begin(const RunRequest& request, std::size_t index, std::size_t image_bytes, std::size_t position) {
+  Worker& worker = arena_.networks[request.chain[position].network].worker;
+  if (repeats(request, position)) return worker.bring_back();
+  worker.begin(static_cast<const char*>(request.images) + index * image_bytes, request.pixels);
+  if (repeats(request, position + 1)) worker.keep();
+}
+
+// From there to its logits.
+void Runner::member(const RunRequest& request, std::size_t index, const Member& asked) {
+  const Executor& executor = *executors_[asked.network];
+  const Gates& gates = executor.gates;
+  Worker& worker = arena_.networks[asked.network].worker;
+  GateState& gate = arena_.networks[asked.network].gate;
+  gate.start(asked.budgets ? asked.budgets + index : nullptr);
+  for (std::size_t block = 0; block < gates.count; ++block) {
+    const std::size_t at = index * gates.count + block;
+    int option = 0;
+    if (request.forced) {
+      option = request.forced[at];
+    } else if (gates.kind != GateKind::none) {
+      const Clock::time_point begin = request.gate_us ? Clock::now() : Clock::time_point();
+      const float multiplier = asked.multipliers ? asked.multipliers[index] : gates.multiplier;
+      option = gate.decide(block, worker.pooled(block), multiplier, executor.first_options[block]);
+      if (request.gate_us) request.gate_us[at] += microseconds_since(begin);
+    }
+    asked.decisions[at] = static_cast<std::uint8_t>(option);
+    worker.execute(block, static_cast<std::size_t>(option));
+  }
+  worker.classify(request.logits + index * static_cast<std::size_t>(executor.classes));
+}
+
+}  // namespace fracskip
