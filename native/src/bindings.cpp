@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,7 @@
 #include "arrays.hpp"
 #include "io/bundle.hpp"
 #include "exec/engine.hpp"
+#include "exec/resize.hpp"
 #include "interrupt.hpp"
 
 namespace fracskip {
@@ -24,7 +26,7 @@ namespace {
 
 constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx};
 constexpr int kMaxThreads = 256;
-constexpr std::size_t kMaxChain = 4;
+constexpr std::size_t kMaxChain = 4, kMaxChannels = 65535;
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
@@ -66,6 +68,31 @@ class SignalCheck final : public InterruptCheck {
 
   bool elsewhere_ = false;
 };
+
+// What engines make of images for networks of smaller ones.
+nb::ndarray<nb::numpy, std::uint8_t> resize(const Readable& images, int height, int width, const std::string& isa) {
+  if (images.ndim() != 4) throw std::invalid_argument("images has shape " + shape_text(shape_of(images)) + ", it must be (B, H, W, C)");
+  const std::vector<std::size_t> shape = shape_of(images);
+  const std::uint8_t* from = checked<std::uint8_t>("images", images, shape);
+  const auto fits = [](int to, std::size_t side) { return to >= 1 && static_cast<std::size_t>(to) <= side && side <= kMaxResized; };
+  if (!fits(height, shape[1]) || !fits(width, shape[2]) || shape[3] < 1 || shape[3] > kMaxChannels) {
+    throw std::invalid_argument("images of shape " + shape_text(shape) + " can't become " + std::to_string(height) + " by " + std::to_string(width) +
+                                ": sizes of at least 1 and at most the images' own, up to " + std::to_string(kMaxResized));
+  }
+  const KernelSet& kernels = kernel_set(resolve(parse_isa(isa)));
+  const Resizer resizer(static_cast<int>(shape[1]), static_cast<int>(shape[2]), height, width, static_cast<int>(shape[3]), *kernels.resize);
+  auto out = std::make_unique<std::uint8_t[]>(shape[0] * resizer.bytes());
+  Buffer scratch(resizer.scratch_bytes());
+  {
+    nb::gil_scoped_release unlocked;
+    for (std::size_t i = 0; i < shape[0]; ++i) {
+      resizer.run(from + i * shape[1] * shape[2] * shape[3], out.get() + i * resizer.bytes(), scratch.as<std::uint8_t>());
+    }
+  }
+  std::uint8_t* const values = out.release();
+  nb::capsule owner(values, [](void* held) noexcept { delete[] static_cast<std::uint8_t*>(held); });
+  return {values, {shape[0], static_cast<std::size_t>(height), static_cast<std::size_t>(width), shape[3]}, owner};
+}
 
 class PyEngine {
  public:
@@ -229,6 +256,8 @@ NB_MODULE(_native, m) {
   nb::exception<fracskip::BundleError>(m, "BundleError", PyExc_ValueError);
   m.def("isas", &fracskip::supported_isas,
         "Names of the instruction sets that this CPU can run, ascending.");
+  m.def("resize", &fracskip::resize, nb::arg("images").noconvert(), nb::arg("height"), nb::arg("width"), nb::arg("isa") = "auto",
+        "Images (B, H, W, C) brought to another size, as an engine does for smaller networks.");
   nb::class_<PyEngine>(m, "Engine", "Runs the networks of a bundle. Any number of threads may call `run` at once.")
       .def(nb::init<nb::bytes, const std::string&, int>(), nb::arg("data"), nb::arg("isa") = "auto",
            nb::arg("threads") = 1)

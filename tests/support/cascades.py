@@ -1,78 +1,59 @@
-"""Small cascades of random networks, for tests."""
+"""Cascades of small random networks, put together without the library's own writer."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from fracskip.operating.cascade import CascadePoint, CascadePoints, Member
-from fracskip.runtime.bundle import Bundle, parse_bundle
-from fracskip.runtime.cascade_bundle import CascadeBundle, cascade_of
+from support.hostile_files import Parts
 from support.random_bundle import random_bundle
 
-IMAGES = 1000
+SMALL: dict[str, Any] = {"image": (8, 8), "widths": (4, 8), "depth": 1}
+LARGE: dict[str, Any] = {"image": (11, 10), "widths": (6,), "depth": 2, "options": ("skip", 8)}
+OPERATED: dict[str, Any] = {
+    "members": [{"network": 0, "temperature": 1.0}, {"network": 1, "temperature": 1.3}],
+    "score": "margin",
+    "images": 1000,
+    "points": [{"cost": 0.5, "chain": [0, 1], "thresholds": [0.5]}],
+}
 
 
-def networks(
-    *sizes: tuple[int, int], options: Sequence[str | int] = (8,), **shape: Any
-) -> list[Bundle]:
-    """One network a size, each with weights of its own; static unless options say otherwise."""
-    return [
-        parse_bundle(random_bundle(seed, image=size, options=options, first=8, ends=8, **shape))
-        for seed, size in enumerate(sizes)
-    ]
+def cascade(bundles: Sequence[bytes], weights_of: Sequence[int | None] | None = None) -> Parts:
+    """Bundles as one cascade, taken apart.
 
-
-def member(network: int, bitops: float, **fields: Any) -> Member:
-    """A member at the only budget of a static network."""
-    own = {
-        "budget": None,
-        "temperature": 1.0,
-        "correct": 900,
-        "shares": (),
-        "quantiles": (0.1, 0.9),
-    }
-    return Member(network=network, bitops=bitops, **{**own, **fields})
-
-
-def points(members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5)) -> CascadePoints:
-    """Each member alone, and chains of the first and each other at some thresholds.
-
-    What they say of accuracy is made up: the more is escalated the better.
+    Args:
+        bundles: The networks.
+        weights_of: Of each, which one before it shares its tensors of the same values; no one does
+            if not given.
     """
-    count = len(members)
-    found = [
-        CascadePoint(
-            chain=(index,), thresholds=(), rates=(1.0,), correct=members[index].correct,
-            against=((20, 20),) * count,
-        )
-        for index in range(count)
-    ]  # fmt: skip
-    for last in range(1, count):
-        for place, threshold in enumerate(thresholds):
-            found.append(
-                CascadePoint(
-                    chain=(0, last),
-                    thresholds=(threshold,),
-                    rates=(1.0, 0.5 / (1 + place)),
-                    correct=980 - 10 * place,
-                    against=((40, 5),) * count,
-                )
-            )
-    return CascadePoints(
-        members=tuple(members), score="probability", images=IMAGES, points=tuple(found)
-    )
+    sharing = list(weights_of or [None] * len(bundles))
+    networks = [Parts.of(data) for data in bundles]
+    tensors: dict[str, Any] = {}
+    for index, parts in enumerate(networks):
+        lender = sharing[index]
+        for name, tensor in parts.tensors.items():
+            if lender is None or networks[lender].tensors.get(name) != tensor:
+                tensors[f"{index}.{name}"] = tensor
+    plan = {
+        "schema": "fracskip.cascade",
+        "version": 1,
+        "networks": [parts.plan for parts in networks],
+        "weights_of": sharing,
+        **json.loads(json.dumps(OPERATED)),
+    }
+    return Parts(plan, tensors)
 
 
-def small_cascade(
-    sizes: Sequence[tuple[int, int]] = ((12, 12), (16, 16)),
-    thresholds: Sequence[float] = (0.9, 0.5),
-    **shape: Any,
-) -> CascadeBundle:
-    """Static networks of two stages, the smallest images first."""
-    given = networks(*sizes, **shape)
-    bitops = np.geomspace(1e6, 4e6, len(given))
-    members = [member(index, float(each)) for index, each in enumerate(bitops)]
-    return cascade_of(given, points(members, thresholds))
+def other_size(data: bytes, size: tuple[int, int]) -> bytes:
+    """The same network for images of another size."""
+    parts = Parts.of(data)
+    parts.plan["image"]["size"] = list(size)
+    return parts.bundle()
+
+
+def random_cascade(seed: int) -> bytes:
+    """Two networks, the larger one at two sizes with the same weights: three in all."""
+    large = random_bundle(seed + 1, **LARGE)
+    small = random_bundle(seed, **SMALL)
+    return cascade([small, large, other_size(large, (9, 8))], [None, None, 1]).bundle()

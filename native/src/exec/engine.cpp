@@ -17,12 +17,24 @@ namespace fracskip {
 
 struct Engine::Impl {
   Impl(const std::vector<Network>& networks, Isa wanted, int count) : isa(resolve(wanted)), threads(count) {
+    const Network& first = networks.front();
     for (const Network& network : networks) {
-      executors.push_back(std::make_unique<const Executor>(network, kernel_set(isa)));
+      ensemble.networks.push_back(std::make_unique<const Executor>(network, kernel_set(isa)));
       image = {std::max(image.height, network.height), std::max(image.width, network.width), network.channels};
-      const Network& first = networks.front();
       takes_floats = takes_floats && network.height == first.height && network.width == first.width && network.mean == first.mean && network.std == first.std;
     }
+    for (std::size_t k = 0; k < networks.size(); ++k) ensemble.sizes.push_back(size_of(networks, k));
+  }
+
+  // The resizer of a network: that of one before of its size, or a new one.
+  std::size_t size_of(const std::vector<Network>& networks, std::size_t index) {
+    const int height = networks[index].height, width = networks[index].width;
+    if (height == image.height && width == image.width) return Ensemble::kNone;
+    for (std::size_t k = 0; k < index; ++k) {
+      if (networks[k].height == height && networks[k].width == width) return ensemble.sizes[k];
+    }
+    ensemble.resizers.emplace_back(image.height, image.width, height, width, image.channels, *kernel_set(isa).resize);
+    return ensemble.resizers.size() - 1;
   }
 
   std::unique_ptr<Arena> take() {
@@ -35,7 +47,7 @@ struct Engine::Impl {
       }
       idle.reserve(++made);  // so that giving them back takes no memory
     }
-    return std::make_unique<Arena>(executors);
+    return std::make_unique<Arena>(ensemble);
   }
 
   void give_back(std::unique_ptr<Arena> arena) {
@@ -45,7 +57,7 @@ struct Engine::Impl {
 
   Isa isa;
   int threads;
-  Executors executors;
+  Ensemble ensemble;
   Extent image;
   bool takes_floats = true;
   std::mutex mutex;
@@ -60,9 +72,9 @@ Engine::Engine(const std::vector<Network>& networks, Isa isa, int threads) {
 
 Engine::~Engine() = default;
 
-std::size_t Engine::networks() const { return impl_->executors.size(); }
-const Executor& Engine::network(std::size_t index) const { return *impl_->executors[index]; }
-int Engine::classes() const { return impl_->executors.front()->classes; }
+std::size_t Engine::networks() const { return impl_->ensemble.networks.size(); }
+const Executor& Engine::network(std::size_t index) const { return *impl_->ensemble.networks[index]; }
+int Engine::classes() const { return impl_->ensemble.networks.front()->classes; }
 int Engine::threads() const { return impl_->threads; }
 Isa Engine::isa() const { return impl_->isa; }
 const Extent& Engine::image() const { return impl_->image; }
@@ -84,7 +96,7 @@ void Engine::run(const RunRequest& request) const {
   const auto work = [&](Arena* arena) {
     const FloatEnvironment environment;
     const KernelState state(kernel_set(impl_->isa));
-    Runner runner(impl_->executors, *arena);
+    Runner runner(impl_->ensemble, *arena);
     try {
       for (std::size_t i = next++; i < request.count; i = next++) {
         runner.run(request, i, image_bytes);

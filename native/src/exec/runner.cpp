@@ -15,23 +15,31 @@ float microseconds_since(Clock::time_point begin) {
 
 }  // namespace
 
-Arena::Arena(const Executors& executors) {
-  for (const auto& executor : executors) networks.push_back({Worker(*executor), GateState(executor->gates)});
+Arena::Arena(const Ensemble& ensemble) {
+  for (const auto& network : ensemble.networks) networks.push_back({Worker(*network), GateState(network->gates)});
+  std::size_t most = 0;
+  for (const Resizer& resizer : ensemble.resizers) {
+    resized.push_back({Buffer(resizer.bytes()), false});
+    most = std::max(most, resizer.scratch_bytes());
+  }
+  scratch = Buffer(most);
 }
 
 void Runner::run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {
   const Clock::time_point start = Clock::now();
   const std::size_t last = request.chain.size() - 1;
-  const auto classes = static_cast<std::size_t>(executors_[0]->classes);
+  const auto classes = static_cast<std::size_t>(ensemble_.networks[0]->classes);
   float* const logits = request.logits + index * classes;
   if (request.gate_us) {
-    const std::size_t gates = executors_[request.chain[0].network]->gates.count;
+    const std::size_t gates = ensemble_.networks[request.chain[0].network]->gates.count;
     std::fill_n(request.gate_us + index * gates, gates, 0.f);
   }
+  const char* const image = static_cast<const char*>(request.images) + index * image_bytes;
+  for (Arena::Resized& each : arena_.resized) each.done = false;
   std::size_t position = 0;
   for (;; ++position) {
     const Member& asked = request.chain[position];
-    begin(request, index, image_bytes, position);
+    begin(request, image, position);
     member(request, index, asked);
     if (position == last && !asked.scores) break;
     const float score = score_of(logits, classes, asked.temperature, request.score);
@@ -50,20 +58,33 @@ void Runner::run(const RunRequest& request, std::size_t index, std::size_t image
 bool Runner::repeats(const RunRequest& request, std::size_t position) const {
   if (position == 0 || position >= request.chain.size()) return false;
   const std::size_t network = request.chain[position].network;
-  return network == request.chain[position - 1].network && executors_[network]->gates.count > 0;
+  return network == request.chain[position - 1].network && ensemble_.networks[network]->gates.count > 0;
 }
 
 // Up to a member's first block.
-void Runner::begin(const RunRequest& request, std::size_t index, std::size_t image_bytes, std::size_t position) {
-  Worker& worker = arena_.networks[request.chain[position].network].worker;
+void Runner::begin(const RunRequest& request, const void* image, std::size_t position) {
+  const std::size_t network = request.chain[position].network;
+  Worker& worker = arena_.networks[network].worker;
   if (repeats(request, position)) return worker.bring_back();
-  worker.begin(static_cast<const char*>(request.images) + index * image_bytes, request.pixels);
+  worker.begin(resized(image, network), request.pixels);
   if (repeats(request, position + 1)) worker.keep();
+}
+
+// An image at a network's size, made once for all networks that have it.
+const void* Runner::resized(const void* image, std::size_t network) {
+  const std::size_t size = ensemble_.sizes[network];
+  if (size == Ensemble::kNone) return image;
+  Arena::Resized& held = arena_.resized[size];
+  if (!held.done) {
+    ensemble_.resizers[size].run(static_cast<const std::uint8_t*>(image), held.pixels.as<std::uint8_t>(), arena_.scratch.as<std::uint8_t>());
+    held.done = true;
+  }
+  return held.pixels.as<void>();
 }
 
 // From there to its logits.
 void Runner::member(const RunRequest& request, std::size_t index, const Member& asked) {
-  const Executor& executor = *executors_[asked.network];
+  const Executor& executor = *ensemble_.networks[asked.network];
   const Gates& gates = executor.gates;
   Worker& worker = arena_.networks[asked.network].worker;
   GateState& gate = arena_.networks[asked.network].gate;

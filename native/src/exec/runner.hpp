@@ -8,35 +8,50 @@
 #include "exec/engine.hpp"
 #include "exec/executor.hpp"
 #include "exec/gates.hpp"
+#include "exec/resize.hpp"
 
 namespace fracskip {
 
-using Executors = std::vector<std::unique_ptr<const Executor>>;
+// The networks of an engine, and what brings images of its size to the sizes of those that take smaller ones.
+struct Ensemble {
+  static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+
+  std::vector<std::unique_ptr<const Executor>> networks;
+  std::vector<std::size_t> sizes;  // of each network: the resizer, or kNone
+  std::vector<Resizer> resizers;
+};
 
 // One thread's memory, for every network of an engine.
 struct Arena {
-  explicit Arena(const Executors& executors);
+  explicit Arena(const Ensemble& ensemble);
 
   struct Own {
     Worker worker;
     GateState gate;
   };
   std::vector<Own> networks;
+  struct Resized {
+    Buffer pixels;
+    bool done = false;  // for the image at hand
+  };
+  std::vector<Resized> resized;  // one a resizer
+  Buffer scratch;
 };
 
 class Runner {
  public:
-  Runner(const Executors& executors, Arena& arena) : executors_(executors), arena_(arena) {}
+  Runner(const Ensemble& ensemble, Arena& arena) : ensemble_(ensemble), arena_(arena) {}
 
   // Image `index` of a request, whose images have so many bytes.
   void run(const RunRequest& request, std::size_t index, std::size_t image_bytes);
 
  private:
-  void begin(const RunRequest& request, std::size_t index, std::size_t image_bytes, std::size_t position);
+  void begin(const RunRequest& request, const void* image, std::size_t position);
+  const void* resized(const void* image, std::size_t network);
   void member(const RunRequest& request, std::size_t index, const Member& member);
   bool repeats(const RunRequest& request, std::size_t position) const;
 
-  const Executors& executors_;
+  const Ensemble& ensemble_;
   Arena& arena_;
 };
 

@@ -5,15 +5,6 @@
 
 namespace fracskip {
 
-const char* score_name(Score score) {
-  switch (score) {
-    case Score::probability: return "probability";
-    case Score::margin: return "margin";
-    case Score::entropy: return "entropy";
-  }
-  return "?";
-}
-
 float score_of(const float* logits, std::size_t classes, float temperature, Score score) {
   const float* const best = std::max_element(logits, logits + classes);
   float sum = 0.f, weighted = 0.f, second = 0.f;

@@ -3,12 +3,9 @@
 
 #include <cstddef>
 
+#include "plan/score.hpp"
+
 namespace fracskip {
-
-enum class Score { probability, margin, entropy };
-
-inline constexpr Score kScores[] = {Score::probability, Score::margin, Score::entropy};
-const char* score_name(Score score);
 
 // Of logits over a temperature: larger is surer. NaN where a logit is no number.
 float score_of(const float* logits, std::size_t classes, float temperature, Score score);

@@ -63,6 +63,7 @@ class Field {
   }
 
   bool is_null() const { return json_->is_null(); }
+  bool is_object() const { return json_->object() != nullptr; }
 
   bool flag() const {
     const bool* found = json_->boolean();

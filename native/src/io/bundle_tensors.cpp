@@ -41,24 +41,31 @@ std::vector<std::int8_t> Tensors::integers(const std::string& name, const Extent
   return out;
 }
 
-void Tensors::refuse_surplus() const {
-  if (!file_.tensors.empty()) {
-    throw BundleError("the plan has no place for tensor " +
-                      quoted(file_.tensors.begin()->first));
-  }
+const TensorView* Tensors::lent(const std::string& name) const {
+  if (!lender_) return nullptr;
+  const auto found = lender_->taken_.find(name);
+  return found == lender_->taken_.end() ? nullptr : &found->second;
 }
 
 TensorView Tensors::take(const std::string& name, TensorType type, const Extents& shape) {
   check_interrupt();
-  const auto found = file_.tensors.find(name);
-  if (found == file_.tensors.end()) throw BundleError("tensor " + name + " is missing");
-  TensorView view = std::move(found->second);
-  file_.tensors.erase(found);
+  TensorView view;
+  const auto own = file_.tensors.find(prefix_ + name);
+  if (own != file_.tensors.end()) {
+    view = std::move(own->second);
+    file_.tensors.erase(own);
+  } else if (const TensorView* other = lent(name)) {
+    view = *other;
+    borrowed_ = true;
+  } else {
+    throw BundleError("tensor " + name + " is missing");
+  }
   if (view.type != type || view.shape != shape) {
     throw BundleError("tensor " + name + " is " + type_name(view.type) + " " +
                       shape_name(view.shape) + ", the plan needs " + type_name(type) + " " +
                       shape_name(shape));
   }
+  taken_.emplace(name, view);
   return view;
 }
 

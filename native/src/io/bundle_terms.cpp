@@ -88,7 +88,7 @@ void read_grid(Tensors& tensors, const std::string& name, const Grid& before, Pa
 
 }  // namespace
 
-Network fill_network(BundlePlan plan, Tensors tensors) {
+Network fill_network(BundlePlan plan, Tensors& tensors) {
   Network network = std::move(plan.network);
   const bool stream = network.integer_stream;
   Grid before;
@@ -106,7 +106,6 @@ Network fill_network(BundlePlan plan, Tensors tensors) {
     before = {part.step, part.zero};
   }
   fill_gate(tensors, plan.budget_input, plan.gated_channels, network);
-  tensors.refuse_surplus();
   return network;
 }
 

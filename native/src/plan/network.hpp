@@ -14,6 +14,7 @@ inline constexpr int kSkipBits = 0;
 inline constexpr int kMaxIntegerBits = 8;  // wider options execute in floating point
 inline constexpr int kMaxHalfBits = 16;    // up to here in bfloat16 where the CPU computes in it, else in float32
 inline constexpr int kFullBits = 32;
+inline constexpr int kMaxResized = 1 << 14;  // an image's pixels on a side where it is resized: its weights fit 64 bits
 inline constexpr int kStreamBits = 8;  // of an integer stream, and of what every image executes on it
 
 // How an option is spelled.

@@ -16,7 +16,7 @@ from fracskip.runtime.cascade_bundle import (
     read_any,
     write_cascade,
 )
-from support.cascades import member, networks, points, small_cascade
+from support.small_cascades import member, networks, points, small_cascade
 from support.random_bundle import random_bundle
 
 Tree = dict[str, Any]

@@ -188,6 +188,22 @@ struct ValueKernels {
   DepthwiseFunction depthwise_f32, depthwise_u8_to_f32, depthwise_u8;
 };
 
+// An axis of a resize: output x is (sum of in[first[x] + t] * weights[x][t] over the taps + half) >> kResizeBits, as a byte.
+struct ResizeTable {
+  int outputs, taps, room;      // `room`: from one output's weights to the next's, zeros beyond the taps
+  const std::int32_t* first;    // (outputs); every tap is an input
+  const std::int16_t* weights;  // (outputs, room)
+};
+inline constexpr int kResizeBits = 14;
+inline constexpr int kResizeRoom = 16;
+inline constexpr int kResizeAhead = 16;  // bytes that columns may read beyond an image and the room for its taps
+
+struct ResizeKernels {
+  // Rows of so many bytes, and the columns of so many rows; `in` of the latter is followed by what they read ahead.
+  void (*rows)(const std::uint8_t* in, std::uint8_t* out, int row_bytes, const ResizeTable& table);
+  void (*columns)(const std::uint8_t* in, std::uint8_t* out, int rows, int width, int channels, const ResizeTable& table);
+};
+
 struct KernelSet {
   const char* name = nullptr;
   // Integer and float convolutions of any shape; those of 3x3, stride 1, by Winograd's algorithm;
@@ -206,6 +222,7 @@ struct KernelSet {
   StageFunction u8_to_bf16 = nullptr, f32_to_bf16 = nullptr;
   GateFunction gate = nullptr;
   const ValueKernels* values = nullptr;
+  const ResizeKernels* resize = nullptr;
   // What a thread must do before its first and after its last kernel (null: nothing).
   void (*enter)() = nullptr;
   void (*leave)() = nullptr;
@@ -213,8 +230,10 @@ struct KernelSet {
 
 extern const KernelSet kScalarKernels;
 extern const ValueKernels kScalarValues;
+extern const ResizeKernels kScalarResize;
 #if defined(FRACSKIP_X86)
 extern const ValueKernels kAvx2Values;
+extern const ResizeKernels kAvx2Resize;
 extern const ValueKernels kAvx512Values;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;

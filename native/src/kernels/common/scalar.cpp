@@ -70,6 +70,7 @@ constexpr KernelSet kScalarKernels = [] {
   set.conv_float = direct<float, float, float>;
   set.gate = gate_scalar::decide;
   set.values = &kScalarValues;
+  set.resize = &kScalarResize;
   return set;
 }();
 

@@ -231,6 +231,7 @@ constexpr KernelSet kAvx2Kernels = [] {
   set.int_widens = true;
   set.gate = gate_avx2::decide;
   set.values = &kAvx2Values;
+  set.resize = &kAvx2Resize;
   return set;
 }();
 

@@ -170,6 +170,7 @@ constexpr KernelSet kAvx512Kernels = [] {
   set.int_group = 4;
   set.gate = avx512::gate;
   set.values = &kAvx512Values;
+  set.resize = &kAvx2Resize;
   return set;
 }();
 

@@ -416,6 +416,7 @@ constexpr KernelSet kAmxKernels = [] {
   set.f32_to_bf16 = amx::f32_to_bf16;
   set.gate = amx::gate;
   set.values = &kAvx512Values;
+  set.resize = &kAvx2Resize;
   set.enter = amx::enter;
   set.leave = amx::leave;
   return set;

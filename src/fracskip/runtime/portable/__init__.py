@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fracskip.data.resampling import resize
 from fracskip.runtime.bundle import Bundle
 from fracskip.runtime.portable.executor import Executor
 from fracskip.runtime.portable.scores import scores_of
@@ -43,6 +44,12 @@ class PortableEngine:
         with _settings(self.threads):
             self.executors = tuple(Executor(bundle) for bundle in bundles)
         self.classes = bundles[0].plan.network.classes
+        images = [bundle.plan.image for bundle in bundles]
+        first = images[0]
+        self._takes_floats = all(
+            (each.size, each.mean, each.std) == (first.size, first.mean, first.std)
+            for each in images
+        )
 
     @property
     def threads(self) -> int:
@@ -93,7 +100,8 @@ class PortableEngine:
         All sequences but `thresholds` have one entry a member.
 
         Args:
-            images: uint8 or normalised float32 (B, H, W, C), of the largest network's size.
+            images: uint8 (B, H, W, C), of the largest network's size, which others get resized; or
+                normalised float32, if all networks have the same size, mean and std.
             logits: Of the member that answers (B, N).
             latency_us: (B,); each image's share of the batch's time.
             networks: What the members are: indices of networks, in the chain's order.
@@ -109,8 +117,13 @@ class PortableEngine:
             forced: Option indices (B, L) to execute instead of asking the gate, of a chain of one.
             gate_us: What each gate took in all members (B, L), written, each image's share; of
                 chains of one network.
+
+        Raises:
+            ValueError: if images are float32 and networks differ in theirs.
         """
         count = len(images)
+        if images.dtype == np.float32 and not self._takes_floats:
+            raise ValueError("images must be uint8: its networks differ in size, mean or std")
         if not count:
             return
         if gate_us is not None:
@@ -120,11 +133,14 @@ class PortableEngine:
         start = time.perf_counter()
         with torch.inference_mode(), _settings(self.threads):
             rows = np.arange(count)
+            sizes = {images.shape[1:3]: images}  # of all images in `rows`
             before, x = -1, torch.empty(0)
             for position, network in enumerate(networks):
                 executor = self.executors[network]
                 if network != before or not executor.gated:
-                    x = executor.begin(images[rows])
+                    if executor.size not in sizes:
+                        sizes[executor.size] = resize(sizes[images.shape[1:3]], executor.size)
+                    x = executor.begin(sizes[executor.size])
                 before = network
                 budget, multiplier = (_of(each[position], rows) for each in (budgets, multipliers))
                 times = _of(gate_us, rows)
@@ -142,6 +158,7 @@ class PortableEngine:
                 if last or not (goes_on := sure < thresholds[position][rows]).any():
                     break
                 rows, x = rows[goes_on], x[torch.from_numpy(np.flatnonzero(goes_on))]
+                sizes = {size: held[goes_on] for size, held in sizes.items()}
         latency_us[:] = (time.perf_counter() - start) * 1e6 / count
 
 

@@ -26,7 +26,7 @@ class Executor:
         bundle: What it is.
 
     Attributes:
-        image: Its images' height, width and channels.
+        size: Its images' height and width.
         gated: How many gated blocks it has.
         options: How many options they have.
         network: Its parts.
@@ -34,7 +34,7 @@ class Executor:
 
     def __init__(self, bundle: Bundle) -> None:
         plan, tensors = bundle.plan, Tensors(bundle)
-        self.image = (*plan.image.size, plan.image.channels)
+        self.size = plan.image.size
         self.gated = len(plan.gated_names)
         self.options = len(plan.option_set)
         self.network = PortableNetwork(plan, tensors)
