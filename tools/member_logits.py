@@ -20,6 +20,7 @@ from fracskip.errors import CheckpointError
 from fracskip.runtime import InferenceSession
 
 Images = NDArray[np.uint8]
+MEMBERS = (20, 38)  # Depths.
 CALIBRATION = 2048
 SEED = 0
 
@@ -88,3 +89,9 @@ def member_logits(depth: int, folder: Path = Path("build/logits")) -> dict[str, 
         np.savez(path, **found)
     with np.load(path) as stored:
         return dict(stored)
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax of logits (B, N)."""
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(1, keepdims=True))
