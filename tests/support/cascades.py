@@ -33,7 +33,8 @@ def cascade(bundles: Sequence[bytes], weights_of: Sequence[int | None] | None = 
     for index, parts in enumerate(networks):
         lender = sharing[index]
         for name, tensor in parts.tensors.items():
-            if lender is None or networks[lender].tensors.get(name) != tensor:
+            shared = name.endswith(".weight") and lender is not None
+            if not shared or networks[lender].tensors.get(name) != tensor:
                 tensors[f"{index}.{name}"] = tensor
     plan = {
         "schema": "fracskip.cascade",

@@ -42,7 +42,9 @@ std::vector<std::int8_t> Tensors::integers(const std::string& name, const Extent
 }
 
 const TensorView* Tensors::lent(const std::string& name) const {
-  if (!lender_) return nullptr;
+  constexpr const char* kShared = ".weight";  // the absence of others says something
+  const std::size_t end = std::strlen(kShared);
+  if (!lender_ || name.size() < end || name.compare(name.size() - end, end, kShared) != 0) return nullptr;
   const auto found = lender_->taken_.find(name);
   return found == lender_->taken_.end() ? nullptr : &found->second;
 }

@@ -19,8 +19,8 @@ using Extents = std::vector<std::int64_t>;
 // Each throws BundleError where a tensor is missing or is not what the plan needs.
 class Tensors {
  public:
-  // Those of a file whose names begin with `prefix`, taken out of it; what is not there is that of `lender`, if it gives
-  // one, under the same name behind its own prefix.
+  // Those of a file whose names begin with `prefix`, taken out of it; a weight that is not there is that of `lender`,
+  // if it gives one, under the same name behind its own prefix.
   Tensors(Safetensors& file, std::string prefix, const Tensors* lender)
       : file_(file), prefix_(std::move(prefix)), lender_(lender) {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from fracskip.config import explain
 from fracskip.errors import BundleError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
+from fracskip.legacy import bundle as todays_plan
 from fracskip.runtime.elements import (
     HIGHEST_LEVEL,
     MAX_ELEMENTS,
@@ -36,7 +37,8 @@ BUNDLED = {
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.fsk",
 }
 SUFFIX = ".fsk"
-VERSION = 3
+VERSION = 4
+OLDEST_VERSION = 3
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -164,8 +166,8 @@ def bundle_in(container: Container, origin: str | Path) -> Bundle:
     Raises:
         BundleError: saying what is wrong with it.
     """
-    refuse_others(container, SCHEMA, VERSION, origin)
-    plan = read_plan(Plan, container.text, origin)
+    refuse_others(container, SCHEMA, range(OLDEST_VERSION, VERSION + 1), origin)
+    plan = read_plan(Plan, container.text, origin, todays_plan)
     check_tensors(plan, container.tensors, origin)
     return Bundle(plan, container.tensors, container.digest, container.data)
 
@@ -180,11 +182,13 @@ def _kind(text: str, origin: str | Path) -> tuple[Any, Any]:
         raise BundleError(f"{origin} has a damaged plan{why}; copy it again") from None
 
 
-def refuse_others(container: Container, schema: str, version: int, origin: str | Path) -> None:
+def refuse_others(
+    container: Container, schema: str, versions: Sequence[int], origin: str | Path
+) -> None:
     """Tells a file of another kind or version from a damaged one.
 
     Raises:
-        BundleError: if it is not of this schema and version.
+        BundleError: if it is not of this schema and one of these versions.
     """
     found = container.schema, container.version
     if found[0] == "fracskip.checkpoint":
@@ -192,10 +196,11 @@ def refuse_others(container: Container, schema: str, version: int, origin: str |
             f"{origin} is a checkpoint, not a bundle: make one of it with "
             f"fracskip export {origin} --to FILE{SUFFIX}"
         )
-    if found != (schema, version):
+    if found[0] != schema or found[1] not in versions:
+        known = " to ".join(map(str, sorted({versions[0], versions[-1]})))
         raise BundleError(
             f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {schema!r} "
-            f"version {version}: export its checkpoint again, with "
+            f"version {known}: export its checkpoint again, with "
             f"fracskip export CHECKPOINT --to FILE{SUFFIX}"
         )
 
@@ -203,20 +208,32 @@ def refuse_others(container: Container, schema: str, version: int, origin: str |
 AnyPlan = TypeVar("AnyPlan", bound=BaseModel)
 
 
-def read_plan(kind: type[AnyPlan], text: str, origin: str | Path) -> AnyPlan:
+def read_plan(
+    kind: type[AnyPlan],
+    text: str,
+    origin: str | Path,
+    today: Callable[[Any], Any] = lambda tree: tree,
+) -> AnyPlan:
     """A plan of a kind from its text.
+
+    Args:
+        kind: Of plan.
+        text: JSON.
+        origin: What to call it in errors.
+        today: Makes a tree as it is written today of an older version's.
 
     Raises:
         BundleError: if it is none, or leaves something out.
     """
     try:
-        plan = kind.model_validate_json(text)
+        tree = today(json.loads(text))
+        plan = kind.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise BundleError(f"{origin} describes no network: {explain(error)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{origin} has a damaged plan ({error}); copy it again") from None
     # Nothing is left to defaults: other readers may have others.
-    if json.loads(plan.model_dump_json(by_alias=True)) != json.loads(text):
+    if json.loads(plan.model_dump_json(by_alias=True)) != tree:
         raise BundleError(f"{origin}: its plan leaves something out; export it again")
     return plan
 

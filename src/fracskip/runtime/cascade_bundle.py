@@ -171,7 +171,7 @@ def parse_any(data: bytes, origin: str | Path = "bundle") -> Bundle | CascadeBun
 
 
 def _cascade_in(container: Container, origin: str | Path) -> CascadeBundle:
-    refuse_others(container, CASCADE_SCHEMA, CASCADE_VERSION, origin)
+    refuse_others(container, CASCADE_SCHEMA, [CASCADE_VERSION], origin)
     plan = read_plan(CascadePlan, container.text, origin)
     owned: list[dict[str, NDArray[Any]]] = [{} for _ in plan.networks]
     for name, value in container.tensors.items():

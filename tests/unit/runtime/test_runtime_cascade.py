@@ -16,8 +16,8 @@ from fracskip.runtime.cascade_bundle import (
     read_any,
     write_cascade,
 )
-from support.small_cascades import member, networks, points, small_cascade
 from support.random_bundle import random_bundle
+from support.small_cascades import member, networks, points, small_cascade
 
 Tree = dict[str, Any]
 
