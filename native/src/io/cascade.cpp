@@ -11,8 +11,7 @@ namespace fracskip {
 namespace {
 
 constexpr const char* kSchema = "fracskip.cascade";
-constexpr int kVersion = 1;
-constexpr int kNetworkVersion = 3;  // of the plans in it
+constexpr int kCascadeVersion = 1;
 
 // Lists of objects. Numbers are finite: JSON has no others.
 void read_objects(const Field& field) {
@@ -59,9 +58,9 @@ bool is_cascade(const Field& root) {
 }
 
 CascadePlan read_cascade(const Field& root) {
-  if (!root.has("version") || root["version"].integer(0, kMaxExtent) != kVersion) {
+  if (!root.has("version") || root["version"].integer(0, kMaxExtent) != kCascadeVersion) {
     throw BundleError("this is a cascade of another version; this fracskip reads '" + std::string(kSchema) + "' version " +
-                      std::to_string(kVersion) + ": export it again");
+                      std::to_string(kCascadeVersion) + ": export it again");
   }
   root.members({"schema", "version", "networks", "weights_of", "members", "score", "images", "points"});
   const std::vector<Field> networks = root["networks"].items(), sharing = root["weights_of"].items();
@@ -70,7 +69,7 @@ CascadePlan read_cascade(const Field& root) {
   CascadePlan plan;
   for (std::size_t i = 0; i < networks.size(); ++i) {
     plan.networks.push_back(read_plan(networks[i]));
-    networks[i]["version"].integer(kNetworkVersion, kNetworkVersion);
+    networks[i]["version"].integer(kVersion, kVersion);
     if (class_names(networks[i]) != class_names(networks[0])) networks[i]["class_names"].fail("must be those of the first network");
     plan.weights_of.emplace_back();
     if (sharing[i].is_null()) continue;

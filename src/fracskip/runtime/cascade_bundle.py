@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from fracskip.config import FIRST_FAULT, ImageConfig
+from fracskip.data.resampling import LARGEST
 from fracskip.errors import BundleError, ConfigError
 from fracskip.files import read_file, write_atomically
 from fracskip.operating.cascade import MAX_NETWORKS, CascadePoints
@@ -114,6 +115,9 @@ def check_fit(networks: Sequence[Plan]) -> None:
             )
         if other.image.channels != first.image.channels:
             raise ValueError("a cascade's networks take images of the same channels")
+    sizes = {plan.image.size for plan in networks}
+    if len(sizes) > 1 and max(max(size) for size in sizes) > LARGEST:
+        raise ValueError(f"networks of several sizes take images of up to {LARGEST} pixels a side")
     high, wide = (max(plan.image.size[axis] for plan in networks) for axis in (0, 1))
     if not any(plan.image.size == (high, wide) for plan in networks):
         raise ValueError(

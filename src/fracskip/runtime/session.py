@@ -23,9 +23,10 @@ from fracskip.operating import Execution, Operation, Prediction, Setting
 from fracskip.operating.cascade import Choice
 from fracskip.operating.tracking import RateTracker
 from fracskip.options import Option, OptionSet
+from fracskip.runtime import engines
 from fracskip.runtime.bundle import BUNDLED, Bundle
 from fracskip.runtime.cascade_bundle import CascadeBundle, CascadePlan, read_any
-from fracskip.runtime.engines import Engine, build_native, build_portable, native_module
+from fracskip.runtime.engines import Engine, build_native, build_portable
 from fracskip.runtime.inputs import Images, checked_decisions, checked_images
 from fracskip.runtime.operator import CONFIDENCE, Asked, CascadeOperator, checked_time
 from fracskip.runtime.plan import Plan
@@ -102,7 +103,7 @@ class InferenceSession:
             raise ConfigError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
         self._in_memory = bundle is not None
         bundle = read_any(name) if bundle is None else bundle
-        native = native_module()
+        native = engines.native_module()
         if engine == "native" and native is None:
             raise MissingExtraError(
                 "this installation has no native engine (it was built without a C++17 compiler): "

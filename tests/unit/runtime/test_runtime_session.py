@@ -18,14 +18,14 @@ import pytest
 from fracskip.cost import account
 from fracskip.errors import BundleError, ConfigError, DataError, FracskipError, MissingExtraError
 from fracskip.operating import Prediction
-from fracskip.runtime import InferenceSession, session
+from fracskip.runtime import InferenceSession, engines
 from fracskip.runtime.bundle import encode_bundle, parse_bundle
 from fracskip.runtime.elements import PlannedPoints
 from support.random_bundle import random_bundle, random_images
 
 Make = Callable[..., InferenceSession]
 NO_TARGET = PlannedPoints(target=None, multiplier=0.0, multiplier_curve=(), cascade=())
-ENGINES: tuple[Any, ...] = ("portable", *(["native"] if session.instruction_sets() else []))
+ENGINES: tuple[Any, ...] = ("portable", *(["native"] if engines.instruction_sets() else []))
 
 
 @pytest.fixture
@@ -361,7 +361,7 @@ class FakeEngine:
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(Engine=FakeEngine, isas=lambda: ["scalar", "avx2"])
-    monkeypatch.setattr(session, "_native", lambda: module)
+    monkeypatch.setattr(engines, "native_module", lambda: module)
 
 
 @pytest.mark.usefixtures("native")
@@ -369,7 +369,7 @@ def test_the_native_engine_is_taken_where_there_is_one(make: Make, tmp_path: Pat
     assert make("portable").engine == "portable"
     found = make("auto")
     assert (found.engine, found.isa, make("native").engine) == ("native", "avx2", "native")
-    assert session.instruction_sets() == ("scalar", "avx2")
+    assert engines.instruction_sets() == ("scalar", "avx2")
     assert found.kernels() == [("block0", "full", ["fast"])]
     images = random_images(found.plan, 2)
     result = found.run(images.astype(np.float32), decisions=[[0, 1, 2]] * 2, normalised=True)
@@ -411,15 +411,15 @@ def test_what_the_native_engine_refuses(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_native_engine_that_was_not_built(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_native", lambda: None)
-    assert session.instruction_sets() == ()
+    monkeypatch.setattr(engines, "native_module", lambda: None)
+    assert engines.instruction_sets() == ()
     assert make("auto").engine == "portable"
     with pytest.raises(MissingExtraError, match=r"no native engine.*engine='portable'"):
         make("native")
 
 
 def test_no_engine_at_all(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_native", lambda: None)
+    monkeypatch.setattr(engines, "native_module", lambda: None)
     monkeypatch.delitem(sys.modules, "fracskip.runtime.portable", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fracskip\[train\]'") as caught:
