@@ -77,12 +77,12 @@ def session_for(depth: int) -> InferenceSession:
 
 
 def member_logits(depth: int, folder: Path = Path("build/logits")) -> dict[str, NDArray[Any]]:
-    """A member's logits (10000, 10) for each of `CHANGES`, and the labels; kept in the folder."""
+    """A member's logits (10000, 10) for each of `CHANGES`, labels, MACs; kept in the folder."""
     path = folder / f"resnet{depth}.npz"
     if not path.exists():
         session = session_for(depth)
         test = load_split("cifar10", "test", session.plan.image)
-        found = {"labels": test.labels}
+        found = {"labels": test.labels, "macs": np.array(session.profile.backbone_macs)}
         for name, changed in CHANGES.items():
             found[name] = session.run(changed(test.images)).logits
         folder.mkdir(parents=True, exist_ok=True)

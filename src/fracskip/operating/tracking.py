@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from fracskip.errors import ConfigError
 
-WINDOW = 4096  # The most recent scores that a threshold is a quantile of: 16 KB each.
+WINDOW = 2048  # The most recent scores that a threshold is a quantile of: 8 KB each.
 DRIFT_IMAGES = 1000  # The most recent images that drift is of.
 BLOCK = 32  # Thresholds follow after so many scores.
 _SHORTEST = 64  # Since a change.
 # Log likelihood ratio from which a share has changed.
-_EVIDENCE = 8.0
+_EVIDENCE = 10.0
 _CHANCE = 1e-4
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -88,8 +88,12 @@ class RateTracker:
         """
         with self._lock:
             self._images += len(scores[0])
+            reached: NDArray[np.bool_] = np.ones(len(scores[0]), bool)
             for position, each in zip(self._positions, scores, strict=False):
-                position.add(each[~np.isnan(each)])
+                position.add(each[reached & ~np.isnan(each)])
+                # What the next threshold is compared with are scores of images that this one, as
+                # it has become, would escalate.
+                reached = reached & (each < position.threshold)
 
     @property
     def images(self) -> int:
@@ -103,25 +107,26 @@ class RateTracker:
 
         The Kolmogorov-Smirnov distance between the first member's scores, at the quantiles' levels.
         """
+        return self._drift()[0]
+
+    @property
+    def drifted(self) -> bool:
+        """Whether that is more than chance, which comes to so much once in 10,000 times."""
+        distance, images = self._drift()
+        spread = 1 / images + 1 / self._validated if images else math.inf
+        return distance > math.sqrt(math.log(2 / _CHANCE) / 2 * spread)
+
+    def _drift(self) -> tuple[float, int]:
+        """The distance, and of how many images."""
         with self._lock:
             recent = np.sort(self._positions[0].latest())
         if not len(recent):
-            return 0.0
+            return 0.0, 0
         levels = np.linspace(0, 1, len(self._quantiles))
         # At most this share of validation images lies below a quantile, at least this up to it.
         below = np.searchsorted(recent, self._quantiles, "left") / len(recent)
         up_to = np.searchsorted(recent, self._quantiles, "right") / len(recent)
-        return float(max((below - levels).max(), (levels - up_to).max(), 0.0))
-
-    @property
-    def drifted(self) -> bool:
-        """Whether that is more than chance: it would come to so much once in 10,000 times."""
-        with self._lock:
-            count = len(self._positions[0].latest())
-        if not count:
-            return False
-        spread = math.sqrt(math.log(2 / _CHANCE) / 2 * (1 / count + 1 / self._validated))
-        return self.drift > spread
+        return float(max((below - levels).max(), (levels - up_to).max(), 0.0)), len(recent)
 
 
 class _Position:
@@ -130,14 +135,16 @@ class _Position:
     def __init__(self, share: float, threshold: float, quantiles: Sequence[float]) -> None:
         self.threshold = float(threshold)
         self._share = share
-        # The window starts full of validation scores, so that thresholds move little at first, of
-        # which the given threshold escalates the given share. Any part of them is as good as all.
-        levels = np.arange(WINDOW) * _GOLDEN % 1
+        # The window starts full of validation scores, so that thresholds move little at first. The
+        # given threshold is the quantile of the given share. Any part of them is as good as all.
         at = np.linspace(0, 1, len(quantiles))
-        scores = np.interp(levels, at, quantiles).astype(np.float32)
-        edge = np.float32(threshold)
-        under = np.minimum(scores, np.nextafter(edge, np.float32(-np.inf)))
-        self._recent: Scores = np.where(levels < share, under, np.maximum(scores, edge))
+        values = np.where(
+            at < share, np.minimum(quantiles, threshold), np.maximum(quantiles, threshold)
+        )
+        place = int(np.searchsorted(at, share))
+        at, values = np.insert(at, place, share), np.insert(values, place, threshold)
+        levels = np.arange(WINDOW) * _GOLDEN % 1
+        self._recent: Scores = np.interp(levels, at, values).astype(np.float32)
         self._alike = WINDOW
         self._seen = 0
         self._waiting = np.empty(0, np.float32)
