@@ -270,6 +270,11 @@ void change_shape(Json& plan, Random& random) {
     if (!items) return;
     for (Json& item : *items) item = number(low, high);
   };
+  if (Json* networks = member(plan, "networks")) {  // of a cascade: one of them
+    auto* items = std::get_if<Json::Array>(&networks->value);
+    if (items && !items->empty()) change_shape((*items)[below(random, items->size())], random);
+    return;
+  }
   Json* image = member(plan, "image");
   if (image && chance(random, 60)) both(member(*image, "size"), 1, 20);
   Json* network = member(plan, "network");

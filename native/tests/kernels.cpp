@@ -12,6 +12,7 @@
 
 #include "plan/convolution.hpp"
 #include "exec/engine.hpp"
+#include "resize.hpp"
 #include "values.hpp"
 
 using namespace fracskip;
@@ -395,5 +396,5 @@ int main(int argc, char** argv) {
     return 0;
   }
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 300;
-  return run_checks(rounds) + check_values(rounds) + check_gates(rounds) != 0;
+  return run_checks(rounds) + check_values(rounds) + check_gates(rounds) + check_resizing(rounds) != 0;
 }

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from support.cascades import cascade, random_cascade
 from support.random_bundle import random_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -106,8 +107,11 @@ def run(command: list[str]) -> str:
 
 
 def write_seeds(folder: Path) -> Path:
-    """Writes a bundle of every shape."""
+    """Writes a bundle of every shape, and cascades: of networks of several sizes, and of one."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, keywords in SEEDS.items():
         (folder / f"{name}.fsk").write_bytes(random_bundle(1, **keywords))
+    twins = [random_bundle(seed, **SEEDS[name]) for seed, name in ((1, "basic"), (2, "static8"))]
+    (folder / "cascade.fsk").write_bytes(random_cascade(1))
+    (folder / "cascade_of_one_size.fsk").write_bytes(cascade(twins).bundle())
     return folder
