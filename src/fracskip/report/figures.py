@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fracskip.intervals import wilson_interval
 from fracskip.report.palette import option_colour, role_colour
-from fracskip.report.placement import LabelPlacer, log_ticks
+from fracskip.report.placement import LabelPlacer, accuracy_limits, log_ticks
 from fracskip.report.records import Block, Epoch, EvaluationRecord, RunRecord, StaticPoint
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
 from fracskip.report.wording import network_words, option_words, percent, shortened
@@ -55,8 +55,7 @@ def accuracy_cost(
     room = max((high_cost / low_cost) ** 0.12, 1.15) if high_cost > 1.2 * low_cost else 1.6
     low_cost, high_cost = low_cost / room, high_cost * room
     ends = [end for dot in dots if dot not in off_scale for end in dot.interval]
-    margin = max(0.1 * (max(ends) - min(ends)), 0.004)
-    low, high = min(ends) - margin, min(max(ends) + margin, 1 + margin / 2)
+    low, high = accuracy_limits(ends)
     lower_edge = low + 0.04 * (high - low)
 
     width, height = (NARROW_PX, 300) if narrow else (HALF_PX, 336)

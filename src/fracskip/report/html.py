@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fracskip.errors import DataError
 from fracskip.files import write_atomically
-from fracskip.report import figures, sweeps, view, wording
+from fracskip.report import cascades, figures, sweeps, view, wording
+from fracskip.report.cascade_view import cascaded
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
 from fracskip.report.reading import RECORD_NAME, Source, read_source
@@ -80,6 +81,9 @@ def _environment() -> Environment:
         percent=wording.percent,
         cost=wording.cost,
         accuracy=wording.accuracy,
+        accuracy_interval=wording.accuracy_interval,
+        chain_words=wording.chain_words,
+        counted_us=wording.counted_us,
         duration=wording.duration,
         option_words=wording.option_words,
         share_words=wording.share_words,
@@ -104,6 +108,10 @@ def _figure(draw: Callable[..., str], *args: Any, ident: str) -> Figure:
 
 def _render(sources: Sequence[Source]) -> str:
     environment = _environment()
+    chains = [
+        (item, _figure(cascades.cascade_accuracy, item.record, ident=f"cascade-{number}"))
+        for number, item in enumerate(cascaded(sources), 1)
+    ]
     evaluations = view.measured(sources)
     runs = view.trained(sources)
     curves = view.swept(sources)
@@ -168,6 +176,8 @@ def _render(sources: Sequence[Source]) -> str:
     light, dark = css_colours(labels)
     return environment.get_template(TEMPLATE).render(
         sources=sources,
+        cascades=[item for item, _ in chains],
+        chains=chains,
         evaluations=evaluations,
         runs=runs,
         curves=curves,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fracskip.intervals import wilson_interval
 from fracskip.report.figures import MARKERS
 from fracskip.report.palette import option_colour, role_colour
-from fracskip.report.placement import LabelPlacer, log_ticks
+from fracskip.report.placement import LabelPlacer, accuracy_limits, log_ticks
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
-from fracskip.report.wording import option_words, percent
+from fracskip.report.wording import microseconds, option_words, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 640, 400
 _OFF_SCALE = 0.15
@@ -29,19 +32,11 @@ class _Point:
     interval: tuple[float, float]
 
 
-def microseconds(value: float) -> str:
-    """A latency in words.
-
-    >>> microseconds(153.2), microseconds(1000.0), microseconds(2430.0)
-    ('153 µs', '1 ms', '2.43 ms')
-    """
-    return f"{value:.0f} µs" if value < 999.5 else f"{value / 1000:.3g} ms"
-
-
 def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> str:
     """Accuracy over median latency, log scale: the dynamic network among what else could run.
 
     What lies more than 15 points of accuracy under the best is drawn as an arrow at the lower edge.
+    The members of a cascade by themselves are squares, its operating points joined by a line.
 
     Args:
         record: Of schema `fracskip.bench/1`.
@@ -50,8 +45,7 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
     points = [_point(row, record["images"]) for row in record["contenders"]]
     floor = max(point.accuracy for point in points) - _OFF_SCALE
     ends = [end for point in points if point.accuracy >= floor for end in point.interval]
-    margin = max(0.1 * (max(ends) - min(ends)), 0.004)
-    low, high = min(ends) - margin, min(max(ends) + margin, 1 + margin / 2)
+    low, high = accuracy_limits(ends)
     edge = low + 0.04 * (high - low)
     fastest, slowest = (pick(point.latency for point in points) for pick in (min, max))
     room = max((slowest / fastest) ** 0.1, 1.2)
@@ -73,8 +67,8 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
             f"Latency of one image (median), {threads} thread{'s'[: threads > 1]}, log scale"
         )
         placer = LabelPlacer(axes, FONT_PX)
-        _line(axes, [point for point in points if point.role == "forced"], floor)
-        _line(axes, [point for point in points if point.role == "frontier"], floor)
+        for role in ("forced", "frontier", "dynamic"):
+            _lines(axes, [point for point in points if point.role == role], floor)
         for point in points:
             visible = point.accuracy >= floor
             y = point.accuracy if visible else edge
@@ -110,13 +104,17 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
 
 def _point(row: Mapping[str, Any], images: int) -> _Point:
     role, option = row["role"], row["option"]
+    label = row["network"]
     if role == "dynamic":
-        colour, label = role_colour("ink"), "by its gates"
+        colour = role_colour("ink")
+    elif role == "member":
+        colour = role_colour("muted")
     elif role == "forced":
         colour, label = option_colour(option), option_words(option)
     else:
         colour = option_colour(_PRECISION[row["precision"]])
-        label = row["network"] if role == "frontier" else f"{row['engine']} {row['precision']}"
+        if role == "backbone":
+            label = f"{row['engine']} {row['precision']}"
     return _Point(
         role,
         row["engine"],
@@ -138,16 +136,19 @@ def _importance(point: _Point) -> int:
 
 
 def _marker(point: _Point, points: Sequence[_Point]) -> str:
-    if point.role == "forced":
+    if point.role in ("forced", "member"):
         return "s"
     engines = list(dict.fromkeys(other.engine for other in points))
     return MARKERS[engines.index(point.engine) % len(MARKERS)]
 
 
-def _line(axes: Any, points: Sequence[_Point], floor: float) -> None:
-    ends = sorted((point.latency, point.accuracy) for point in points if point.accuracy >= floor)
-    if ends:
-        axes.plot(*zip(*ends, strict=True), color=role_colour("faint"), lw=1, zorder=2)
+def _lines(axes: Axes, points: Sequence[_Point], floor: float) -> None:
+    """Joins the points of each engine by a line."""
+    for engine in dict.fromkeys(point.engine for point in points):
+        own = [point for point in points if point.engine == engine and point.accuracy >= floor]
+        if len(own) > 1:
+            ends = sorted((point.latency, point.accuracy) for point in own)
+            axes.plot(*zip(*ends, strict=True), color=role_colour("faint"), lw=1, zorder=2)
 
 
 def skipped_latency(proofs: Sequence[Mapping[str, Any]], *, ident: str = "skip") -> str:

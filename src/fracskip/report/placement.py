@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fracskip.report.palette import role_colour
@@ -35,6 +37,19 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)] if ticks else [low, high]
 
 
+def accuracy_limits(ends: Iterable[float]) -> tuple[float, float]:
+    """Limits of an axis of accuracies: some room around the ends of their intervals.
+
+    >>> [round(end, 6) for end in accuracy_limits([0.9, 0.92])]
+    [0.896, 0.924]
+    >>> [round(end, 6) for end in accuracy_limits([0.9, 1.0])]
+    [0.89, 1.005]
+    """
+    ends = sorted(ends)
+    margin = max(0.1 * (ends[-1] - ends[0]), 0.004)
+    return ends[0] - margin, min(ends[-1] + margin, 1 + margin / 2)
+
+
 class LabelPlacer:
     """Puts labels beside points: clear of one another, and nearer to their own than to others.
 
@@ -50,6 +65,7 @@ class LabelPlacer:
         self.font_px = font_px
         self._markers: list[_Box] = []
         self._labels: list[_Box] = []
+        self._lines: list[_Box] = []
 
     def _pixel(self, x: float, y: float) -> tuple[float, float]:
         column, row = self.axes.transData.transform((x, y))
@@ -63,6 +79,15 @@ class LabelPlacer:
     def occupy(self, x: float, y: float) -> None:
         """Keeps labels off the marker at this point."""
         self._markers.append(self._marker(x, y))
+
+    def occupy_line(self, points: Sequence[tuple[float, float]]) -> None:
+        """Keeps labels off the straight lines from each point to the next."""
+        corners = [self._pixel(*point) for point in points]
+        for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+            steps = math.ceil(math.hypot(x1 - x0, y1 - y0) / _MARKER_PX)
+            for step in range(1, steps):
+                x, y = x0 + step / steps * (x1 - x0), y0 + step / steps * (y1 - y0)
+                self._lines.append((x - 1, y - _MARKER_PX / 2, x + 1, y + _MARKER_PX / 2))
 
     def place(self, x: float, y: float, text: str, role: str) -> bool:
         """Labels the point; returns whether there was room."""
@@ -82,7 +107,7 @@ class LabelPlacer:
             ("center", "top", 0.0, -far),
         )
         own = self._marker(x, y)
-        taken = [*self._labels, own]
+        taken = [*self._labels, *self._lines, own]
         taken += [_grown(marker, _APART_PX) for marker in self._markers if marker != own]
         frame = self.axes.bbox
         for horizontal, vertical, dx, dy in sides:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from fracskip.errors import DataError
 from fracskip.files import require_regular_file
+from fracskip.report.cascade_records import CASCADE_SCHEMA, CascadeRecord
 from fracskip.report.records import (
     EVALUATION_SCHEMA,
     RUN_SCHEMA,
@@ -28,11 +29,17 @@ MAX_RECORD_BYTES = 64 << 20
 _SHOWN_PROBLEMS = 5
 _SHOWN_INPUT = 60
 _ALLOWED = (
-    f"allowed are a JSON file of schema {EVALUATION_SCHEMA!r}, {SWEEP_SCHEMA!r} or "
-    f"{RUN_SCHEMA!r}, a run's {RECORD_NAME}, and a folder that holds one"
+    f"allowed are a JSON file of schema {EVALUATION_SCHEMA!r}, {SWEEP_SCHEMA!r}, "
+    f"{CASCADE_SCHEMA!r} or {RUN_SCHEMA!r}, a run's {RECORD_NAME}, and a folder that holds one"
 )
 
-Record = EvaluationRecord | SweepRecord | RunRecord
+Record = EvaluationRecord | SweepRecord | CascadeRecord | RunRecord
+_DOCUMENTS: dict[str, type[Record]] = {
+    EVALUATION_SCHEMA: EvaluationRecord,
+    SWEEP_SCHEMA: SweepRecord,
+    CASCADE_SCHEMA: CascadeRecord,
+    RUN_SCHEMA: RunRecord,
+}
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -52,7 +59,7 @@ class Source:
 
 
 def load_record(path: str | Path) -> Record:
-    """Reads the record of an evaluation, a sweep or a run.
+    """Reads the record of an evaluation, a sweep, a cascade or a run.
 
     Args:
         path: A JSON file, a run's `record.jsonl`, or the folder of a run. The log of a run that
@@ -117,12 +124,8 @@ def _parse_document(content: bytes, path: Path) -> Record:
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); {_ALLOWED}") from None
     schema = tree.get("schema") if isinstance(tree, dict) else None
-    if schema == EVALUATION_SCHEMA:
-        return _validate(EvaluationRecord, tree, path)
-    if schema == SWEEP_SCHEMA:
-        return _validate(SweepRecord, tree, path)
-    if schema == RUN_SCHEMA:
-        return _validate(RunRecord, tree, path)
+    if isinstance(schema, str) and schema in _DOCUMENTS:
+        return _validate(_DOCUMENTS[schema], tree, path)
     given = f"schema {_shortened(schema)}" if isinstance(tree, dict) else "no JSON object"
     raise DataError(f"{path} has {given}; {_ALLOWED}")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from fracskip.intervals import wilson_interval
 from fracskip.report.figures import HALF_PX, NARROW_PX, percent_axis, percent_ticks
 from fracskip.report.palette import option_colour, role_colour
-from fracskip.report.placement import log_ticks
+from fracskip.report.placement import accuracy_limits, log_ticks
 from fracskip.report.records import SweepRecord
 from fracskip.report.svg import add_axes, add_title, drawing, new_figure, to_svg
 from fracskip.report.wording import option_words, percent, share_words
@@ -29,11 +30,9 @@ def accuracy_budget(record: SweepRecord, *, ident: str, narrow: bool = False) ->
     """
     points = record.points
     intervals = [wilson_interval(point.accuracy, record.images) for point in points]
-    low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
-    margin = max(0.1 * (high - low), 0.004)
     with drawing(ident):
         figure, axes = _over_cost(record, "Accuracy", narrow)
-        axes.set_ylim(low - margin, min(high + margin, 1 + margin / 2))
+        axes.set_ylim(*accuracy_limits(itertools.chain(*intervals)))
         percent_axis(axes.yaxis)
         axes.grid(visible=True)
         costs = [_drawn(point.cp) for point in points]

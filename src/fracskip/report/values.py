@@ -73,6 +73,7 @@ def _is_png(png: str) -> str:
 
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[NonNegative, AfterValidator(_at_most(1))]
 # Computation as a share of one execution in full precision; an escalated image has two.
 Cost = Annotated[NonNegative, AfterValidator(_at_most(2))]

@@ -44,7 +44,50 @@ def accuracy(share: float, images: int) -> str:
     >>> accuracy(0.9266, 10_000), accuracy(0.85, 100)
     ('92.66%', '85.0%')
     """
-    return percent(share, 2 if images >= 10_000 else 1)
+    return percent(share, _digits(images))
+
+
+def _digits(images: int) -> int:
+    return 2 if images >= 10_000 else 1
+
+
+def accuracy_interval(share: float, interval: tuple[float, float], images: int) -> str:
+    """An accuracy and half the width of its interval, in points.
+
+    >>> accuracy_interval(0.931, (0.9259, 0.9358), 10_000)
+    '93.10% ± 0.50'
+    """
+    digits = _digits(images)
+    return f"{percent(share, digits)} ± {50 * (interval[1] - interval[0]):.{digits}f}"
+
+
+def microseconds(value: float) -> str:
+    """A latency in words.
+
+    >>> microseconds(153.2), microseconds(1000.0), microseconds(2430.0), microseconds(3.14)
+    ('153 µs', '1 ms', '2.43 ms', '3.1 µs')
+    """
+    if value >= 999.5:
+        return f"{value / 1000:.3g} ms"
+    return f"{value:.0f} µs" if value >= 9.95 else f"{value:.2g} µs"
+
+
+def counted_us(value: float) -> str:
+    """Microseconds without their unit, to three digits at least.
+
+    >>> counted_us(12345.6), counted_us(98.26), counted_us(1.5)
+    ('12,346', '98.3', '1.50')
+    """
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def chain_words(members: Sequence[int]) -> str:
+    """A chain of members by their numbers.
+
+    >>> chain_words((0, 2)), chain_words((1,))
+    ('0 > 2', '1')
+    """
+    return " > ".join(map(str, members))
 
 
 def duration(seconds: float) -> str:

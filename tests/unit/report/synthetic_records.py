@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fracskip.intervals import wilson_interval
+
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 COSTS = {"skip": 0.0, "full": 1.0}
 Tree = dict[str, Any]
@@ -202,4 +204,72 @@ def make_sweep(
         "points": points,
         "device": "cpu",
         "versions": {"fracskip": "0.1.0"},
+    }
+
+
+def make_cascade(
+    *,
+    times: tuple[float, ...] = (40.0, 70.0, 150.0),
+    accuracies: tuple[float, ...] = (0.881, 0.906, 0.928),
+    images: int = 10_000,
+    name: str = "photos",
+) -> Tree:
+    """A cascade's record of three members and four operating points, as a dictionary."""
+    costs = [time / times[-1] for time in times]
+
+    def result(accuracy: float, mean: float) -> Tree:
+        return {
+            "accuracy": accuracy,
+            "accuracy_95": list(wilson_interval(accuracy, images)),
+            "latency_us": {"mean": mean, "p50": 0.9 * mean, "p99": 1.7 * mean},
+        }
+
+    def point(chain: tuple[int, ...], rates: tuple[float, ...], accuracy: float) -> Tree:
+        mean, cost = (
+            sum(rate * each[member] for rate, member in zip(rates, chain, strict=True))
+            for each in (times, costs)
+        )
+        tree = {
+            "budget": min(cost, 1.0),
+            "chain": list(chain),
+            "thresholds": [0.7] * (len(chain) - 1),
+            "rates": list(rates),
+            "cost": cost,
+            "expected_cost": cost * 1.01,
+            "bitops_ratio": cost / 16,
+            **result(accuracy, mean),
+        }
+        if len(chain) > 1:
+            tree |= {"random_escalation": accuracy - 0.021, "permuted_escalation": accuracy - 0.02}
+        return tree
+
+    return {
+        "schema": "fracskip.cascade/1",
+        "checkpoint": {"name": name, "digest": f"sha256:{7:064x}", "model": "lite0 > lite2"},
+        "checkpoint_digest": f"sha256:{7:064x}",
+        "data": {"name": "folder", "split": "test"},
+        "images": images,
+        "score": "probability",
+        "members": [
+            {
+                "name": f"lite{number}",
+                "image": [160 + 32 * number, 192],
+                "options": ["8"] if number else ["skip", "8"],
+                "budget": None if number else 0.5,
+                "cost": cost,
+                **result(accuracy, time),
+            }
+            for number, (time, accuracy, cost) in enumerate(
+                zip(times, accuracies, costs, strict=True)
+            )
+        ],
+        "points": [
+            point((0,), (1.0,), accuracies[0]),
+            point((0, 2), (1.0, 0.2), 0.913),
+            point((0, 1, 2), (1.0, 0.4, 0.12), 0.92),
+            point((0, 2), (1.0, 0.45), 0.931),
+        ],
+        "seconds": 31.0,
+        "device": "1 thread of a processor, native engine (avx2)",
+        "versions": {"fracskip": "0.9.0"},
     }

@@ -7,8 +7,11 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
+from synthetic_records import make_cascade
 
 from fracskip.intervals import wilson_interval
+from fracskip.report.cascade_records import CascadeRecord
+from fracskip.report.cascades import cascade_accuracy
 from fracskip.report.figures import accuracy_cost, block_shares, training_curves
 from fracskip.report.palette import css_colours
 from fracskip.report.placement import log_ticks
@@ -54,6 +57,7 @@ DRAWINGS: list[Callable[..., str]] = [
         record_of(tree).blocks, ("skip", "8", "16", "full"), **k
     ),
     lambda tree, events, **k: training_curves(run_of(events), **k),
+    lambda tree, events, **k: cascade_accuracy(CascadeRecord.model_validate(make_cascade()), **k),
 ]
 
 

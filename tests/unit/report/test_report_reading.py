@@ -202,7 +202,8 @@ def test_foreign_files(save: Save, content: bytes, message: str) -> None:
     text = str(caught.value)
     assert message in text
     assert "evaluation.json" in text
-    assert "'fracskip.evaluation/1', 'fracskip.sweep/1' or 'fracskip.run/1'" in text
+    schemas = "'fracskip.evaluation/1', 'fracskip.sweep/1', 'fracskip.cascade/1' or"
+    assert f"{schemas} 'fracskip.run/1'" in text
 
 
 def test_missing_files(tmp_path: Path) -> None:
