@@ -12,7 +12,7 @@ from torch import nn
 
 import fracskip
 from fracskip.bench.contender import Contender
-from fracskip.bench.subject import CALIBRATION_IMAGES, Images, Plain, evenly
+from fracskip.bench.subject import CALIBRATION_IMAGES, Images, Plain, evenly, load_plain
 from fracskip.bench.torch_engines import torch_contender
 from fracskip.checkpoint import load as load_checkpoint
 from fracskip.config import ImageConfig
@@ -106,21 +106,19 @@ def _from_second(session: InferenceSession) -> tuple[float, float]:
 
 def _cifar(name: str) -> Experiment:
     depths = DEPTHS if name == "cifar10" else (20, 38)
-    nets = {d: load_checkpoint(f"models/resnet{d}_{name}.safetensors") for d in depths}
-    spec = nets[38].spec
-    test = load_split(name, "test", spec.image)
-    train = load_split(name, "train", spec.image)
+    image = load_checkpoint("bundled").spec.image
+    test, train = (load_split(name, split, image) for split in ("test", "train"))
     # Those that a network trained with our recipes has not seen.
     held = split_validation(train, 5000, seed=0)[1] if name == "cifar100" else None
-    images = Images(test, spec.image, train.images[evenly(CALIBRATION_IMAGES, len(train))])
+    images = Images(test, image, train.images[evenly(CALIBRATION_IMAGES, len(train))])
     statics = [
         Static(
             f"resnet{depth}",
-            Plain(f"resnet{depth}", "its checkpoint", net.digest, net.plain().eval(), spec.image),
+            load_plain(f"models/resnet{depth}_{name}.safetensors", image, test.class_names),
             images,
-            spec.class_names,
+            test.class_names,
         )
-        for depth, net in nets.items()
+        for depth in depths
     ]  # fmt: skip
     names = tuple(static.name for static in statics)
     if name == "cifar100":

@@ -59,7 +59,9 @@ class NetworkSubject:
         x = preprocess(pixels, net.spec.image, normalised=normalised)
         forced = None if force is None else net.forced(force, len(x))
         out = net(x, budget=budget, decisions=forced, points=self._points)
-        executions = (Execution(*(each.cpu().numpy() for each in one)) for one in out.executions)
+        executions = (
+            Execution(one.rows.cpu().numpy(), one.decisions.cpu().numpy()) for one in out.executions
+        )
         return Prediction(
             out.logits.float().cpu().numpy(), out.cost.cpu().numpy(), tuple(executions)
         )

@@ -273,7 +273,7 @@ class CascadePoints(Frozen):
         if place + 1 < len(frontier):
             there = frontier[place + 1]
             if self.points[here].chain == self.points[there].chain:
-                share = max(0.0, (limit - costs[here]) / (costs[there] - costs[here]))
+                share = max(0.0, float((limit - costs[here]) / (costs[there] - costs[here])))
                 return self._between(here, there, share, each)
         return self._between(here, here, 0.0, each)
 
@@ -281,7 +281,7 @@ class CascadePoints(Frozen):
         a, b = self.points[first], self.points[second]
 
         def mix(low: Sequence[float], high: Sequence[float]) -> tuple[float, ...]:
-            return tuple(x + share * (y - x) for x, y in zip(low, high, strict=True))
+            return tuple(float(x + share * (y - x)) for x, y in zip(low, high, strict=True))
 
         rates = mix(a.rates, b.rates)
         cost = sum(rate * each[member] for rate, member in zip(rates, a.chain, strict=True))

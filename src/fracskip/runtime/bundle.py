@@ -142,6 +142,11 @@ def open_container(data: bytes, origin: str | Path) -> Container:
     if not isinstance(text, str) or len(meta) != 1:
         raise BundleError(f"{origin} has damaged metadata; copy it again")
     schema, version = _kind(text, origin)
+    if schema == "fracskip.checkpoint":
+        raise BundleError(
+            f"{origin} is a checkpoint, not a bundle: make one of it with "
+            f"fracskip export {origin} --to FILE{SUFFIX}"
+        )
     try:
         entries = {name: _entry(item) for name, item in tree.items()}
         _check_tiling(entries, len(body))
@@ -191,16 +196,12 @@ def refuse_others(
         BundleError: if it is not of this schema and one of these versions.
     """
     found = container.schema, container.version
-    if found[0] == "fracskip.checkpoint":
-        raise BundleError(
-            f"{origin} is a checkpoint, not a bundle: make one of it with "
-            f"fracskip export {origin} --to FILE{SUFFIX}"
-        )
     if found[0] != schema or found[1] not in versions:
-        known = " to ".join(map(str, sorted({versions[0], versions[-1]})))
+        ends = sorted({versions[0], versions[-1]})
+        known = f"version{'s' if len(ends) > 1 else ''} {' to '.join(map(str, ends))}"
         raise BundleError(
             f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {schema!r} "
-            f"version {known}: export its checkpoint again, with "
+            f"{known}: export its checkpoint again, with "
             f"fracskip export CHECKPOINT --to FILE{SUFFIX}"
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +107,7 @@ def measure(session: InferenceSession) -> Times:
     begin = time.perf_counter()
     while time.perf_counter() - begin < SECONDS or len(means[0]) < 3:
         for run, turn, single, mean in zip(runs, turns, took, means, strict=True):
-            found = [run() for _ in range(turn)]
+            found = _calm(run, turn)
             single += found
             mean.append(float(np.mean(found)))
     times = Times(
@@ -121,6 +122,22 @@ def measure(session: InferenceSession) -> Times:
     except (OSError, DataError) as error:
         _log.warning("times are not kept: %s", error)
     return times
+
+
+def _calm(run: Callable[[], float], turn: int) -> list[float]:
+    """Times of so many images, but for those during which the core was taken away."""
+    found, calm = [], []
+    for _ in range(turn):
+        taken = _interruptions()
+        found.append(run())
+        calm.append(_interruptions() == taken)
+    kept = [each for each, left_alone in zip(found, calm, strict=True) if left_alone]
+    return kept or found
+
+
+def _interruptions() -> int:
+    """How often this thread has lost its core so far without asking for it."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def _processor(session: InferenceSession) -> str:
