@@ -45,8 +45,8 @@ def points(members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5)) 
     count = len(members)
     found = [
         CascadePoint(
-            chain=(index,), thresholds=(), rates=(1.0,), correct=members[index].correct,
-            against=((20, 20),) * count,
+            chain=(index,), thresholds=(), rates=(1.0,), quantiles=(),
+            correct=members[index].correct, against=((20, 20),) * count,
         )
         for index in range(count)
     ]  # fmt: skip
@@ -57,6 +57,7 @@ def points(members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5)) 
                     chain=(0, last),
                     thresholds=(threshold,),
                     rates=(1.0, 0.5 / (1 + place)),
+                    quantiles=(),
                     correct=980 - 10 * place,
                     against=((40, 5),) * count,
                 )

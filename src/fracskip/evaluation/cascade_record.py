@@ -59,7 +59,7 @@ def evaluate_cascade(
     begin = time.perf_counter()
     members = []
     for index in range(len(plan.members)):
-        alone = Choice((index,), (), (1.0,), plan.bitops[index], 0.0)
+        alone = Choice((index,), (), (1.0,), (), plan.bitops[index], 0.0)
         members.append(_run(session, alone, source, batch_size, progress))
     labels = source.labels
     right = np.stack([each["predicted"] == labels for each in members])

@@ -101,7 +101,7 @@ def choose_points(answers: Sequence[Answers], labels: NDArray[np.int64]) -> Casc
             bitops=each.bitops,
             correct=int(right[index, counted].sum()),
             shares=each.shares,
-            quantiles=tuple(np.quantile(scores[index], np.linspace(0, 1, QUANTILES)).clip(0, 1)),
+            quantiles=_quantiles(scores[index]),
         )
         for index, (each, t) in enumerate(zip(answers, temperatures, strict=True))
     ]
@@ -162,6 +162,13 @@ def _escalated(chain: Sequence[int], threshold: float, scores: NDArray[np.float3
     return found
 
 
+def _quantiles(scores: NDArray[np.float32]) -> tuple[float, ...]:
+    """From the least to the largest; of no images, evenly spaced."""
+    levels = np.linspace(0, 1, QUANTILES)
+    found = np.quantile(scores.astype(np.float64), levels) if len(scores) else levels
+    return tuple(np.maximum.accumulate(found.clip(0, 1)).tolist())
+
+
 def _right(chain: Sequence[int], reached: Sequence[Mask], right: Mask) -> Mask:
     """Which images a chain answers right."""
     answer: Mask = right[chain[0]]
@@ -183,6 +190,10 @@ def _point(
         chain=chain,
         thresholds=thresholds,
         rates=(1.0, *(float(rows.mean()) for rows in reached)),
+        quantiles=tuple(
+            _quantiles(scores[member, rows])
+            for member, rows in zip(chain[1:-1], reached, strict=False)
+        ),
         correct=int(answer.sum()),
         against=tuple(
             (int((answer & ~alone).sum()), int((alone & ~answer).sum()))

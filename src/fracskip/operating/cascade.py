@@ -17,12 +17,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fracskip.config.network import FIRST_FAULT, Fraction, Frozen, Positive, Probability
 from fracskip.errors import ConfigError
@@ -62,6 +62,17 @@ def score_of(logits: NDArray[Any], temperature: float, score: Score) -> NDArray[
     return np.asarray(1 - entropy / np.float32(math.log(z.shape[1])), np.float32)
 
 
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(high < low for low, high in itertools.pairwise(values)):
+        raise ValueError("quantiles must ascend")
+    return values
+
+
+Quantiles = Annotated[
+    tuple[Probability, ...], FIRST_FAULT, Field(min_length=2), AfterValidator(_ascending)
+]
+
+
 class Member(Frozen):
     """A network in a cascade.
 
@@ -83,13 +94,7 @@ class Member(Frozen):
     bitops: Positive
     correct: Annotated[int, Field(ge=0)]
     shares: Annotated[tuple[Annotated[tuple[Probability, ...], FIRST_FAULT], ...], FIRST_FAULT]
-    quantiles: Annotated[tuple[Probability, ...], FIRST_FAULT, Field(min_length=2)]
-
-    @model_validator(mode="after")
-    def _quantiles_ascend(self) -> Member:
-        if any(high < low for low, high in itertools.pairwise(self.quantiles)):
-            raise ValueError("a member's quantiles must ascend")
-        return self
+    quantiles: Quantiles
 
 
 class CascadePoint(Frozen):
@@ -99,6 +104,8 @@ class CascadePoint(Frozen):
         chain: Numbers of members, ascending; one alone has no threshold.
         thresholds: An image whose score is less is escalated, one fewer than the chain has members.
         rates: Share of images that reaches each member of the chain; the first is 1.
+        quantiles: Of the scores of the images that reach it, of each member between the first and
+            the last; as a member's are of all images.
         correct: Of the validation images counted, how many answers are right.
         against: For each of the cascade's members by itself: how many answers are right where the
             member's are wrong, and wrong where they are right.
@@ -111,6 +118,7 @@ class CascadePoint(Frozen):
     ]
     thresholds: Annotated[tuple[Annotated[float, Field(ge=0, le=1.0001)], ...], FIRST_FAULT]
     rates: Annotated[tuple[Probability, ...], FIRST_FAULT]
+    quantiles: Annotated[tuple[Quantiles, ...], FIRST_FAULT]
     correct: Annotated[int, Field(ge=0)]
     against: Annotated[
         tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...], FIRST_FAULT
@@ -122,6 +130,8 @@ class CascadePoint(Frozen):
             raise ValueError("a chain's members must ascend: none twice, the cheapest first")
         if len(self.thresholds) + 1 != len(self.chain) or len(self.rates) != len(self.chain):
             raise ValueError("a chain needs a threshold between two members and a rate each")
+        if len(self.quantiles) != max(len(self.chain) - 2, 0):
+            raise ValueError("a chain needs quantiles of each member between the first and last")
         if self.rates[0] != 1 or any(b > a for a, b in itertools.pairwise(self.rates)):
             raise ValueError("a chain's rates begin with 1 and descend")
         return self
@@ -135,6 +145,7 @@ class Choice:
         chain: Numbers of members.
         thresholds: See `CascadePoint`.
         rates: Likewise.
+        quantiles: Of the scores of the images that reach each member but the last.
         cost: Mean of an image, in the unit that was asked for.
         accuracy: On the validation images counted.
     """
@@ -142,6 +153,7 @@ class Choice:
     chain: tuple[int, ...]
     thresholds: tuple[float, ...]
     rates: tuple[float, ...]
+    quantiles: tuple[tuple[float, ...], ...] = field(repr=False)
     cost: float
     accuracy: float
 
@@ -286,7 +298,9 @@ class CascadePoints(Frozen):
         rates = mix(a.rates, b.rates)
         cost = sum(rate * each[member] for rate, member in zip(rates, a.chain, strict=True))
         right = a.correct + share * (b.correct - a.correct)
-        return Choice(a.chain, mix(a.thresholds, b.thresholds), rates, cost, right / self.images)
+        quantiles = (self.members[a.chain[0]].quantiles, *a.quantiles)[: len(a.chain) - 1]
+        thresholds = mix(a.thresholds, b.thresholds)
+        return Choice(a.chain, thresholds, rates, quantiles, cost, right / self.images)
 
     def promised(self, max_drop: float, confidence: float, each: Sequence[float]) -> Choice:
         """The cheapest point whose accuracy is at most so far under the last member's.

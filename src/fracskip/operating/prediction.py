@@ -108,7 +108,7 @@ Arrays: TypeAlias = Prediction[NDArray[Any]]
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
-    """The predictions of several batches as one, in order; times are left out."""
+    """The predictions of several batches as one, in order; times of gates are left out."""
     starts = np.cumsum([0, *(len(part.logits) for part in parts)])
     executions = []
     for members in zip(*(part.executions for part in parts), strict=True):
@@ -116,8 +116,10 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
         decisions = [each.decisions for each in members]
         network = members[0].network
         executions.append(Execution(np.concatenate(moved), np.concatenate(decisions), network))
+    times = [part.latency_us for part in parts if part.latency_us is not None]
     return Prediction(
         np.concatenate([part.logits for part in parts]),
         np.concatenate([part.cost for part in parts]),
         tuple(executions),
+        latency_us=np.concatenate(times) if len(times) == len(parts) else None,
     )

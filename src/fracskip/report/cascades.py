@@ -111,7 +111,7 @@ def _marks(record: CascadeRecord) -> list[_Mark]:
         for member in record.members
     ]
     best = max(record.points, key=lambda point: point.accuracy)
-    controls = []
+    controls: list[_Mark] = []
     for point in record.points:
         words, latency = chain_words(point.chain), point.latency_us.mean
         label = "operating points" if point is best else ""

@@ -117,8 +117,9 @@ class CascadeOperator:
         """What holds an operating point's rates."""
         with self._lock:
             if choice not in self.trackers:
-                quantiles = [self._plan.members[index].quantiles for index in choice.chain]
-                self.trackers[choice] = RateTracker(choice.rates, choice.thresholds, quantiles)
+                self.trackers[choice] = RateTracker(
+                    choice.rates, choice.thresholds, choice.quantiles, self._plan.images
+                )
             return self.trackers[choice]
 
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from fracskip.config import ImageConfig
 from fracskip.cost import CascadeCosts, CostReport, NetworkProfile, account, account_cascade
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
-from fracskip.operating import Execution, Operation, Prediction, Setting
+from fracskip.operating import Execution, Operation, Prediction, Setting, joined
 from fracskip.operating.cascade import Choice
 from fracskip.operating.tracking import RateTracker
 from fracskip.options import Option, OptionSet
@@ -34,6 +34,7 @@ from fracskip.runtime.timing import Times, measure, stored
 
 ENGINES = ("auto", "native", "portable")
 MAX_THREADS = 256
+HELD = 256  # images between which thresholds follow
 
 
 class InferenceSession:
@@ -427,15 +428,18 @@ class InferenceSession:
         if self._operator is None:
             raise ConfigError("this session runs one network, which has no members to choose from")
         images = checked_images(images, self.image, normalised)
-        tracker = self._operator.tracker(choice) if hold and len(choice.chain) > 1 else None
-        thresholds = choice.thresholds if tracker is None else tracker.thresholds
-        operation = self._operator.operation(choice, thresholds, len(images))
-        if tracker is None:
+        if not hold or len(choice.chain) == 1 or not len(images):
+            operation = self._operator.operation(choice, choice.thresholds, len(images))
             return self.execute(images, operation)
-        scores: list[NDArray[np.float32]] = []
-        found = self.execute(images, operation, scores=scores)
-        tracker.observe(scores)
-        return found
+        tracker, found = self._operator.tracker(choice), []
+        # Thresholds follow between batches alone, so large ones are cut.
+        for begin in range(0, len(images), HELD):
+            batch = images[begin : begin + HELD]
+            operation = self._operator.operation(choice, tracker.thresholds, len(batch))
+            scores: list[NDArray[np.float32]] = []
+            found.append(self.execute(batch, operation, scores=scores))
+            tracker.observe(scores)
+        return joined(found)
 
     # -- time -------------------------------------------------------------------------------------
 

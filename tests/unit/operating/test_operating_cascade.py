@@ -36,6 +36,7 @@ def point(
         chain=chain,
         thresholds=(rate,) * later,
         rates=(1.0, *(rate,) * later),
+        quantiles=((0.0, 1.0),) * max(later - 1, 0),
         correct=correct,
         against=against,
     )
