@@ -207,7 +207,7 @@ class PyEngine {
     if (holds<float>(images)) {
       request.pixels = PixelType::f32;
       request.images = checked<float>("images", images, shape);
-      if (!engine_->takes_floats()) throw std::invalid_argument("images must be uint8: its networks differ in size, mean or std");
+      if (!engine_->takes_floats()) throw std::invalid_argument("images must be uint8: this bundle's networks differ in size, mean or std");
     } else if (holds<std::uint8_t>(images)) {
       request.images = checked<std::uint8_t>("images", images, shape);
     } else {

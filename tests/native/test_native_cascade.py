@@ -243,7 +243,7 @@ def test_floats_are_for_networks_of_the_same_images(kind: str) -> None:
     parts = Parts.of(LARGER)
     parts.plan["image"]["mean"] = [0.1, 0.2, 0.3]
     for other in (RESIZED, parts.bundle()):
-        with pytest.raises(ValueError, match="images must be uint8: its networks differ in size"):
+        with pytest.raises(ValueError, match="images must be uint8: this bundle's networks differ"):
             run_chain(engine_of(kind, [LARGER, other]), floats)
 
 

@@ -48,7 +48,7 @@ class Runner {
  private:
   void begin(const RunRequest& request, const void* image, std::size_t position);
   const void* resized(const void* image, std::size_t network);
-  void member(const RunRequest& request, std::size_t index, const Member& member);
+  void member(const RunRequest& request, std::size_t index, const Member& asked);
   bool repeats(const RunRequest& request, std::size_t position) const;
 
   const Ensemble& ensemble_;

@@ -15,9 +15,9 @@ struct BundleError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The networks of a bundle: one, or those of a cascade, up to kMaxNetworks. Throws BundleError with a message that says
-// what is wrong.
 inline constexpr std::size_t kMaxNetworks = 4;
+
+// The networks of a bundle: one, or those of a cascade. Throws BundleError with a message that says what is wrong.
 std::vector<Network> read_bundle(const std::uint8_t* data, std::size_t size);
 
 }  // namespace fracskip

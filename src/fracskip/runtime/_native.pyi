@@ -11,6 +11,14 @@ class BundleError(ValueError):
 def isas() -> list[str]:
     """Names of the instruction sets that this CPU can run, ascending."""
 
+def resize(
+    images: NDArray[np.uint8], height: int, width: int, isa: str = "auto"
+) -> NDArray[np.uint8]:
+    """Images (B, H, W, C) brought to a smaller size, as an engine does for smaller networks.
+
+    The same pixels as `fracskip.data.resampling.resize` gives.
+    """
+
 class Engine:
     """Runs the networks of a bundle. Any number of threads may call `run` at once.
 

@@ -123,7 +123,9 @@ class PortableEngine:
         """
         count = len(images)
         if images.dtype == np.float32 and not self._takes_floats:
-            raise ValueError("images must be uint8: its networks differ in size, mean or std")
+            raise ValueError(
+                "images must be uint8: this bundle's networks differ in size, mean or std"
+            )
         if not count:
             return
         if gate_us is not None:
