@@ -22,7 +22,7 @@ from fracskip.errors import ConfigError, DataError
 
 MOST = 1024  # images that are used; more of a loader are not read
 FEWEST = 8  # images below which ranges are a guess
-BATCH = 32  # images that go through a network at a time
+BATCH = 64  # images that go through a network at a time
 NONE_GIVEN = (
     "there is no calibration image: give some that the network is for, 64 to 512 are good; no "
     "labels are needed"
@@ -70,7 +70,7 @@ def batches_of(
                 f"network takes {image.size[0]}x{image.size[1]}: give them at that size, or uint8 "
                 "pixels, which are brought to it"
             )
-        found += torch.split(normalised[: MOST - count], BATCH)
+        found.append(normalised[: MOST - count])
         count += len(normalised)
         if count >= MOST:
             break
@@ -82,7 +82,10 @@ def batches_of(
             f"{FEWEST} at least, 64 to 512 are good",
             stacklevel=3,
         )
-    return found, image
+    together = torch.cat(found)
+    parts = math.ceil(len(together) / BATCH)
+    # Ranges are initialised on the first batch: of a sorted set, too, it has a part of everything.
+    return [together[start::parts] for start in range(parts)], image
 
 
 def _given(images: Any) -> Iterator[Any]:
