@@ -43,7 +43,7 @@ Work work_of(const Network& network) {
     for (const Op& op : program) {
       Extent out = values[static_cast<std::size_t>(op.in)];
       const Window window = op.reach();
-      work.bytes += 5.0 * std::max(out.c, 16.0) * (out.h + 2.0 * window.pad_h) * (out.w + 2.0 * window.pad_w);
+      work.bytes += 5.0 * std::max(out.c, 16.0) * (out.h + 2.0 * window.widest_pad()) * (out.w + 2.0 * window.widest_pad());
       double taps = 1.0;
       if (op.kind == OpKind::conv || op.kind == OpKind::pool) {
         out.h = window.out_h(static_cast<int>(out.h));

@@ -38,6 +38,10 @@ struct Draft {
   Extent out;
 };
 
+struct Padding {
+  int top = 0, left = 0, bottom = 0, right = 0;
+};
+
 std::string pair_of(int a, int b) { return "[" + std::to_string(a) + ", " + std::to_string(b) + "]"; }
 
 std::string list_of(const std::vector<std::string>& labels) {
@@ -56,6 +60,7 @@ class Generator {
     const Extent image = at;
     choose_options();
     stream_ = below(2);
+    version_ = below(8) ? 4 : 3;
     std::string parts;
     const int count = 1 + below(4);
     for (int i = 0; i < count; ++i) parts += part(i, at) + ", ";
@@ -64,7 +69,7 @@ class Generator {
     std::string per_channel, names;
     for (int c = 0; c < channels; ++c) per_channel += (c ? ", 0.5" : "0.5");
     for (int c = 0; c < classes; ++c) names += (c ? ", \"c\"" : "\"c\"");
-    return pack(R"({"schema": "fracskip.bundle", "version": 3, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
+    return pack(R"({"schema": "fracskip.bundle", "version": )" + std::to_string(version_) + R"(, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
                 R"(], "image": {"size": )" + pair_of(image.h, image.w) + R"(, "channels": )" + std::to_string(channels) + R"(, "mean": [)" +
                 per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": )" + list_of(options_) + R"(, "stream": ")" +
                 (stream_ ? "int8" : "float") + R"(", "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [], "stem_bits": 32, "head_bits": 8}, "network": {"classes": )" + std::to_string(classes) +
@@ -88,6 +93,11 @@ class Generator {
     return kWidths[below(6)];
   }
 
+  std::string padding(const Padding& pad) const {
+    if (version_ == 3) return pair_of(pad.top, pad.left);
+    return "[" + std::to_string(pad.top) + ", " + std::to_string(pad.left) + ", " + std::to_string(pad.bottom) + ", " + std::to_string(pad.right) + "]";
+  }
+
   std::string act() { return kActs[below(2) ? below(3) : below(8)]; }
 
   void add(Draft& p, const std::string& json, Made made) {
@@ -107,29 +117,36 @@ class Generator {
     const int kind = below(4);
     if (kind == 0) made.groups = made.given = made.taken;
     if (kind == 1 && made.taken % 2 == 0 && made.given % 2 == 0) made.groups = 2;
-    int dilation_h = 1, dilation_w = 1, pad_h = 0, pad_w = 0, stride_h = 1, stride_w = 1;
+    int dilation_h = 1, dilation_w = 1, stride_h = 1, stride_w = 1;
+    Padding pad;
     if (below(3)) {
       made.kernel_h = keeps ? 1 + 2 * below(3) : 1 + below(5);
       made.kernel_w = keeps ? 1 + 2 * below(3) : 1 + below(5);
       if (below(4) == 0) dilation_h = 1 + below(3);
       if (below(4) == 0) dilation_w = 1 + below(3);
-      pad_h = (made.kernel_h - 1) * dilation_h / 2;
-      pad_w = (made.kernel_w - 1) * dilation_w / 2;
+      const int reach_h = (made.kernel_h - 1) * dilation_h, reach_w = (made.kernel_w - 1) * dilation_w;
+      pad = {reach_h / 2, reach_w / 2, reach_h / 2, reach_w / 2};
+      if (version_ > 3 && below(2)) {
+        pad.top = below(reach_h + 1);
+        pad.left = below(reach_w + 1);
+        pad.bottom = reach_h - pad.top;
+        pad.right = reach_w - pad.left;
+      }
     }
     if (!keeps) {
       stride_h = 1 + below(3);
       stride_w = 1 + below(3);
-      pad_h += below(2);
-      pad_w += below(2);
+      const int more_h = below(2), more_w = below(2);
+      pad = {pad.top + more_h, pad.left + more_w, pad.bottom + more_h, pad.right + more_w};
     }
-    while (p.out.h + 2 * pad_h < (made.kernel_h - 1) * dilation_h + 1) ++pad_h;
-    while (p.out.w + 2 * pad_w < (made.kernel_w - 1) * dilation_w + 1) ++pad_w;
+    while (p.out.h + pad.top + pad.bottom < (made.kernel_h - 1) * dilation_h + 1) ++pad.top, ++pad.bottom;
+    while (p.out.w + pad.left + pad.right < (made.kernel_w - 1) * dilation_w + 1) ++pad.left, ++pad.right;
     add(p, R"({"op": "conv", "in": [)" + std::to_string(value) + R"(], "channels": )" + pair_of(made.taken, made.given) + R"(, "kernel": )" +
-               pair_of(made.kernel_h, made.kernel_w) + R"(, "stride": )" + pair_of(stride_h, stride_w) + R"(, "padding": )" + pair_of(pad_h, pad_w) +
+               pair_of(made.kernel_h, made.kernel_w) + R"(, "stride": )" + pair_of(stride_h, stride_w) + R"(, "padding": )" + padding(pad) +
                R"(, "dilation": )" + pair_of(dilation_h, dilation_w) + R"(, "groups": )" + std::to_string(made.groups) + R"(, "act": ")" + act + "\"}",
         made);
-    p.out = {made.given, (p.out.h + 2 * pad_h - (made.kernel_h - 1) * dilation_h - 1) / stride_h + 1,
-             (p.out.w + 2 * pad_w - (made.kernel_w - 1) * dilation_w - 1) / stride_w + 1};
+    p.out = {made.given, (p.out.h + pad.top + pad.bottom - (made.kernel_h - 1) * dilation_h - 1) / stride_h + 1,
+             (p.out.w + pad.left + pad.right - (made.kernel_w - 1) * dilation_w - 1) / stride_w + 1};
   }
 
   // Pixel by pixel, to so many channels.
@@ -140,7 +157,7 @@ class Generator {
     made.given = given;
     made.takes_first = value == 0;
     add(p, R"({"op": "conv", "in": [)" + std::to_string(value) + R"(], "channels": )" + pair_of(made.taken, given) +
-               R"(, "kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": "none"})", made);
+               R"(, "kernel": [1, 1], "stride": [1, 1], "padding": )" + padding(Padding{}) + R"(, "dilation": [1, 1], "groups": 1, "act": "none"})", made);
     p.out.c = given;
   }
 
@@ -166,10 +183,12 @@ class Generator {
       case 4: add(p, std::string(R"({"op": ")") + (below(2) ? "mul" : "add") + R"(", "in": )" + pair_of(at, at) + "}", none); break;
       case 5: {
         if (keeps) return conv(p, at, 1 + below(20), keeps, act(), false, false);
-        const bool largest = below(2);
-        add(p, R"({"op": "pool", )" + in + R"(, "kind": ")" + (largest ? "max" : "mean") + R"(", "kernel": [2, 2], "stride": [2, 1], "padding": [1, 1], "count_padding": )" +
-                   (!largest && below(2) ? "true}" : "false}"), none);
-        p.out = {p.out.c, p.out.h / 2 + 1, p.out.w + 1};
+        const bool largest = below(2), counts = !largest && below(2);
+        Padding pad = {1, 1, 1, 1};
+        if (version_ > 3) pad = counts ? Padding{1 + below(3), below(4), below(4), 1 + below(3)} : Padding{1, below(2), below(2), 1};
+        add(p, R"({"op": "pool", )" + in + R"(, "kind": ")" + (largest ? "max" : "mean") + R"(", "kernel": [2, 2], "stride": [2, 1], "padding": )" + padding(pad) + R"(, "count_padding": )" +
+                   (counts ? "true}" : "false}"), none);
+        p.out = {p.out.c, (p.out.h + pad.top + pad.bottom - 2) / 2 + 1, p.out.w + pad.left + pad.right - 1};
         break;
       }
       case 6: {  // a residual
@@ -184,7 +203,7 @@ class Generator {
       case 7: {  // as stems end
         conv(p, at, 1 + below(20), true, kActs[below(4)], false, false);
         add(p, R"({"op": "pool", "in": [)" + std::to_string(at + 1) +
-                   R"(], "kind": "max", "kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "count_padding": false})", none);
+                   R"(], "kind": "max", "kernel": [3, 3], "stride": [1, 1], "padding": )" + padding(Padding{1, 1, 1, 1}) + R"(, "count_padding": false})", none);
         break;
       }
       default: {
@@ -389,6 +408,7 @@ class Generator {
   Random& random_;
   std::vector<std::string> options_;
   std::vector<int> seen_;  // channels, by the gates
+  int version_ = 4;  // of the plan
   bool stream_ = false, begun_ = false;  // of 8 bits; whether it flows
   Grid grid_;
   std::string gate_json_ = "null";

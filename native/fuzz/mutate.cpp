@@ -214,13 +214,13 @@ void change_part(Json& parts, Random& random) {
   auto* ops = program ? std::get_if<Json::Array>(&program->value) : nullptr;
   if (!ops || ops->empty()) return;
   Json& op = (*ops)[below(random, ops->size())];
-  static const char* const kPairs[] = {"kernel", "stride", "padding", "dilation"};
-  for (const char* key : kPairs) {
-    Json* pair = chance(random, 40) ? member(op, key) : nullptr;
-    auto* both = pair ? std::get_if<Json::Array>(&pair->value) : nullptr;
-    if (!both) continue;
-    const std::size_t low = key == kPairs[2] ? 0 : 1;
-    for (Json& item : *both) item = raw(std::to_string(low + below(random, chance(random, 10) ? 70000 : 5)));
+  static const char* const kWindows[] = {"kernel", "stride", "padding", "dilation"};
+  for (const char* key : kWindows) {
+    Json* extents = chance(random, 40) ? member(op, key) : nullptr;
+    auto* each = extents ? std::get_if<Json::Array>(&extents->value) : nullptr;
+    if (!each) continue;
+    const std::size_t low = key == kWindows[2] ? 0 : 1;
+    for (Json& item : *each) item = raw(std::to_string(low + below(random, chance(random, 10) ? 70000 : 5)));
   }
   if (Json* in = chance(random, 20) ? member(op, "in") : nullptr) {
     if (auto* values = std::get_if<Json::Array>(&in->value)) {

@@ -26,6 +26,7 @@ struct Case {
   bool extreme;       // all levels and weights at their limits
   float input = 1.f;  // of a result in levels
   int bits = 8;       // of integers
+  int below = 0, beside = 0;  // what the padding at the bottom and on the right has more than that at the top and on the left
   bool integer() const { return element == Element::u8; }
   bool half() const { return element == Element::bf16; }
 };
@@ -73,7 +74,7 @@ struct Problem {
   Problem(const Case& which, std::mt19937& random) : c(which) {
     conv.in = c.in;
     conv.out = c.out;
-    conv.window = {c.kernel_h, c.kernel_w, c.stride, c.stride, c.pad, c.pad};
+    conv.window = {c.kernel_h, c.kernel_w, c.stride, c.stride, c.pad, c.pad, c.pad + c.below, c.pad + c.beside};
     out_h = conv.window.out_h(c.h);
     out_w = conv.window.out_w(c.w);
     const std::size_t count = static_cast<std::size_t>(c.out) * c.kernel_h * c.kernel_w * c.in;
@@ -81,7 +82,7 @@ struct Problem {
     conv.most_level = (1 << c.bits) - 1;
     std::uniform_int_distribution<int> weight(-most, most), level(0, 255), own_level(0, conv.most_level);
     std::uniform_real_distribution<float> real(-1.f, 1.f);
-    in = make_image(c.h, c.w, c.in, c.pad, c.element);
+    in = make_image(c.h, c.w, c.in, conv.window.widest_pad(), c.element);
     if (c.integer()) {
       for (std::size_t i = 0; i < count; ++i) conv.weight_i8.push_back(static_cast<std::int8_t>(c.extreme ? (random() % 8 ? most : -most) : weight(random)));
       fill<std::uint8_t>(in, [&] { return c.extreme ? conv.most_level : own_level(random); });
@@ -186,8 +187,8 @@ void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
   for (std::size_t i = 0; i < bytes; ++i) good &= out.buffer.as<char>()[i] == 0;
   if (!good) {
     ++failures;
-    std::printf("FAIL %s: %dx%d, %d -> %d, %dx%d/%d pad %d, residual %d, output %d: off by %g\n", kernel.kernel_name().c_str(),
-                which.h, which.w, which.in, which.out, which.kernel_h, which.kernel_w, which.stride, which.pad,
+    std::printf("FAIL %s: %dx%d, %d -> %d, %dx%d/%d pad %d %+d %+d, residual %d, output %d: off by %g\n", kernel.kernel_name().c_str(),
+                which.h, which.w, which.in, which.out, which.kernel_h, which.kernel_w, which.stride, which.pad, which.below, which.beside,
                 static_cast<int>(which.residual), static_cast<int>(which.output), worst);
   }
 }
@@ -210,8 +211,12 @@ int run_checks(int rounds) {
       c.kernel_w = kernel[1];
       c.stride = pick(1, 2);
       c.pad = pick(0, 3) ? std::min(c.kernel_h, c.kernel_w) / 2 : 0;
-      c.h = pick(std::max(1, c.kernel_h - 2 * c.pad), 19);
-      c.w = pick(std::max(1, c.kernel_w - 2 * c.pad), 19);
+      if (pick(0, 2) == 0) {
+        c.below = pick(-c.pad, 2);
+        c.beside = pick(-c.pad, 2);
+      }
+      c.h = pick(std::max(1, c.kernel_h - 2 * c.pad - c.below), 19);
+      c.w = pick(std::max(1, c.kernel_w - 2 * c.pad - c.beside), 19);
       c.in = pick(1, 5) * pick(1, 16);
       c.out = pick(1, 5) * pick(1, 10);
       const bool floats = pick(0, 2) == 0, half = kernel_set(isa).tiles_bf16 && pick(0, 1);

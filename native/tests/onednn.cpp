@@ -85,7 +85,7 @@ double compare(const Shape& shape, bool integer) {
   const int n = shape.size, c = shape.channels;
   Conv conv;
   conv.in = conv.out = c;
-  conv.window = {3, 3, 1, 1, 1, 1};
+  conv.window = {3, 3, 1, 1, 1, 1, 1, 1};
   for (int i = 0; i < c * c * 9; ++i) {
     if (integer) conv.weight_i8.push_back(static_cast<std::int8_t>(weight(random)));
     else conv.weight_f32.push_back(real(random));

@@ -280,10 +280,10 @@ class Checks {
     a.kernel_w = pick(1, std::min(5, a.in_w));
     a.stride_h = pick(1, 3);
     a.stride_w = pick(1, 3);
-    a.pad_h = pick(0, a.kernel_h / 2);
-    a.pad_w = pick(0, a.kernel_w / 2);
-    a.out_h = (a.in_h + 2 * a.pad_h - a.kernel_h) / a.stride_h + 1;
-    a.out_w = (a.in_w + 2 * a.pad_w - a.kernel_w) / a.stride_w + 1;
+    a.pad_top = pick(0, a.kernel_h / 2);
+    a.pad_left = pick(0, a.kernel_w / 2);
+    a.out_h = (a.in_h + a.pad_top + pick(0, a.kernel_h / 2) - a.kernel_h) / a.stride_h + 1;
+    a.out_w = (a.in_w + a.pad_left + pick(0, a.kernel_w / 2) - a.kernel_w) / a.stride_w + 1;
     return a;
   }
 
@@ -303,8 +303,8 @@ class Checks {
       for (int x = 0; x < a.out_w; ++x) {
         for (int c = 0; c < used; ++c) {
           int top = 0;
-          for (int h = std::max(y * a.stride_h - a.pad_h, 0); h < std::min(y * a.stride_h - a.pad_h + a.kernel_h, a.in_h); ++h) {
-            for (int w = std::max(x * a.stride_w - a.pad_w, 0); w < std::min(x * a.stride_w - a.pad_w + a.kernel_w, a.in_w); ++w) {
+          for (int h = std::max(y * a.stride_h - a.pad_top, 0); h < std::min(y * a.stride_h - a.pad_top + a.kernel_h, a.in_h); ++h) {
+            for (int w = std::max(x * a.stride_w - a.pad_left, 0); w < std::min(x * a.stride_w - a.pad_left + a.kernel_w, a.in_w); ++w) {
               top = std::max(top, static_cast<int>(in.as<std::uint8_t>()[h * from.row + w * from.pixel + c]));
             }
           }
@@ -318,6 +318,12 @@ class Checks {
     PoolArgs a = windows();
     a.largest = pick(0, 1);
     a.count_padding = !a.largest && pick(0, 1);
+    if (a.count_padding && pick(0, 1)) {  // windows may lie beyond the image
+      a.pad_top += pick(0, 4);
+      a.pad_left += pick(0, 4);
+      a.out_h += pick(4, 8);
+      a.out_w += pick(4, 8);
+    }
     Values in = make(a.in_h * a.in_w, pick(1, 40)), out = make(a.out_h * a.out_w, in.used);
     a.channels = in.channels;
     a.in = in.data.data();
@@ -331,7 +337,7 @@ class Checks {
           int count = 0;
           for (int i = 0; i < a.kernel_h; ++i) {
             for (int j = 0; j < a.kernel_w; ++j) {
-              const int h = y * a.stride_h + i - a.pad_h, w = x * a.stride_w + j - a.pad_w;
+              const int h = y * a.stride_h + i - a.pad_top, w = x * a.stride_w + j - a.pad_left;
               if (h < 0 || w < 0 || h >= a.in_h || w >= a.in_w) continue;
               sum += in.at(h * a.in_w + w, c);
               top = std::max(top, static_cast<double>(in.at(h * a.in_w + w, c)));

@@ -19,6 +19,8 @@ RECIPE: Table = {
     "runtime.capture": None,  # steps as CUDA graphs
 }
 GATE: Values = {"gate.output": {"harm": "sensitivity"}}
+# Of a bundle's parts: the programs whose windows a version may write differently.
+PROGRAMS = ("branch", "shortcut", "after")
 # Of checkpoints before version 2: what their `spec` held of today's `operating_points`.
 OPERATING: Table = {
     "target": "target",
@@ -56,6 +58,41 @@ def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
     points = operating_points({key: spec[key] for key in OPERATING if key in spec})
     spec = revalued({key: spec[key] for key in spec if key not in OPERATING}, GATE)
     return {**meta, "spec": _with_ends(spec), "operating_points": points}
+
+
+def bundle(plan: Any) -> Any:
+    """A bundle's plan, whose windows had one padding for both of their sides until version 3.
+
+    >>> pool = {"op": "pool", "padding": [1, 0]}
+    >>> new = bundle({"version": 3, "network": {"parts": [{"branch": [pool]}]}})
+    >>> new["version"], new["network"]["parts"][0]["branch"][0]["padding"]
+    (4, [1, 0, 1, 0])
+    """
+    if not isinstance(plan, dict) or plan.get("version") != 3:
+        return plan
+    network = _under(plan, ["network"])
+    parts = network.get("parts")
+    if isinstance(parts, list):
+        found = [
+            {**part, **{key: _two_sided(part[key]) for key in PROGRAMS if key in part}}
+            if isinstance(part, dict)
+            else part
+            for part in parts
+        ]
+        plan = {**plan, "network": {**network, "parts": found}}
+    return {**plan, "version": 4}
+
+
+def _two_sided(program: Any) -> Any:
+    """A program whose paddings (height, width) are (top, left, bottom, right)."""
+    if not isinstance(program, list):
+        return program
+    return [
+        {**op, "padding": [*op["padding"], *op["padding"]]}
+        if isinstance(op, dict) and isinstance(op.get("padding"), list)
+        else op
+        for op in program
+    ]
 
 
 def first_block_in_stem(meta: dict[str, Any]) -> bool:

@@ -77,13 +77,15 @@ AGAIN = "export its checkpoint again, with fracskip export CHECKPOINT --to FILE.
 FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "schema": (
         lambda p: p.plan.update(schema="other"),
-        f"'other' version 3; this fracskip reads 'fracskip.bundle' version 3: {AGAIN}",
+        f"'other' version 4; this fracskip reads 'fracskip.bundle' versions 3 to 4: {AGAIN}",
     ),
-    "version 1": (of_version(1), f"version 1; this fracskip reads .* version 3: {AGAIN}"),
-    "version 2": (of_version(2), f"version 2; this fracskip reads .* version 3: {AGAIN}"),
-    "version 4": (of_version(4), f"version 4; this fracskip reads .* version 3: {AGAIN}"),
+    "version 2": (of_version(2), f"version 2; this fracskip reads .* versions 3 to 4: {AGAIN}"),
+    "version 5": (of_version(5), f"version 5; this fracskip reads .* versions 3 to 4: {AGAIN}"),
+    "version 3, four paddings": (of_version(3), "padding must be two integers"),
+    "version 4, two paddings": (lambda p: conv(p).update(padding=[1, 1]), "must be four integers"),
+    "six paddings": (lambda p: conv(p).update(padding=[1] * 6), "must be four integers"),
     "resize": (lambda p: p.plan["image"].update(resize=3), "resize must be an integer from"),
-    "version as float": (lambda p: p.plan.update(version=3.0), "integer"),
+    "version as float": (lambda p: p.plan.update(version=4.0), "integer"),
     "unknown key": (lambda p: p.plan.update(more=1), "unknown member 'more'"),
     "lacking key": (lambda p: p.plan.pop("stream"), "lacks 'stream'"),
     "stream": (lambda p: p.plan.update(stream="int4"), "stream"),
@@ -146,7 +148,7 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     ),
     "pool after a sum": (
         lambda p: part(p).update(
-            after=[{**POOL, "in": [0], "padding": [1, 1], "count_padding": False}]
+            after=[{**POOL, "in": [0], "padding": [1] * 4, "count_padding": False}]
         ),
         "other than activations",
     ),
@@ -156,28 +158,30 @@ FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
     "value that nothing uses": (lambda p: conv(p, 2, 1).update({"in": [0]}), "nothing uses"),
     "groups": (lambda p: conv(p).update(groups=3), "do not divide"),
     "pool's padding": (
-        lambda p: part(p, 0)["branch"].append({**POOL, "padding": [2, 2], "count_padding": False}),
+        lambda p: part(p, 0)["branch"].append(
+            {**POOL, "padding": [1, 1, 1, 2], "count_padding": False}
+        ),
         "half of its kernel",
     ),
     "counted padding": (
-        lambda p: part(p, 0)["branch"].append({**POOL, "padding": [1, 1], "count_padding": True}),
+        lambda p: part(p, 0)["branch"].append({**POOL, "padding": [1] * 4, "count_padding": True}),
         "counts padding",
     ),
     "channels": (lambda p: conv(p).update(channels=[5, 4]), "takes 5 channels and gets 4"),
     "kernel": (lambda p: conv(p).update(kernel=[99, 3]), "larger than its input"),
     "stride": (lambda p: conv(p).update(stride=[0, 1]), "integer from 1"),
-    "negative padding": (lambda p: conv(p).update(padding=[-1, 1]), "integer from 0"),
+    "negative padding": (lambda p: conv(p).update(padding=[1, 1, -1, 1]), "integer from 0"),
     "strided identity": (strided_identity, "shortcut that gives"),
     "huge image": (lambda p: p.plan["image"].update(size=[60000, 60000]), "1 GiB"),
-    "huge padding": (lambda p: conv(p).update(padding=[60000, 60000]), "1 GiB"),
+    "huge padding": (lambda p: conv(p).update(padding=[0, 0, 60000, 60000]), "1 GiB"),
     "one wide border": (
-        lambda p: conv(p).update(kernel=[1, 3], padding=[0, 30000]),
+        lambda p: conv(p).update(kernel=[1, 3], padding=[0, 0, 0, 30000]),
         "1 GiB",
     ),
     "logits": (lambda p: conv(p, 5, 1).update(channels=[8, 6]), "not 5 logits"),
     "accumulators": (
         lambda p: (
-            [conv(p, 1, j).update(kernel=[151, 151], padding=[75, 75]) for j in range(2)]
+            [conv(p, 1, j).update(kernel=[151, 151], padding=[75] * 4) for j in range(2)]
             and part(p, 1).update(options=["8"])
         ),
         "32 bits",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.session import instruction_sets
+from support.hostile_files import Parts
 from support.random_bundle import random_bundle, random_images
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -33,6 +34,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "first": 8,
     },
     "feedforward sensitivity": {"output": "sensitivity", "gate": "feedforward", "depth": 3},
+    "uneven": {"uneven": True, "stem7": True, "image": (30, 27), "widths": (16, 24), "first": 8},
+    "uneven bottleneck": {"uneven": True, "blocks": "bottleneck", "image": (11, 14)},
     "many channels": {"widths": (120, 136), "depth": 1, "image": (8, 8), "first": 8},
 }
 
@@ -60,6 +63,18 @@ def test_native_gives_the_portable_answers(
     # A float sum in another order may move a value across the edge of a level, never further.
     scale = np.abs(portable.logits).max()
     assert np.abs(native.logits - portable.logits).max() <= 0.02 * scale
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("shape", ["stem7", "ends", "bottleneck"])
+def test_a_bundle_of_version_3_gives_the_same_bits(shape: str, engine: Any, tmp_path: Path) -> None:
+    path, images = write(tmp_path, 11, **SHAPES[shape])
+    (tmp_path / "old.fsk").write_bytes(Parts.of(path.read_bytes()).as_version_3().bundle())
+    wanted, found = (
+        InferenceSession(each, engine=engine).run(images) for each in (path, tmp_path / "old.fsk")
+    )
+    np.testing.assert_array_equal(found.logits, wanted.logits)
+    np.testing.assert_array_equal(found.decisions, wanted.decisions)
 
 
 @pytest.mark.parametrize("engine", ["native", "portable"])

@@ -23,6 +23,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow": {"options": ("skip", 2, 3, 5, 6, 7, 8), "first": 8},
     "ends": {"first": 8, "ends": 8, "stem7": True, "image": (24, 24)},
     "wide": {"options": (8, 9, 16, "full"), "first": 4},
+    "uneven": {"uneven": True, "stem7": True, "image": (30, 27), "widths": (8, 10), "first": 8},
     "one class": {"classes": 1, "gate": "feedforward", "depth": 1, "widths": (4,)},
 }
 CASES = [

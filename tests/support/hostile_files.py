@@ -53,6 +53,16 @@ class Parts:
         new = struct.pack(f"<{len(values)}{'f' if dtype == '<f4' else 'b'}", *values)
         self.tensors[name] = kind, shape, new + data[len(new) :]
 
+    def as_version_3(self) -> Parts:
+        """Writes a bundle's plan as version 3 did: of each window, a padding of both sides."""
+        for part in self.network["parts"]:
+            for op in (*part["branch"], *part["shortcut"]):
+                if "padding" in op:
+                    assert op["padding"][:2] == op["padding"][2:]
+                    op["padding"] = op["padding"][:2]
+        self.plan["version"] = 3
+        return self
+
     def bundle(self) -> bytes:
         """A bundle with a digest that fits."""
         return sealed_bundle(json.dumps(self.plan), self.tensors)
@@ -205,7 +215,7 @@ def small_plan(parts: list[Any], options: list[str]) -> dict[str, Any]:
     cost = {"stem_macs": 1, "head_macs": 1, "stem_bits": 32, "head_bits": 32, "blocks": priced}
     return {
         "schema": "fracskip.bundle",
-        "version": 3,
+        "version": 4,
         "name": "hostile",
         "source": "",
         "data_name": "",
@@ -229,7 +239,7 @@ def conv_op(taken: int, channels: tuple[int, int], act: str = "none") -> dict[st
     """A convolution of single pixels."""
     return {
         "op": "conv", "in": [taken], "channels": list(channels), "kernel": [1, 1], "stride": [1, 1],
-        "padding": [0, 0], "dilation": [1, 1], "groups": 1, "act": act,
+        "padding": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1, "act": act,
     }  # fmt: skip
 
 
@@ -237,7 +247,7 @@ def pool_op(taken: int) -> dict[str, Any]:
     """A max pool of single pixels."""
     return {
         "op": "pool", "in": [taken], "kind": "max", "kernel": [1, 1], "stride": [1, 1],
-        "padding": [0, 0], "count_padding": False,
+        "padding": [0, 0, 0, 0], "count_padding": False,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Scales are drawn so that levels spread over their grids: neither dead nor satura
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,6 +44,7 @@ def random_bundle(
     output: Literal["logit", "sensitivity"] = "logit",
     multiplier: float = 0.0,
     classes: int = 5,
+    uneven: bool = False,
 ) -> bytes:
     """A valid bundle with random weights.
 
@@ -65,6 +67,7 @@ def random_bundle(
         output: What its last layer gives.
         multiplier: Of cost, where no budget is asked for.
         classes: Of the head.
+        uneven: Whether windows pad one side of an image more than the other, each in its own way.
     """
     plan = random_plan(
         blocks=blocks,
@@ -83,6 +86,7 @@ def random_bundle(
         output=output,
         multiplier=multiplier,
         classes=classes,
+        uneven=uneven,
     )
     return encode_bundle(plan, random_tensors(plan, seed))[0]
 
@@ -104,6 +108,7 @@ class _Shapes:
 
     channels: int
     size: Size
+    draw: random.Random | None = None  # of paddings; None: those of both sides are alike
     macs: list[BlockProfile] = field(default_factory=list)
     parts: list[Geometry] = field(default_factory=list)
 
@@ -111,14 +116,14 @@ class _Shapes:
         self, taken: int, channels: int, kernel: int, stride: int, act: str = "none"
     ) -> tuple[Geometry, int]:
         """Goes through a convolution of a value, padded to keep its size: what it is, its MACs."""
-        padding = kernel // 2
+        padding = self.padding(kernel)
         geometry = {
             "op": "conv",
             "in": [taken],
             "channels": [self.channels, channels],
             "kernel": [kernel, kernel],
             "stride": [stride, stride],
-            "padding": [padding, padding],
+            "padding": padding,
             "dilation": [1, 1],
             "groups": 1,
             "act": act,
@@ -127,6 +132,13 @@ class _Shapes:
         macs = conv_macs(self.channels, channels, (kernel, kernel), self.size)
         self.channels = channels
         return geometry, macs
+
+    def padding(self, kernel: int) -> list[int]:
+        """Top, left, bottom and right, by which an image keeps its size."""
+        if self.draw is None:
+            return [kernel // 2] * 4
+        top, left = (self.draw.randrange(kernel) for _ in range(2))
+        return [top, left, kernel - 1 - top, kernel - 1 - left]
 
     def fixed(self, name: str, option: str, branch: list[Geometry]) -> None:
         """Adds a part that is always executed and has no shortcut."""
@@ -188,8 +200,11 @@ class _Shapes:
         self.macs.append(BlockProfile(name, branch_macs, shortcut_macs, 0, gated))
 
 
-def slide(size: Size, kernel: int, stride: int, padding: int) -> Size:
-    height, width = ((length + 2 * padding - kernel) // stride + 1 for length in size)
+def slide(size: Size, kernel: int, stride: int, padding: Sequence[int]) -> Size:
+    sums = padding[0] + padding[2], padding[1] + padding[3]
+    height, width = (
+        (length + both - kernel) // stride + 1 for length, both in zip(size, sums, strict=True)
+    )
     return height, width
 
 
@@ -211,18 +226,20 @@ def random_plan(
     output: Literal["logit", "sensitivity"] = "logit",
     multiplier: float = 0.0,
     classes: int = 5,
+    uneven: bool = False,
 ) -> Plan:
     """The plan of `random_bundle`."""
     labels = [Option.parse(option).label for option in options]
     outer, projection = Option.parse(ends).label, "8" if stream == "int8" else "full"
-    shapes = _Shapes(channels, image)
+    shapes = _Shapes(channels, image, random.Random(0) if uneven else None)
     kernel, stride = (7, 2) if stem7 else (3, 1)
     geometry, stem_macs = shapes.conv(0, widths[0], kernel, stride, "relu")
     stem = [geometry]
     if stem7:
-        window = {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1]}
+        padding = [0, 1, 1, 0] if uneven else [1] * 4
+        window = {"kernel": [3, 3], "stride": [2, 2], "padding": padding}
         stem.append({"op": "pool", "in": [1], "kind": "max", "count_padding": False, **window})
-        shapes.size = slide(shapes.size, 3, 2, 1)
+        shapes.size = slide(shapes.size, 3, 2, padding)
     shapes.fixed("stem", outer, stem)
     for stage, width in enumerate(widths):
         for position in range(depth):
@@ -235,7 +252,7 @@ def random_plan(
     shapes.fixed("head", outer, [{"op": "mean", "in": [0]}, geometry])
     tree = {
         "schema": "fracskip.bundle",
-        "version": 3,
+        "version": 4,
         "name": f"random {blocks}",
         "source": "",
         "data_name": "random",

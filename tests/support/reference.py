@@ -23,8 +23,8 @@ F32 = np.float32
 
 def windows(x: NDArray[Any], window: Window, padding: float = 0) -> NDArray[Any]:
     """Every window of an image (H, W, C): (H', W', kh, kw, C)."""
-    (pad_h, pad_w), (kernel_h, kernel_w) = window.padding, window.kernel
-    padded = np.pad(x, ((pad_h, pad_h), (pad_w, pad_w), (0, 0)), constant_values=padding)
+    (top, left, bottom, right), (kernel_h, kernel_w) = window.padding, window.kernel
+    padded = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=padding)
     found = np.lib.stride_tricks.sliding_window_view(padded, (kernel_h, kernel_w), (0, 1))
     stride_h, stride_w = window.stride
     return np.moveaxis(found[::stride_h, ::stride_w], 2, -1)

@@ -58,11 +58,19 @@ int read_executed(const Field& field) {
   return bits;
 }
 
-Window read_window(const Field& field) {
+Window read_window(const Field& field, int version) {
   Window window;
   std::tie(window.kernel_h, window.kernel_w) = field["kernel"].pair(1, kMaxExtent);
   std::tie(window.stride_h, window.stride_w) = field["stride"].pair(1, kMaxExtent);
-  std::tie(window.pad_h, window.pad_w) = field["padding"].pair(0, kMaxExtent);
+  const Field padding = field["padding"];
+  if (version == kOldestVersion) {
+    std::tie(window.pad_top, window.pad_left) = padding.pair(0, kMaxExtent);
+    window.pad_bottom = window.pad_top;
+    window.pad_right = window.pad_left;
+  } else {
+    const auto sides = padding.integers<4>(0, kMaxExtent, "must be four integers: top, left, bottom, right");
+    std::tie(window.pad_top, window.pad_left, window.pad_bottom, window.pad_right) = std::tuple_cat(sides);
+  }
   return window;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <string>
 #include <utility>
@@ -91,9 +92,17 @@ class Field {
   }
 
   std::pair<int, int> pair(int low, int high) const {
-    const std::vector<Field> both = items();
-    if (both.size() != 2) fail("must be two integers");
-    return {both[0].integer(low, high), both[1].integer(low, high)};
+    const auto both = integers<2>(low, high, "must be two integers");
+    return {both[0], both[1]};
+  }
+
+  template <std::size_t Count>
+  std::array<int, Count> integers(int low, int high, const char* otherwise) const {
+    const std::vector<Field> found = items();
+    if (found.size() != Count) fail(otherwise);
+    std::array<int, Count> values;
+    std::transform(found.begin(), found.end(), values.begin(), [&](const Field& item) { return item.integer(low, high); });
+    return values;
   }
 
  private:
@@ -101,7 +110,10 @@ class Field {
   std::string where_;
 };
 
-Window read_window(const Field& field);
+inline constexpr int kOldestVersion = 3, kVersion = 4;  // of plans
+
+// Until version 3, a window's padding was that of both sides: height, width.
+Window read_window(const Field& field, int version);
 
 // Options in ascending order, as bits; not skip alone.
 std::vector<int> read_options(const Field& field);

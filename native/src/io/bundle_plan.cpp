@@ -1,5 +1,6 @@
 #include "io/bundle_plan.hpp"
 
+#include <algorithm>
 #include <set>
 #include <string>
 #include <tuple>
@@ -10,7 +11,6 @@ namespace fracskip {
 namespace {
 
 constexpr const char* kSchema = "fracskip.bundle";
-constexpr int kVersion = 3;
 constexpr std::size_t kMaxOps = 4096;
 constexpr const char* kActs[] = {"none", "relu", "relu6", "hardsigmoid", "hardswish", "sigmoid", "silu", "gelu"};
 
@@ -29,38 +29,38 @@ int read_value(const Field& field, int known) {
   return field.integer(0, known);
 }
 
-void read_conv(const Field& field, Op& op) {
+void read_conv(const Field& field, int version, Op& op) {
   field.members({"op", "in", "channels", "kernel", "stride", "padding", "dilation", "groups", "act"});
   op.kind = OpKind::conv;
   std::tie(op.taken, op.given) = field["channels"].pair(1, kMaxExtent);
-  op.window = read_window(field);
+  op.window = read_window(field, version);
   std::tie(op.dilation_h, op.dilation_w) = field["dilation"].pair(1, kMaxExtent);
   op.groups = field["groups"].integer(1, kMaxExtent);
   if (op.taken % op.groups != 0 || op.given % op.groups != 0) field["groups"].fail("do not divide the channels");
   op.act = read_act(field["act"]);
 }
 
-void read_pool(const Field& field, Op& op) {
+void read_pool(const Field& field, int version, Op& op) {
   field.members({"op", "in", "kind", "kernel", "stride", "padding", "count_padding"});
   op.kind = OpKind::pool;
   const std::string& kind = field["kind"].text();
   if (kind != "max" && kind != "mean") field["kind"].fail("is neither 'max' nor 'mean'");
   op.largest = kind == "max";
-  op.window = read_window(field);
-  if (2 * op.window.pad_h > op.window.kernel_h || 2 * op.window.pad_w > op.window.kernel_w) {
-    field.fail("pads by more than half of its kernel");
-  }
+  op.window = read_window(field, version);
   op.count_padding = field["count_padding"].flag();
   if (op.largest && op.count_padding) field.fail("counts padding, of which there is none in a maximum");
+  const Window& w = op.window;
+  const bool within = 2 * std::max(w.pad_top, w.pad_bottom) <= w.kernel_h && 2 * std::max(w.pad_left, w.pad_right) <= w.kernel_w;
+  if (!within && !op.count_padding) field.fail("pads by more than half of its kernel, and does not count it");
 }
 
-Op read_op(const Field& field, int known) {
+Op read_op(const Field& field, int version, int known) {
   Op op;
   const std::string& kind = field["op"].text();
   if (kind == "conv") {
-    read_conv(field, op);
+    read_conv(field, version, op);
   } else if (kind == "pool") {
-    read_pool(field, op);
+    read_pool(field, version, op);
   } else if (kind == "mean") {
     field.members({"op", "in"});
     op.kind = OpKind::mean;
@@ -92,13 +92,13 @@ Op read_op(const Field& field, int known) {
   return op;
 }
 
-Program read_program(const Field& field) {
+Program read_program(const Field& field, int version) {
   const std::vector<Field> items = field.items();
   if (items.size() > kMaxOps) field.fail("has more than 4,096 operations");
   Program program;
   std::vector<bool> used(items.size() + 1);
   for (const Field& item : items) {
-    program.push_back(read_op(item, static_cast<int>(program.size())));
+    program.push_back(read_op(item, version, static_cast<int>(program.size())));
     used[static_cast<std::size_t>(program.back().in)] = true;
     if (program.back().takes_two()) used[static_cast<std::size_t>(program.back().other)] = true;
   }
@@ -108,18 +108,18 @@ Program read_program(const Field& field) {
   return program;
 }
 
-void read_shortcut(const Field& field, Part& part) {
-  part.shortcut = read_program(field["shortcut"]);
+void read_shortcut(const Field& field, int version, Part& part) {
+  part.shortcut = read_program(field["shortcut"], version);
   const Field option = field["shortcut_option"];
   if (part.shortcut.empty() != option.is_null()) option.fail("must be null if and only if there is no operation in the shortcut");
   if (!option.is_null()) part.shortcut_bits = read_executed(option);
-  for (const Op& op : read_program(field["after"])) {
+  for (const Op& op : read_program(field["after"], version)) {
     if (op.kind != OpKind::act) field["after"].fail("holds something other than activations");
     part.after.push_back(op.act);
   }
 }
 
-Part read_part(const Field& field, const std::vector<int>& network_options) {
+Part read_part(const Field& field, int version, const std::vector<int>& network_options) {
   field.members({"name", "gated", "options", "residual", "skip_is_identity", "branch", "shortcut", "shortcut_option", "after"});
   Part part;
   part.name = field["name"].text();
@@ -131,9 +131,9 @@ Part read_part(const Field& field, const std::vector<int>& network_options) {
   if (part.gated && options != network_options) field.fail("is gated and must have the network's options");
   if (!part.gated && options.size() != 1) field.fail("is not gated and must have one option");
   for (int bits : options) part.ways.push_back({bits, {}});
-  part.branch = read_program(field["branch"]);
+  part.branch = read_program(field["branch"], version);
   if (part.branch.empty()) field.fail("has an empty branch");
-  read_shortcut(field, part);
+  read_shortcut(field, version, part);
   if (!part.residual && (part.skip_is_identity || !part.shortcut.empty() || !part.after.empty())) {
     field.fail("has no residual sum, so its branch must be all there is");
   }
@@ -141,14 +141,14 @@ Part read_part(const Field& field, const std::vector<int>& network_options) {
   return part;
 }
 
-void read_parts(const Field& field, Network& network) {
+void read_parts(const Field& field, int version, Network& network) {
   const std::vector<Field> items = field.items();
   if (items.empty()) field.fail("must not be empty");
   if (items.size() > kMaxParts) field.fail("has more than 4,096 parts");
   std::set<std::string> names;
   std::size_t executions = 0;
   for (const Field& item : items) {
-    Part part = read_part(item, network.option_bits);
+    Part part = read_part(item, version, network.option_bits);
     const std::size_t skips = part.ways.front().bits == kSkipBits;
     executions += part.branch.size() * (part.ways.size() - skips) + part.shortcut.size();
     if (executions > kMaxExecutions) field.fail("has too many operations");
@@ -162,19 +162,19 @@ void read_parts(const Field& field, Network& network) {
   }
 }
 
-void check_version(const Field& root) {
+int read_version(const Field& root) {
   if (!root.has("schema") || !root.has("version")) root.fail("lacks 'schema' or 'version'");
   const std::string& schema = root["schema"].text();
   const int version = root["version"].integer(0, kMaxExtent);
-  if (schema == kSchema && version == kVersion) return;
-  throw BundleError("this is " + quoted(schema) + " version " + std::to_string(version) + "; this fracskip reads " + quoted(kSchema) + " version " +
-                    std::to_string(kVersion) + ": export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk");
+  if (schema == kSchema && version >= kOldestVersion && version <= kVersion) return version;
+  throw BundleError("this is " + quoted(schema) + " version " + std::to_string(version) + "; this fracskip reads " + quoted(kSchema) + " versions " +
+                    std::to_string(kOldestVersion) + " to " + std::to_string(kVersion) + ": export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk");
 }
 
 }  // namespace
 
 BundlePlan read_plan(const Field& root) {
-  check_version(root);
+  const int version = read_version(root);
   root.members({"schema", "version", "name", "source", "data_name", "class_names", "image",
                 "options", "stream", "cost", "network", "gate", "operating_points"});
   BundlePlan plan;
@@ -187,7 +187,7 @@ BundlePlan read_plan(const Field& root) {
   const Field own = root["network"];
   own.members({"classes", "parts"});
   network.classes = own["classes"].integer(1, kMaxExtent);
-  read_parts(own["parts"], network);
+  read_parts(own["parts"], version, network);
   plan.budget_input = read_gate(root["gate"], network);
   read_operating_points(root["operating_points"], network);
   read_texts(root, network);

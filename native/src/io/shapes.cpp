@@ -90,7 +90,7 @@ class ShapeCheck {
     // Checked wide: dilated kernels need not fit an int.
     const std::int64_t reach_h = std::int64_t{op.window.kernel_h - 1} * op.dilation_h + 1;
     const std::int64_t reach_w = std::int64_t{op.window.kernel_w - 1} * op.dilation_w + 1;
-    if (reach_h > in.height + 2 * op.window.pad_h || reach_w > in.width + 2 * op.window.pad_w) {
+    if (reach_h > in.height + op.window.pad_top + op.window.pad_bottom || reach_w > in.width + op.window.pad_left + op.window.pad_right) {
       refuse(what + " has a kernel that is larger than its input, " + in.text());
     }
     Shape out = limits_.slide(in, op.reach(), what);

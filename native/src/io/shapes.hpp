@@ -45,12 +45,12 @@ class Limits {
   }
 
   // What a window makes of a shape. An engine may keep the input with a border as wide as the
-  // larger padding on every side, so that is bounded too.
+  // widest padding on every side, so that is bounded too.
   Shape slide(const Shape& in, const Window& window, const std::string& what) {
-    const std::int64_t border = std::max(window.pad_h, window.pad_w);
+    const std::int64_t border = window.widest_pad();
     bounded({in.channels, in.height + 2 * border, in.width + 2 * border}, what);
-    const std::int64_t height = in.height + 2 * std::int64_t{window.pad_h} - window.kernel_h;
-    const std::int64_t width = in.width + 2 * std::int64_t{window.pad_w} - window.kernel_w;
+    const std::int64_t height = in.height + window.pad_top + window.pad_bottom - window.kernel_h;
+    const std::int64_t width = in.width + window.pad_left + window.pad_right - window.kernel_w;
     if (height < 0 || width < 0) {
       refuse(what + " has a kernel that is larger than its input, " + in.text());
     }

@@ -160,7 +160,7 @@ struct Wanted {
   // The transforms of up to four channels take as long as for 16; tiles end within a border of one.
   bool fits_winograd() const {
     const Window& w = conv.window;
-    return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_h == 1 && w.pad_w == 1;
+    return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_top == 1 && w.pad_left == 1 && w.pad_bottom == 1 && w.pad_right == 1;
   }
   bool winograd_beats_narrow() const {
     return !narrow() || sizeof(std::int16_t) * kTileArea * conv.in * conv.out <= kMostNarrowWinograd;

@@ -244,7 +244,7 @@ void Planner::plan_depthwise(const Op& op, const Terms& terms, const Place& in, 
   step->function = !integer ? values_.depthwise_f32 : target.out.is_levels() ? values_.depthwise_u8 : values_.depthwise_u8_to_f32;
   step->in = in;
   step->out = target.out;
-  step->first_tap = -(op.window.pad_h * from.row + static_cast<std::ptrdiff_t>(op.window.pad_w) * from.pixel);
+  step->first_tap = -(op.window.pad_top * from.row + static_cast<std::ptrdiff_t>(op.window.pad_left) * from.pixel);
   std::shared_ptr<const DepthwiseStep::Weights>& weights = made_depthwise_[&terms];
   if (!weights) weights = depthwise_weights(op, terms, to.pixel);
   step->weights = weights;
@@ -300,7 +300,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   step->channels = to.pixel;
   step->phases_h = spread.apart_h / spread.common_h;
   step->phases_w = spread.apart_w / spread.common_w;
-  const std::ptrdiff_t first_tap = -(op.window.pad_h * from.row + static_cast<std::ptrdiff_t>(op.window.pad_w) * from.pixel);
+  const std::ptrdiff_t first_tap = -(op.window.pad_top * from.row + static_cast<std::ptrdiff_t>(op.window.pad_left) * from.pixel);
   int piece = 0;
   for (const Convolution* conv : pieces_of(op, terms, half, grouping)) {
     ConvolutionStep::Piece made;
@@ -328,7 +328,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
     a.top = target.top;
     set_clamp(a, target.act);
     const Window& w = op.window;
-    const bool by_pixels = w.kernel_h == 1 && w.kernel_w == 1 && w.stride_h == 1 && w.stride_w == 1 && w.pad_h == 0 && w.pad_w == 0;
+    const bool by_pixels = w.kernel_h == 1 && w.kernel_w == 1 && w.stride_h == 1 && w.stride_w == 1 && !w.pads();
     if (by_pixels && in.is_dense() && target.out.is_dense()) {  // one long row
       a.out_w *= a.out_h;
       a.out_h = 1;

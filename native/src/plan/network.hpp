@@ -2,6 +2,7 @@
 // docs/bundle.md defines every field and the arithmetic.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -25,10 +26,12 @@ inline std::string option_label(int bits) {
 struct Window {
   int kernel_h = 1, kernel_w = 1;
   int stride_h = 1, stride_w = 1;
-  int pad_h = 0, pad_w = 0;
+  int pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
 
-  int out_h(int in_h) const { return (in_h + 2 * pad_h - kernel_h) / stride_h + 1; }
-  int out_w(int in_w) const { return (in_w + 2 * pad_w - kernel_w) / stride_w + 1; }
+  bool pads() const { return widest_pad() > 0; }
+  int widest_pad() const { return std::max({pad_top, pad_left, pad_bottom, pad_right}); }
+  int out_h(int in_h) const { return (in_h + pad_top + pad_bottom - kernel_h) / stride_h + 1; }
+  int out_w(int in_w) const { return (in_w + pad_left + pad_right - kernel_w) / stride_w + 1; }
 };
 
 struct Linear {

@@ -15,11 +15,12 @@
 
 namespace fracskip {
 
-inline int border_of(const Window& window) { return std::max(window.pad_h, window.pad_w); }
+// Kernels know no edges: as wide as the widest padding, on every side.
+inline int border_of(const Window& window) { return window.widest_pad(); }
 
 // Whether it leaves pixels out.
 inline bool is_sparse(const Window& w) {
-  return w.kernel_h == 1 && w.kernel_w == 1 && w.pad_h == 0 && w.pad_w == 0 && (w.stride_h > 1 || w.stride_w > 1);
+  return w.kernel_h == 1 && w.kernel_w == 1 && !w.pads() && (w.stride_h > 1 || w.stride_w > 1);
 }
 
 inline bool is_clamp(Act act) { return act == Act::none || act == Act::relu || act == Act::relu6; }

@@ -237,8 +237,8 @@ void Planner::plan_pool(std::size_t k) {
   a.kernel_w = w.kernel_w;
   a.stride_h = w.stride_h;
   a.stride_w = w.stride_w;
-  a.pad_h = w.pad_h;
-  a.pad_w = w.pad_w;
+  a.pad_top = w.pad_top;
+  a.pad_left = w.pad_left;
   a.largest = op.largest;
   a.count_padding = op.count_padding;
   course_->steps.push_back(std::move(step));

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from fracskip.models.padding import NO_PADDING, Padding
 from fracskip.runtime.operations import Op
 
 Layout = Literal["first", "last", "flat"]
@@ -22,11 +23,13 @@ class Value:
         index: Its number there.
         layout: Where the traced network has the channels: first, last, or nothing but them.
         shape: The traced network's, for one image.
+        padding: Zeros around it that are in the shape, but that no operation has added yet.
     """
 
     index: int
     layout: Layout
     shape: tuple[int, ...]
+    padding: Padding = NO_PADDING
 
     @property
     def channels(self) -> int:

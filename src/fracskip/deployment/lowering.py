@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fracskip.deployment.lowered import Layout, Lowered, Scaled, Source, Value, Weighted
-from fracskip.errors import ConfigError
-from fracskip.models.graph import Graph, Node, Ref
-from fracskip.models.steps import Steps
-from fracskip.models.structure import bounds, hands_on
+from fracskip.deployment.drafting import ProgramDraft
+from fracskip.deployment.lowered import Layout, Lowered, Scaled, Value, Weighted
+from fracskip.models.graph import Graph, Node
+from fracskip.models.padding import NO_PADDING, Padding, added, padding_of, zeros_around
+from fracskip.models.structure import bounds, hands_on, never_negative
 from fracskip.runtime.operations import (
     Act,
     ActOp,
@@ -27,7 +28,6 @@ from fracskip.runtime.operations import (
     ConvOp,
     MeanOp,
     NormOp,
-    Op,
     PoolOp,
 )
 
@@ -65,14 +65,11 @@ def lower(
     return lowering.finished(output)
 
 
-class _Lowering:
+class _Lowering(ProgramDraft):
+    """Adds nodes one by one, each by what does its operation."""
+
     def __init__(self, net: nn.Module, graph: Graph, entry: Node, taken: Value) -> None:
-        self._net, self._graph = net, graph
-        self._values = {entry.index: Value(0, taken.layout, taken.shape)}
-        self._ops: list[Op] = []
-        self._sources: list[Source] = []
-        # Zeros around a value, of height and of width, that convolutions add themselves.
-        self._pads: dict[int, tuple[int, int]] = {}
+        super().__init__(net, graph, entry, taken)
         self._does: dict[str, Any] = {
             "conv2d": self._conv, "linear": self._linear, "batch_norm": self._batch_norm,
             "layer_norm": self._layer_norm, "add": self._binary, "mul": self._binary,
@@ -84,63 +81,6 @@ class _Lowering:
             "max_pool2d": self._max_pool, "constant_pad_nd": self._pad, "pad": self._pad,
         }  # fmt: skip
 
-    def finished(self, output: Node) -> Lowered:
-        value = self._values[output.index]
-        if value.index != len(self._ops):
-            self._refuse(output, "its value is not the last one")
-        return Lowered(tuple(self._ops), tuple(self._sources), value)
-
-    def _refuse(self, node: Node, why: str) -> NoReturn:
-        raise ConfigError(
-            f"{node} has no place in a bundle: {why}; execute the checkpoint itself, with torch "
-            "(fracskip eval CHECKPOINT)"
-        )
-
-    # -- values ----------------------------------------------------------------------------------
-
-    def _give(self, node: Node, op: Op, source: Source = None, layout: Layout = "first") -> None:
-        self._ops.append(op)
-        self._sources.append(source)
-        self._values[node.index] = Value(len(self._ops), layout, node.shape)
-
-    def _same(self, node: Node, layout: Layout | None = None, shape: Any = None) -> None:
-        """The node gives what it takes, as a bundle sees it."""
-        value = self._taken(node)
-        self._values[node.index] = Value(value.index, layout or value.layout, shape or node.shape)
-
-    def _known(self, given: Any) -> Value | None:
-        return self._values.get(given.node) if isinstance(given, Ref) else None
-
-    def _taken(self, node: Node) -> Value:
-        value = self._known(node.args[0])
-        if value is None:
-            self._refuse(node, "what it takes is not computed in this part")
-        if self._pads.get(node.args[0].node, (0, 0)) != (0, 0) and node.op != "conv2d":
-            self._refuse(self._graph.taken(node), "something else than convolutions takes it")
-        return value
-
-    def _constant(self, given: Any) -> Tensor | None:
-        """The value of what does not depend on the images; None if that is no tensor."""
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            return torch.tensor(float(given))
-        if not isinstance(given, Ref) or self._graph[given.node] in self._graph.data:
-            return None
-        found = Steps(self._net, self._graph, (), (), self._graph[given.node])()
-        return found.detach() if isinstance(found, Tensor) else None
-
-    def _producer(self, node: Node) -> int | None:
-        """The operation that gives what a node takes, if nothing else sees that."""
-        index = self._taken(node).index
-        before = self._graph.taken(node)
-        while index:
-            if len(self._graph.users(before)) != 1:
-                return None
-            earlier = self._known(before.args[0])
-            if earlier is None or earlier.index != index:
-                return index - 1
-            before = self._graph.taken(before)
-        return None
-
     # -- nodes -----------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
@@ -148,7 +88,9 @@ class _Lowering:
         act = ACTS.get(node.op) or CLAMPS.get(
             bounds(node) if node.op in ("clamp", "clamp_min", "hardtanh") else (None, None)
         )
-        if hands_on(node) or self._is_own_gate(node):
+        if hands_on(node):
+            self._hand_on(node)
+        elif self._is_own_gate(node):
             self._same(node)
         elif act is not None:
             if (approximate := node.kwargs.get("approximate", "none")) != "none":
@@ -166,18 +108,16 @@ class _Lowering:
         return gated and set(users[0].inputs) == {node.index, *node.inputs}
 
     def _conv(self, node: Node) -> None:
-        layer, value = self._layer(node), self._taken(node)
+        layer, value = self._layer(node), self._unpadded(node)
         assert isinstance(layer, nn.Conv2d)
         if value.layout != "first":
             self._refuse(node, "its channels do not come first")
-        around = self._pads.get(node.inputs[0], (0, 0))
-        own = self._padding(node, layer)
         op = ConvOp(
             inputs=(value.index,),
             channels=(layer.in_channels, layer.out_channels),
             kernel=_pair(layer.kernel_size),
             stride=_pair(layer.stride),
-            padding=(own[0] + around[0], own[1] + around[1]),
+            padding=added(padding_of(layer), value.padding),
             dilation=_pair(layer.dilation),
             groups=layer.groups,
             act="none",
@@ -192,7 +132,7 @@ class _Lowering:
         one = (1, 1)
         op = ConvOp(
             inputs=(value.index,), channels=(layer.in_features, layer.out_features),
-            kernel=one, stride=one, padding=(0, 0), dilation=one, groups=1, act="none",
+            kernel=one, stride=one, padding=NO_PADDING, dilation=one, groups=1, act="none",
         )  # fmt: skip
         self._give(node, op, Weighted(node.path, layer), value.layout)
 
@@ -201,29 +141,13 @@ class _Lowering:
             self._refuse(node, "its weights are computed, or no layer's")
         return self._net.get_submodule(node.path)
 
-    def _padding(self, node: Node, layer: nn.Conv2d) -> tuple[int, int]:
-        if layer.padding == "valid":
-            return 0, 0
-        if layer.padding == "same":
-            reach = [(k - 1) * d for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-            if any(each % 2 for each in reach):
-                self._refuse(node, "it pads one side more than the other")
-            return reach[0] // 2, reach[1] // 2
-        assert not isinstance(layer.padding, str)
-        return _pair(layer.padding)
-
     def _pad(self, node: Node) -> None:
-        """Zeros around an image, which the convolutions that take it add themselves."""
-        given = node.args[1]
-        mode = node.argument(2, "mode", "constant") if node.op == "pad" else "constant"
-        filled = node.argument(3 if node.op == "pad" else 2, "value", 0)
-        left, right, top, bottom = given if len(given) == 4 else (0, 1, 0, 1)
-        if (left, top) != (right, bottom) or min(given) < 0:
-            self._refuse(node, "it pads one side more than the other")
-        if mode != "constant" or filled not in (0, None) or self._taken(node).layout != "first":
-            self._refuse(node, "it pads by something else than zeros")
-        self._same(node)
-        self._pads[node.index] = (top, left)
+        """Zeros around an image, for whoever takes it to add."""
+        value, around = self._unpadded(node), zeros_around(node)
+        if around is None or value.layout != "first":
+            self._refuse(node, "it adds something else than zeros around height and width")
+        found = replace(value, shape=node.shape, padding=added(value.padding, around))
+        self._values[node.index] = found
 
     def _batch_norm(self, node: Node) -> None:
         norm: Any = self._layer(node) if node.path else None
@@ -399,26 +323,63 @@ class _Lowering:
     def _mean_pool(self, node: Node) -> None:
         if node.argument(6, "divisor_override") is not None:
             self._refuse(node, "it divides by a number of its own")
-        value, padding = self._taken(node), _pair(node.argument(3, "padding", 0))
+        value, padding = self._unpadded(node), _pair(node.argument(3, "padding", 0))
         whole = _pair(node.args[1]) == value.shape[2:] and padding == (0, 0)
-        if whole and value.layout == "first":
+        if whole and value.layout == "first" and value.padding == NO_PADDING:
             self._give(node, MeanOp(inputs=(value.index,)))
             return
         self._pool(node, "mean", bool(node.argument(5, "count_include_pad", True)))
 
-    def _pool(self, node: Node, kind: Literal["max", "mean"], counts: bool) -> None:
-        value, kernel = self._taken(node), _pair(node.args[1])
+    def _pool(self, node: Node, kind: Literal["max", "mean"], includes: bool) -> None:
+        """Adds a pool; zeros around what it takes are its own where that comes to the same.
+
+        Args:
+            node: The pool.
+            kind: What it gives.
+            includes: Whether its mean counts its own padding; zeros around an image it always does.
+        """
+        value, kernel = self._unpadded(node), _pair(node.args[1])
+        stride = _pair(node.argument(2, "stride") or kernel)
+        high, wide = _pair(node.argument(3, "padding", 0))
+        own: Padding = (high, wide, high, wide)
+        if value.layout != "first":
+            self._refuse(node, "its channels do not come first")
+        # With ceil_mode, the last windows reach beyond all padding, which no mean counts.
+        below, right = (
+            max(0, (given - 1) * step + edge - taken - 2 * pad)
+            for given, step, edge, taken, pad in zip(
+                node.shape[2:], stride, kernel, value.shape[2:], (high, wide), strict=True
+            )
+        )
+        counts = includes and not (below or right)
+        if includes and own != NO_PADDING and not counts:
+            self._refuse(node, "its mean counts some padding only (ceil_mode)")
+        padding = added(own, (0, 0, below, right))
+        if value.padding != NO_PADDING:
+            together = added(padding, value.padding)
+            if kind == "max":
+                positive = never_negative(self._graph, self._graph.taken(node))
+                folds = positive and _is_within(together, kernel)
+            else:
+                counts = folds = counts or (own == NO_PADDING and not (below or right))
+            value = value if folds else self._taken(node)
+            padding = together if folds else padding
+        if not counts and not _is_within(padding, kernel):
+            self._refuse(node, "some of its windows see little of the image (ceil_mode)")
         op = PoolOp(
             inputs=(value.index,),
             kind=kind,
             kernel=kernel,
-            stride=_pair(node.argument(2, "stride") or kernel),
-            padding=_pair(node.argument(3, "padding", 0)),
+            stride=stride,
+            padding=padding,
             count_padding=counts,
         )
-        if value.layout != "first" or op.out_size(value.shape[2:]) != node.shape[2:]:  # type: ignore[arg-type]
-            self._refuse(node, "it has windows that the image does not fill (ceil_mode)")
         self._give(node, op)
+
+
+def _is_within(padding: Padding, kernel: tuple[int, int]) -> bool:
+    """Whether a padding is at most half of a kernel, so that every window sees the image."""
+    return all(2 * pad <= edge for pad, edge in zip(padding, (*kernel, *kernel), strict=True))
 
 
 def _pair(value: Any) -> tuple[int, int]:

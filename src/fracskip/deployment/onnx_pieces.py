@@ -45,8 +45,17 @@ def linear(graph: Graph, tensors: Arrays, key: str, x: str, name: str) -> str:
 
 def window(given: Window) -> dict[str, Any]:
     """A window as attributes of a convolution or pool."""
-    pads = given.padding * 2
-    return {"kernel_shape": given.kernel, "strides": given.stride, "pads": pads}
+    return {"kernel_shape": given.kernel, "strides": given.stride, "pads": given.padding}
+
+
+def padded(graph: Graph, x: str, given: Window, value: float, name: str) -> str:
+    """Adds a window's padding, of some value, as a node of its own."""
+    if not any(given.padding):
+        return x
+    top, left, bottom, right = given.padding
+    around = graph.tensor(f"{name}.around", [0, 0, top, left, 0, 0, bottom, right], np.int64)
+    border = graph.tensor(f"{name}.border", value)
+    return graph.node("Pad", [x, around, border], f"{name}.padded")
 
 
 def multiply(graph: Graph, x: str, factor: ArrayLike, name: str) -> str:

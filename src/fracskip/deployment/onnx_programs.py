@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from fracskip.deployment.onnx_graph import FLOAT, UINT8, Graph
 from fracskip.deployment.onnx_pieces import (
     Arrays,
@@ -16,6 +14,7 @@ from fracskip.deployment.onnx_pieces import (
     convolve,
     dequantise,
     multiply,
+    padded,
     quantise,
     window,
 )
@@ -143,8 +142,11 @@ class ProgramWriter:
         if isinstance(op, PoolOp):
             if op.kind == "max":
                 return graph.node("MaxPool", [x], name, **window(op))
-            counts = int(op.count_padding)
-            return graph.node("AveragePool", [x], name, count_include_pad=counts, **window(op))
+            attributes = window(op)
+            if op.count_padding:  # ONNX has no pads as wide as a kernel
+                x = padded(graph, x, op, 0, name)
+                attributes["pads"] = (0, 0, 0, 0)
+            return graph.node("AveragePool", [x], name, **attributes)
         if isinstance(op, MeanOp):
             return graph.node("GlobalAveragePool", [x], name)
         if isinstance(op, BinaryOp):
@@ -184,14 +186,8 @@ class ProgramWriter:
             if not raw:
                 x = quantise(graph, x, bits, f"{name}.input", level)
                 x = dequantise(graph, x, f"{name}.levels")
-            if level and any(op.padding):
-                # A border of levels that stand for 0.
-                high, wide = op.padding
-                around = graph.tensor(
-                    f"{name}.around", [0, 0, high, wide, 0, 0, high, wide], np.int64
-                )
-                border = graph.tensor(f"{name}.border", level)
-                x = graph.node("Pad", [x, around, border], f"{name}.padded")
+            if level:  # stands for 0
+                x = padded(graph, x, op, level, name)
                 attributes["pads"] = (0, 0, 0, 0)
         return convolve(graph, self._tensors, key, x, name, **attributes)
 

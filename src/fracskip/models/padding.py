@@ -38,6 +38,12 @@ def unpadded(graph: Graph, node: Node) -> Node:
     return node
 
 
+def added(first: Padding, second: Padding) -> Padding:
+    """Zeros around images that have zeros around them."""
+    top, left, bottom, right = (a + b for a, b in zip(first, second, strict=True))
+    return top, left, bottom, right
+
+
 def padding_of(layer: nn.Conv2d) -> Padding:
     """The zeros that a convolution adds; of an odd number of 'same' most at the end, as torch."""
     if layer.padding == "valid":

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from fracskip.config import explain
 from fracskip.errors import BundleError
 from fracskip.files import parse_json, read_file, read_header, write_atomically
+from fracskip.legacy import bundle as todays_plan
 from fracskip.runtime.elements import (
     HIGHEST_LEVEL,
     MAX_ELEMENTS,
@@ -36,7 +37,8 @@ BUNDLED = {
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.fsk",
 }
 SUFFIX = ".fsk"
-VERSION = 3
+VERSION = 4
+OLDEST_VERSION = 3
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -143,23 +145,24 @@ def _check_kind(text: str, origin: str | Path) -> None:
             f"{origin} is a checkpoint, not a bundle: make one of it with "
             f"fracskip export {origin} --to FILE{SUFFIX}"
         )
-    if found != (SCHEMA, VERSION):
+    if found[0] != SCHEMA or found[1] not in range(OLDEST_VERSION, VERSION + 1):
         raise BundleError(
             f"{origin} is {found[0]!r} version {found[1]!r}; this fracskip reads {SCHEMA!r} "
-            f"version {VERSION}: export its checkpoint again, with "
+            f"versions {OLDEST_VERSION} to {VERSION}: export its checkpoint again, with "
             f"fracskip export CHECKPOINT --to FILE{SUFFIX}"
         )
 
 
 def _plan(text: str, origin: str | Path) -> Plan:
     try:
-        plan = Plan.model_validate_json(text)
+        tree = todays_plan(json.loads(text))
+        plan = Plan.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise BundleError(f"{origin} describes no network: {explain(error)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{origin} has a damaged plan ({error}); copy it again") from None
     # Nothing is left to defaults: other readers may have others.
-    if json.loads(plan.model_dump_json(by_alias=True)) != json.loads(text):
+    if json.loads(plan.model_dump_json(by_alias=True)) != tree:
         raise BundleError(f"{origin}: its plan leaves something out; export it again")
     return plan
 

@@ -38,11 +38,17 @@ class Strict(BaseModel):
 
 
 class Window(Strict):
-    """What slides over an image: (height, width) each."""
+    """What slides over an image.
+
+    Attributes:
+        kernel: Height and width.
+        stride: Likewise.
+        padding: Rows and columns around the image: top, left, bottom, right.
+    """
 
     kernel: tuple[Positive, Positive]
     stride: tuple[Positive, Positive]
-    padding: tuple[NotNegative, NotNegative]
+    padding: tuple[NotNegative, NotNegative, NotNegative, NotNegative]
 
     def out_size(self, size: Size) -> Size:
         """Height and width of what comes out.
@@ -50,10 +56,14 @@ class Window(Strict):
         Raises:
             ValueError: if the padded image is smaller than the kernel.
         """
+        top, left, bottom, right = self.padding
         height, width = (
-            (length + 2 * padding - kernel) // stride + 1
-            for length, kernel, stride, padding in zip(
-                size, self.kernel, self.stride, self.padding, strict=True
+            (length - kernel) // stride + 1
+            for length, kernel, stride in zip(
+                (size[0] + top + bottom, size[1] + left + right),
+                self.kernel,
+                self.stride,
+                strict=True,
             )
         )
         if height < 1 or width < 1:

@@ -94,7 +94,11 @@ class ConvOp(Operation, Window):
 
 
 class PoolOp(Operation, Window):
-    """The largest or the mean of a window; padding never wins."""
+    """The largest or the mean of a window.
+
+    Padding never wins, and every window sees the image. Counted, it is zeros like others: so a mean
+    of single pixels is what adds zeros around an image.
+    """
 
     op: Literal["pool"] = "pool"
     inputs: One = Field(alias="in")
@@ -103,10 +107,12 @@ class PoolOp(Operation, Window):
 
     @model_validator(mode="after")
     def _every_window_sees_the_image(self) -> PoolOp:
-        if any(2 * pad > edge for pad, edge in zip(self.padding, self.kernel, strict=True)):
-            raise ValueError("a pool's padding is at most half of its kernel")
         if self.kind == "max" and self.count_padding:
             raise ValueError("a max pool counts no padding")
+        edges = (*self.kernel, *self.kernel)
+        too_wide = any(2 * pad > edge for pad, edge in zip(self.padding, edges, strict=True))
+        if too_wide and not self.count_padding:
+            raise ValueError("a pool's padding is at most half of its kernel, unless it is counted")
         return self
 
     def out_shape(self, *taken: Shape) -> Shape:

@@ -163,7 +163,7 @@ class Plan(Strict):
     """
 
     schema_name: Literal["fracskip.bundle"] = Field(SCHEMA, alias="schema")
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     name: Annotated[str, Field(min_length=1)]
     source: str
     data_name: str

@@ -224,6 +224,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "basic": {},
     "bottleneck": {"blocks": "bottleneck", "stem7": True},
     "ends": {"ends": 8},
+    "uneven": {"uneven": True, "stem7": True},
 }
 
 

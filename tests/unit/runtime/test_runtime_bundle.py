@@ -26,6 +26,7 @@ from fracskip.runtime.bundle import (
 )
 from fracskip.runtime.elements import TensorSpec
 from support.hostile_files import unsealed
+from support.hostile_files import Parts
 from support.random_bundle import random_bundle, random_plan, random_tensors
 
 SMALL: dict[str, Any] = {"widths": (3, 4), "depth": 1, "gate_width": 2, "image": (8, 9)}
@@ -228,8 +229,8 @@ def test_no_file_and_no_permission(tmp_path: Path) -> None:
         ("schema", "fracskip.other"),
         ("version", 1),
         ("version", 2),
-        ("version", 4),
-        ("version", "3"),
+        ("version", 5),
+        ("version", "4"),
     ],
 )
 def test_another_schema_or_version(key: str, value: Any) -> None:
@@ -237,9 +238,19 @@ def test_another_schema_or_version(key: str, value: Any) -> None:
     plan = {**json.loads(PLAN.model_dump_json(by_alias=True)), key: value}
     schema, version = plan["schema"], plan["version"]
     assert refusal(unsealed(plan)) == (
-        f"x.fsk is {schema!r} version {version!r}; this fracskip reads 'fracskip.bundle' version "
-        "3: export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk"
+        f"x.fsk is {schema!r} version {version!r}; this fracskip reads 'fracskip.bundle' versions "
+        "3 to 4: export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk"
     )
+
+
+@each_kind
+def test_version_3_is_read_as_today_s(keywords: dict[str, Any]) -> None:
+    data = random_bundle(1, **keywords)
+    old = Parts.of(data).as_version_3().bundle()
+    found, wanted = parse_bundle(old), parse_bundle(data)
+    assert found.plan == wanted.plan
+    assert found.digest != wanted.digest
+    assert found.data == old
 
 
 # -- tensors that do not fit the plan -------------------------------------------------------------

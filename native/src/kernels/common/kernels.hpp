@@ -28,7 +28,7 @@ enum class Element : std::uint8_t { u8, bf16, f32 };
 
 // One convolution of one image. Rows and pixels are strides in elements.
 struct ConvArgs {
-  const void* in;  // at output (0, 0)'s first tap, that is at pixel (-pad, -pad)
+  const void* in;  // at output (0, 0)'s first tap, that is at pixel (-pad_top, -pad_left)
   std::ptrdiff_t in_row;
   int in_pixel;
   int in_channels;
@@ -152,7 +152,7 @@ struct PoolArgs {
   void* out;
   std::ptrdiff_t out_row;
   int in_h, in_w, out_h, out_w, channels;
-  int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+  int kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
   bool largest, count_padding;
 };
 struct DepthwiseArgs {

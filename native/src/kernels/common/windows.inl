@@ -6,11 +6,11 @@ namespace {
 void pool_levels(const PoolArgs& a) {
   const int channels = a.channels;
   for (int oh = 0; oh < a.out_h; ++oh) {
-    const int top = oh * a.stride_h - a.pad_h, begin_h = top < 0 ? 0 : top;
+    const int top = oh * a.stride_h - a.pad_top, begin_h = top < 0 ? 0 : top;
     const int end_h = top + a.kernel_h < a.in_h ? top + a.kernel_h : a.in_h;
     std::uint8_t* out = static_cast<std::uint8_t*>(a.out) + oh * a.out_row;
     for (int ow = 0; ow < a.out_w; ++ow, out += channels) {
-      const int left = ow * a.stride_w - a.pad_w, begin_w = left < 0 ? 0 : left;
+      const int left = ow * a.stride_w - a.pad_left, begin_w = left < 0 ? 0 : left;
       const int end_w = left + a.kernel_w < a.in_w ? left + a.kernel_w : a.in_w;
       for (int c = 0; c < channels; c += kBlock) {
         std::uint8_t most[kBlock] = {};  // levels are not below it
@@ -29,10 +29,10 @@ void pool_levels(const PoolArgs& a) {
 void pool(const PoolArgs& a) {
   for (int oh = 0; oh < a.out_h; ++oh) {
     float* out = static_cast<float*>(a.out) + oh * a.out_row;
-    const int top = oh * a.stride_h - a.pad_h, left_h = top < 0 ? 0 : top;
+    const int top = oh * a.stride_h - a.pad_top, left_h = top < 0 ? 0 : top;
     const int end_h = top + a.kernel_h < a.in_h ? top + a.kernel_h : a.in_h;
     for (int ow = 0; ow < a.out_w; ++ow, out += a.channels) {
-      const int left = ow * a.stride_w - a.pad_w, begin_w = left < 0 ? 0 : left;
+      const int left = ow * a.stride_w - a.pad_left, begin_w = left < 0 ? 0 : left;
       const int end_w = left + a.kernel_w < a.in_w ? left + a.kernel_w : a.in_w;
       const float* first = static_cast<const float*>(a.in) + (static_cast<std::ptrdiff_t>(left_h) * a.in_w + begin_w) * a.channels;
       const float count = a.count_padding ? static_cast<float>(a.kernel_h) * static_cast<float>(a.kernel_w)

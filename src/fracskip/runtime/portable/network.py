@@ -5,6 +5,7 @@ Levels and values are float32 tensors (B, C, H, W) in channels-last memory.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,10 +89,7 @@ def _function(
     if isinstance(op, ConvOp):
         return _float(tensors, name, op, act)
     if isinstance(op, PoolOp):
-        window = (op.kernel, op.stride, op.padding)
-        if op.kind == "max":
-            return lambda x: F.max_pool2d(x, *window)
-        return lambda x: F.avg_pool2d(x, *window, count_include_pad=op.count_padding)
+        return functools.partial(_pool, op)
     if isinstance(op, ActOp):
         return act
     if isinstance(op, BinaryOp):
@@ -102,6 +100,24 @@ def _function(
             return lambda x: _layer_norm(x, gain, bias, op.eps)
         return lambda x: x * gain[:, None, None] + bias[:, None, None]
     return lambda x: x.mean((2, 3), keepdim=True)
+
+
+def _padded(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:
+    """Images with a border of (top, left, bottom, right)."""
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
+
+
+def _pool(op: PoolOp, x: Tensor) -> Tensor:
+    slides = (op.kernel, op.stride)
+    if op.kind == "max":
+        return F.max_pool2d(_padded(x, op.padding, -torch.inf), *slides)
+    sums = _padded(x, op.padding)
+    if op.count_padding:
+        return F.avg_pool2d(sums, *slides)
+    ones = _padded(torch.ones_like(x[:1, :1]), op.padding)
+    total, count = (F.avg_pool2d(each, *slides, divisor_override=1) for each in (sums, ones))
+    return total / count
 
 
 def _layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -117,8 +133,11 @@ def _filters(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _float(tensors: Tensors, name: str, op: ConvOp, act: Callable[[Tensor], Tensor]) -> Function:
     weight, bias = _filters(tensors[f"{name}.weight"]), tensors[f"{name}.bias"]
-    rest = (op.stride, op.padding, op.dilation, op.groups)
-    return lambda x: act(F.conv2d(x, weight, bias, *rest))
+    # What both sides have in common is torch's own.
+    high, wide = (min(op.padding[side::2]) for side in (0, 1))
+    around = [pad - common for pad, common in zip(op.padding, (high, wide) * 2, strict=True)]
+    rest = (op.stride, (high, wide), op.dilation, op.groups)
+    return lambda x: act(F.conv2d(_padded(x, around), weight, bias, *rest))
 
 
 def _integer(
@@ -130,7 +149,6 @@ def _integer(
     scale, bias = (tensors[f"{name}.{kind}"][:, None, None] for kind in ("scale", "bias"))
     inverse = tensors[f"{name}.input"] if f"{name}.input" in tensors else None
     zero = float(tensors[f"{name}.zero"]) if f"{name}.zero" in tensors else 0.0
-    high, wide = op.padding
     rest = (op.stride, 0, op.dilation, op.groups)
 
     def to_own_levels(x: Tensor) -> Tensor:
@@ -139,7 +157,7 @@ def _integer(
 
     def execute(x: Tensor) -> Tensor:
         levels = x if raw else to_own_levels(x)
-        padded = F.pad(levels, (wide, wide, high, high), value=zero)
+        padded = _padded(levels, op.padding, zero)
         acc = F.conv2d(padded.to(dtype), weight, None, *rest)
         # In place, and not as one operation: each step rounds once.
         return act(acc.to(torch.float32).mul_(scale).add_(bias))
