@@ -23,6 +23,8 @@ from fracskip.errors import FracskipError
 from fracskip.text import visible
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# Commands with a module of their own.
+HOMES = {"quantize": "quantize"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -242,6 +244,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", required=True, metavar="FILE", help="ends in .fsk (a bundle) or .onnx"
     )
 
+    quantize = command(
+        "quantize",
+        "Quantise a trained network after training: its weights and some images, no labels.",
+        "quantize --model torchvision/resnet18 --weights r18.safetensors --data folder:photos "
+        "--to r18.fsk",
+    )
+    quantize.takes_network("CHECKPOINT", "of a plain network: its options are 'full' alone")
+    quantize.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help="as in eval: training images to calibrate on, of any classes",
+    )
+    quantize.add_argument(
+        "--images", type=_positive, default=256, metavar="N", help="to calibrate on, evenly spaced"
+    )
+    quantize.add_argument(
+        "--options",
+        default="8",
+        metavar="SET",
+        help="of residual blocks, 8 by default; all else is executed at 8 bits",
+    )
+    quantize.add_argument(
+        "--to", required=True, metavar="FILE", help="ends in .fsk, .onnx or .safetensors"
+    )
+
     bench = command(
         "bench",
         "Time a network beside other engines that run its plain backbone, in one interleaved run.",
@@ -332,7 +360,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except SystemExit as end:
         return int(end.code or DONE)
     try:
-        commands = importlib.import_module("fracskip.cli.commands")
+        home = HOMES.get(options.command, "commands")
+        commands = importlib.import_module(f"fracskip.cli.{home}")
         code: int = getattr(commands, f"run_{options.command}")(options)
         return code
     except FracskipError as error:

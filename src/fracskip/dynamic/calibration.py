@@ -19,6 +19,7 @@ from fracskip.data import ImageSet
 from fracskip.data.unpacking import images_of, naming
 from fracskip.dynamic.preprocess import preprocess
 from fracskip.errors import ConfigError, DataError
+from fracskip.models.registry import normalisation_of
 
 MOST = 1024  # images that are used; more of a loader are not read
 FEWEST = 8  # images below which ranges are a guess
@@ -133,10 +134,8 @@ def _image(module: nn.Module, images: Tensor) -> ImageConfig:
             f"side at least are needed; {'normalised floats have' if first else 'uint8 has'} the "
             f"channels {'first' if first else 'last'}"
         )
-    told = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
-    if isinstance(told, Mapping) and len(told.get("mean", ())) == channels:
-        mean, std = tuple(told["mean"]), tuple(told["std"])
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    mean, std = normalisation_of(module, channels) or usual
     return ImageConfig(size=(size[0], size[1]), channels=channels, mean=mean, std=std)
 
 

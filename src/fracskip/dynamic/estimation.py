@@ -32,7 +32,7 @@ HELD_OUT = 4
 
 
 @torch.no_grad()
-def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
+def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, bool]:
     """Initialises every quantised option's ranges, BatchNorm statistics and offsets.
 
     Statistics belong to the images that training saw, augmented and of all classes: those of the
@@ -66,6 +66,9 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
         batches: Normalised images (B, C, H, W), a thousand or two in all; the first batch as
             varied as all of them.
 
+    Returns:
+        For each option's label whether it took the second.
+
     Raises:
         ConfigError: if the images do not fit the network.
     """
@@ -77,18 +80,20 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     options = [option for option in net.options if option.is_quantised]
     moves = any(_moves(layer, option) for layer in layers for option in options)
     found: _Plain | None = None
+    moved = {option.label: False for option in options}
     if moves and (net.options[-1].is_full or not _is_calibrated(net)):
         found = _plain(net, layers, batches)
     net.trunk.calibrate(batches)
     for option in options:
         _execute(net, batches[0], option, observe=True)
         if found is not None:
-            _choose_statistics(net, found, option)
+            moved[option.label] = _choose_statistics(net, found, option)
     for layer in layers:
         layer.forget()
     if net.gate is not None and net.spec.gate.standardise:
         net.gate.standardise(_pooled(net, batches))
     net.train(was_training)
+    return moved
 
 
 def _moves(layer: FractionalBatchNorm2d | FractionalLayer, option: Option) -> bool:
@@ -149,13 +154,16 @@ def _record_output(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> N
     layer.record(output)
 
 
-def _choose_statistics(net: DynamicNetwork, plain: _Plain, option: Option) -> None:
+def _choose_statistics(net: DynamicNetwork, plain: _Plain, option: Option) -> bool:
     """Estimates an option's statistics and ranges anew, and takes them back if they are no better.
 
     Args:
         net: The network, in whose layers the plain one's moments are recorded.
         plain: What the plain network makes of the images.
         option: The option, whose ranges are initialised.
+
+    Returns:
+        Whether the new ones are better.
     """
     own = [(value, value.clone()) for value in _estimated(net)]
     error = _distance(net, plain, option)
@@ -166,9 +174,11 @@ def _choose_statistics(net: DynamicNetwork, plain: _Plain, option: Option) -> No
     else:
         for block in net.blocks:
             block.finish_calibration(option)
-    if not _distance(net, plain, option) < error:
+    better = _distance(net, plain, option) < error
+    if not better:
         for value, kept in own:
             value.copy_(kept)
+    return better
 
 
 def _estimated(net: DynamicNetwork) -> Iterator[Tensor]:

@@ -344,9 +344,9 @@ class DynamicNetwork(nn.Module):
         scores = [self.scores(index, x.detach(), state) for index, x in enumerate(inputs)]
         return torch.stack(scores, 1)
 
-    def calibrate(self, batches: Sequence[Tensor]) -> None:
+    def calibrate(self, batches: Sequence[Tensor]) -> dict[str, bool]:
         """Initialises every quantised option; see `estimation.calibrate`."""
-        estimation.calibrate(self, batches)
+        return estimation.calibrate(self, batches)
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`named_parameters` without the gates'."""
