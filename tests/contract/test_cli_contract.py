@@ -58,6 +58,14 @@ SURFACE = {
         "checkpoint": ("CHECKPOINT", True, 1),
         "--to": ("FILE", True, 1),
     },
+    "quantize": {
+        **NETWORK,
+        "checkpoint": ("CHECKPOINT", True, 1),
+        "--data": ("NAME", True, 1),
+        "--images": ("N", False, 1),
+        "--options": ("SET", False, 1),
+        "--to": ("FILE", True, 1),
+    },
     "bench": {
         **NETWORK,
         "--engines": ("NAMES", False, 1),

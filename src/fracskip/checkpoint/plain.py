@@ -24,7 +24,7 @@ from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.dynamic.state import apply_state, check_state
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.models import create_backbone
-from fracskip.models.registry import without_memory
+from fracskip.models.registry import normalisation_of, without_memory
 from fracskip.models.weights import classes_in, other_classes, unwrapped
 
 IMAGENET_SIZE = (224, 224)
@@ -66,13 +66,20 @@ def load_backbone(
 def plain_image(name: str, size: tuple[int, int] | None = None) -> ImageConfig:
     """What a model usually takes: CIFAR-10's images, or ImageNet's for torchvision's and timm's.
 
+    Images of timm's are normalised as timm says of the model.
+
     Args:
         name: As `fracskip.models.create_backbone` takes it.
         size: Another height and width.
     """
     if "/" not in name:
         return ImageConfig(size=size or ImageConfig().size)
-    return ImageConfig(size=size or IMAGENET_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    normalisation = None
+    if name.startswith("timm/"):
+        with without_memory():
+            normalisation = normalisation_of(create_backbone(name), len(IMAGENET_MEAN))
+    mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+    return ImageConfig(size=size or IMAGENET_SIZE, mean=mean, std=std)
 
 
 def load_plain(

@@ -24,7 +24,11 @@ from fracskip.text import visible
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # Where a command is, if not among the others.
-_MODULES = {"cascade": "fracskip.cli.cascade", "tune": "fracskip.cli.cascade"}
+_MODULES = {
+    "cascade": "fracskip.cli.cascade",
+    "quantize": "fracskip.cli.quantize",
+    "tune": "fracskip.cli.cascade",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -242,6 +246,32 @@ def build_parser() -> argparse.ArgumentParser:
     export.takes_network("CHECKPOINT", "a published network's name or a file")
     export.add_argument(
         "--to", required=True, metavar="FILE", help="ends in .fsk (a bundle) or .onnx"
+    )
+
+    quantize = command(
+        "quantize",
+        "Quantise a trained network after training: its weights and some images, no labels.",
+        "quantize --model torchvision/resnet18 --weights r18.safetensors --data folder:photos "
+        "--to r18.fsk",
+    )
+    quantize.takes_network("CHECKPOINT", "of a plain network: its options are 'full' alone")
+    quantize.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help="as in eval: training images to calibrate on, of any classes",
+    )
+    quantize.add_argument(
+        "--images", type=_positive, default=256, metavar="N", help="to calibrate on, evenly spaced"
+    )
+    quantize.add_argument(
+        "--options",
+        default="8",
+        metavar="SET",
+        help="of residual blocks, 8 by default; all else is executed at 8 bits",
+    )
+    quantize.add_argument(
+        "--to", required=True, metavar="FILE", help="ends in .fsk, .onnx or .safetensors"
     )
 
     cascade = command(

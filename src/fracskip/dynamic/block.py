@@ -120,10 +120,18 @@ class FractionalBlock(RoutedBlock):
     @torch.no_grad()
     def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
         """See `RoutedBlock.calibrate`."""
-        return self._onward(self._joined(x, self._branch.calibrate(x, option, observe, estimate)))
+        y = self._branch.calibrate(x, option, observe, estimate)
+        alone = estimate and len(self.options) == 1
+        if self.can_be_skipped:
+            y = self._emit(y, self._shortcut.calibrate(x, alone))
+        else:
+            y = self._emit(y)
+        return self.onward.calibrate(y, alone)
 
     def finish_calibration(self, option: Option) -> None:
         """See `RoutedBlock.finish_calibration`."""
+        for steps in (self._shortcut, self.onward):
+            steps.finish_calibration()
         self._branch.finish_calibration(option)
 
     def reestimate(self, groups: Sequence[Tensor], option: Option) -> None:

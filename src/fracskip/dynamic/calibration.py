@@ -19,10 +19,11 @@ from fracskip.data import ImageSet
 from fracskip.data.unpacking import images_of, naming
 from fracskip.dynamic.preprocess import preprocess
 from fracskip.errors import ConfigError, DataError
+from fracskip.models.registry import normalisation_of
 
 MOST = 1024  # images that are used; more of a loader are not read
 FEWEST = 8  # images below which ranges are a guess
-BATCH = 32  # images that go through a network at a time
+BATCH = 64  # images that go through a network at a time
 NONE_GIVEN = (
     "there is no calibration image: give some that the network is for, 64 to 512 are good; no "
     "labels are needed"
@@ -70,7 +71,7 @@ def batches_of(
                 f"network takes {image.size[0]}x{image.size[1]}: give them at that size, or uint8 "
                 "pixels, which are brought to it"
             )
-        found += torch.split(normalised[: MOST - count], BATCH)
+        found.append(normalised[: MOST - count])
         count += len(normalised)
         if count >= MOST:
             break
@@ -82,7 +83,10 @@ def batches_of(
             f"{FEWEST} at least, 64 to 512 are good",
             stacklevel=3,
         )
-    return found, image
+    together = torch.cat(found)
+    parts = math.ceil(len(together) / BATCH)
+    # Ranges are initialised on the first batch: of a sorted set, too, it has a part of everything.
+    return [together[start::parts] for start in range(parts)], image
 
 
 def _given(images: Any) -> Iterator[Any]:
@@ -130,10 +134,8 @@ def _image(module: nn.Module, images: Tensor) -> ImageConfig:
             f"side at least are needed; {'normalised floats have' if first else 'uint8 has'} the "
             f"channels {'first' if first else 'last'}"
         )
-    told = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
-    if isinstance(told, Mapping) and len(told.get("mean", ())) == channels:
-        mean, std = tuple(told["mean"]), tuple(told["std"])
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    mean, std = normalisation_of(module, channels) or usual
     return ImageConfig(size=(size[0], size[1]), channels=channels, mean=mean, std=std)
 
 

@@ -5,8 +5,9 @@ Shapes: B images, L gated blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fracskip.gating import first_minimum
 from fracskip.operating import offsets
 from fracskip.options import Option
+from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
 from fracskip.quant.quantisers import ModernQuantiser
 
@@ -25,14 +27,13 @@ if TYPE_CHECKING:
 Chooser = Callable[[int, Sequence[Tensor]], list[Tensor]]
 
 
-# Every so many images of a batch are compared: an error of many logits needs no more, and passes
-# over all of them would double the time.
-COMPARED = 4
+# Every so many images of a batch are held out: what is estimated on the others is compared there.
+HELD_OUT = 4
 
 
 @torch.no_grad()
-def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
-    """Initialises every quantised option's ranges and BatchNorm statistics.
+def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, bool]:
+    """Initialises every quantised option's ranges, BatchNorm statistics and offsets.
 
     Statistics belong to the images that training saw, augmented and of all classes: those of the
     calibration images are others, and are never taken. Each option chooses between two:
@@ -41,23 +42,32 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
       running_var;
     - the plain network's, moved by what the option's rounding changes: with them the output of
       each norm has the mean and variance, per channel over all images, that it has in the plain
-      network on the same images (`FractionalBatchNorm2d.estimate`).
+      network on the same images (`FractionalBatchNorm2d.estimate`). A layer without a norm whose
+      offset serves this option alone gives the plain layer's means likewise
+      (`FractionalLayer.estimate`): the correction of biases of Nagel et al., "Data-Free
+      Quantization Through Weight Equalization and Bias Correction", ICCV 2019.
 
     It takes the second if they bring its logits closer to the plain network's, and keeps its own
     if not, or if both are as close. Distance is the mean squared difference of the logits of every
-    fourth image of each batch (`COMPARED`), the first included, while the option alone is executed
-    in all blocks. Labels are not needed, and no option becomes worse by this measure. Each choice
-    has ranges of its own, initialised in order of execution on the first batch.
+    fourth image of each batch (`HELD_OUT`), the first included, which nothing was estimated on,
+    while the option alone is executed in all blocks. Labels are not needed, and no option becomes
+    worse by this measure. Each choice has ranges of its own, initialised in order of execution on
+    the first batch.
 
     Full execution keeps what the backbone learned, and so does what an int8 stream executes at 8
-    bits whatever is chosen. Statistics that options share ('paper') are kept as well, and all are
+    bits whatever is chosen, unless there is nothing to choose: a static network is corrected as a
+    whole. Statistics that options share ('paper') are kept as well, and all are
     if a network is calibrated again whose top option is quantised: its statistics are those of the
     backbone, which may have been moved, so that the plain network is no longer there to compare
     with. Ranges are initialised anew.
 
     Args:
         net: The network, which is changed.
-        batches: Normalised images (B, C, H, W), a thousand or two in all.
+        batches: Normalised images (B, C, H, W), a thousand or two in all; the first batch as
+            varied as all of them.
+
+    Returns:
+        For each option's label whether it took the second.
 
     Raises:
         ConfigError: if the images do not fit the network.
@@ -66,26 +76,31 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> None:
     net.eval()
     for images in batches:
         net.check_images(images)
-    norms = [m for m in net.modules() if isinstance(m, FractionalBatchNorm2d)]
+    layers = [m for m in net.modules() if isinstance(m, FractionalBatchNorm2d | FractionalLayer)]
     options = [option for option in net.options if option.is_quantised]
-    wanted: list[Tensor] = []
-    own = any(norm.owns_statistics(option) for norm in norms for option in options)
-    if own and (net.options[-1].is_full or not _is_calibrated(net)):
-        with ExitStack() as hooks:
-            for norm in norms:
-                hooks.enter_context(norm.register_forward_pre_hook(_record))
-            plain = net.trunk.plain(net.backbone)
-            wanted = [plain(images)[::COMPARED] for images in batches]
+    moves = any(_moves(layer, option) for layer in layers for option in options)
+    found: _Plain | None = None
+    moved = {option.label: False for option in options}
+    if moves and (net.options[-1].is_full or not _is_calibrated(net)):
+        found = _plain(net, layers, batches)
     net.trunk.calibrate(batches)
     for option in options:
         _execute(net, batches[0], option, observe=True)
-        if wanted:
-            _choose_statistics(net, batches, option, wanted)
-    for norm in norms:
-        norm.forget()
+        if found is not None:
+            moved[option.label] = _choose_statistics(net, found, option)
+    for layer in layers:
+        layer.forget()
     if net.gate is not None and net.spec.gate.standardise:
         net.gate.standardise(_pooled(net, batches))
     net.train(was_training)
+    return moved
+
+
+def _moves(layer: FractionalBatchNorm2d | FractionalLayer, option: Option) -> bool:
+    """Whether a layer has something to estimate for an option."""
+    if isinstance(layer, FractionalLayer):
+        return layer.owns_bias
+    return layer.owns_statistics(option)
 
 
 def _is_calibrated(net: DynamicNetwork) -> bool:
@@ -94,52 +109,104 @@ def _is_calibrated(net: DynamicNetwork) -> bool:
     return any(bool((quantiser.weight_step != 1).any()) for quantiser in quantisers)
 
 
-def _record(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+@dataclass(frozen=True)
+class _Plain:
+    """What the plain network makes of calibration images.
+
+    Attributes:
+        seen: Batches to estimate on, whose moments its layers have recorded.
+        held: Images held out.
+        logits: The plain network's logits of each of these, (images, N).
+    """
+
+    seen: list[Tensor]
+    held: list[Tensor]
+    logits: list[Tensor]
+
+
+def _plain(
+    net: DynamicNetwork,
+    layers: Sequence[FractionalBatchNorm2d | FractionalLayer],
+    batches: Sequence[Tensor],
+) -> _Plain:
+    held = [images[::HELD_OUT] for images in batches]
+    others = [torch.arange(len(images)) % HELD_OUT != 0 for images in batches]
+    seen = [images[rows] for images, rows in zip(batches, others, strict=True) if rows.any()]
+    plain = net.trunk.plain(net.backbone)
+    with ExitStack() as hooks:
+        for layer in layers:
+            if isinstance(layer, FractionalBatchNorm2d):
+                hooks.enter_context(layer.register_forward_pre_hook(_record_input))
+            elif layer.owns_bias:
+                hooks.enter_context(layer.register_forward_hook(_record_output))
+        for images in seen or held:
+            plain(images)
+    return _Plain(seen or held, held, [plain(images) for images in held])
+
+
+def _record_input(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
     assert isinstance(norm, FractionalBatchNorm2d)
     norm.record(*arguments)
 
 
-def _choose_statistics(
-    net: DynamicNetwork, batches: Sequence[Tensor], option: Option, wanted: Sequence[Tensor]
-) -> None:
+def _record_output(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    assert isinstance(layer, FractionalLayer)
+    layer.record(output)
+
+
+def _choose_statistics(net: DynamicNetwork, plain: _Plain, option: Option) -> bool:
     """Estimates an option's statistics and ranges anew, and takes them back if they are no better.
 
     Args:
-        net: The network; the plain one's moments are recorded in its norms.
-        batches: See `calibrate`.
+        net: The network, in whose layers the plain one's moments are recorded.
+        plain: What the plain network makes of the images.
         option: The option, whose ranges are initialised.
-        wanted: The plain network's logits of the images compared, (images, N) of each batch.
+
+    Returns:
+        Whether the new ones are better.
     """
-    kinds = FractionalBatchNorm2d | ModernQuantiser
-    estimated = [m.state_dict() for m in net.modules() if isinstance(m, kinds)]
-    own = [(value, value.clone()) for state in estimated for value in state.values()]
-    error = _distance(net, batches, option, wanted)
-    for position, images in enumerate(batches):
+    own = [(value, value.clone()) for value in _estimated(net)]
+    error = _distance(net, plain, option)
+    for position, images in enumerate(plain.seen):
         _execute(net, images, option, observe=position == 0, estimate=True)
-    for block in net.blocks:
-        block.finish_calibration(option)
-    if not _distance(net, batches, option, wanted) < error:
+    if len(net.options) == 1:
+        net.trunk.finish_calibration()
+    else:
+        for block in net.blocks:
+            block.finish_calibration(option)
+    better = _distance(net, plain, option) < error
+    if not better:
         for value, kept in own:
             value.copy_(kept)
+    return better
+
+
+def _estimated(net: DynamicNetwork) -> Iterator[Tensor]:
+    """What an estimate may change."""
+    for module in net.modules():
+        if isinstance(module, FractionalBatchNorm2d | ModernQuantiser):
+            yield from module.state_dict().values()
+        elif isinstance(module, FractionalLayer) and module.owns_bias:
+            yield module.bias.data
 
 
 def _execute(
     net: DynamicNetwork, images: Tensor, option: Option, observe: bool, estimate: bool = False
 ) -> None:
     """Executes an option alone for one batch; see `RoutedBlock.calibrate`."""
+    if len(net.options) == 1:
+        net.trunk.execute_calibrating(images, observe, estimate)
+        return
     x = net.begin(images)
     for block in net.blocks:
         x = block.calibrate(x, option, observe, estimate)
 
 
-def _distance(
-    net: DynamicNetwork, batches: Sequence[Tensor], option: Option, wanted: Sequence[Tensor]
-) -> float:
-    """The sum of squared differences between an option's logits and those that are wanted."""
+def _distance(net: DynamicNetwork, plain: _Plain, option: Option) -> float:
+    """The sum of squared differences between an option's logits and the plain network's."""
     total = 0.0
-    for images, logits in zip(batches, wanted, strict=True):
-        compared = images[::COMPARED]
-        found = net(compared, decisions=net.forced(option, len(compared))).logits
+    for images, logits in zip(plain.held, plain.logits, strict=True):
+        found = net(images, decisions=net.forced(option, len(images))).logits
         total += float((found.double() - logits.double()).square().sum())
     return total
 

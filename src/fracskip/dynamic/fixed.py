@@ -70,7 +70,9 @@ class FixedSteps:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), or what the network ends with."""
-        y = self._steps(x, self.option)
+        return self._given(self._steps(x, self.option))
+
+    def _given(self, y: Tensor) -> Tensor:
         if self._stream is None or self.stage is None:
             return y
         levels: Tensor = self._stream(y, self.stage)
@@ -79,6 +81,15 @@ class FixedSteps:
     def observe(self, x: Tensor) -> Tensor:
         """Initialises its ranges on the plain network's values; gives the plain network's next."""
         return self._steps.observe(x, self.option)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, estimate: bool) -> Tensor:
+        """Executes it for one batch and gathers what calibration needs: see `RoutedBlock`."""
+        return self._given(self._steps.calibrate(x, self.option, False, estimate))
+
+    def finish_calibration(self) -> None:
+        """Stores what `calibrate` gathered, if anything."""
+        self._steps.finish_calibration(self.option)
 
     @torch.no_grad()
     def reestimate(self, batches: Sequence[Tensor]) -> None:

@@ -211,7 +211,9 @@ class DynamicNetwork(nn.Module):
         if decisions is not None:
             for index, block in enumerate(self.blocks):
                 x = block.route(x, decisions[:, index])
-            return self._answer(x, decisions, self._costs[decisions].mean(1))
+            # Without blocks everything is always executed.
+            costs = self._costs[decisions] if self.blocks else torch.ones_like(x[:, :1].flatten(1))
+            return self._answer(x, decisions, costs.mean(1))
         if mixing is not None:
             setting = points.alone(None, count, takes_budget)
             return self._member(x, setting, mixing.multiplier, mixing)
@@ -340,9 +342,9 @@ class DynamicNetwork(nn.Module):
         scores = [self.scores(index, x.detach(), state) for index, x in enumerate(inputs)]
         return torch.stack(scores, 1)
 
-    def calibrate(self, batches: Sequence[Tensor]) -> None:
+    def calibrate(self, batches: Sequence[Tensor]) -> dict[str, bool]:
         """Initialises every quantised option; see `estimation.calibrate`."""
-        estimation.calibrate(self, batches)
+        return estimation.calibrate(self, batches)
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`named_parameters` without the gates'."""

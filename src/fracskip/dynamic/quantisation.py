@@ -46,12 +46,15 @@ def quantize(
         DataError: if images do not fit, or there are none.
     """
     batches, image = batches_of(module, images, image, size)
-    return convert(
-        module,
-        options,
-        quant=INTEGERS,
-        calibration=batches,
-        image=image,
-        class_names=class_names,
-        name=name,
-    )
+    net = convert(module, options, quant=INTEGERS, image=image, class_names=class_names, name=name)
+    moved = net.calibrate(batches)
+    net.notes = {
+        "quantisation": {
+            "images": sum(map(len, batches)),
+            "options": {
+                label: {"chosen": "corrected" if each else "its own"}
+                for label, each in moved.items()
+            },
+        }
+    }
+    return net

@@ -141,8 +141,9 @@ class RoutedBlock:
             x: What the block sees, (B, C, H, W).
             option: The option, quantised.
             observe: Whether to initialise its ranges, each before it is used.
-            estimate: Whether to gather its BatchNorm statistics (where it has its own), and to
-                normalise by the batch's; `finish_calibration` stores them.
+            estimate: Whether to gather its BatchNorm statistics and offsets (where it has its
+                own), and to execute with the batch's; `finish_calibration` stores them. Where there
+                is one option, what is executed whatever is chosen takes part.
 
         Returns:
             What the next block sees.

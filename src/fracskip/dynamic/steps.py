@@ -147,8 +147,11 @@ class FractionalSteps:
             if isinstance(module, FractionalLayer):
                 if observe:
                     module.observe(arguments[0][0], option, weights=not estimate)
-                if estimates(self._norm_of.get(step.path)):
+                norm = self._norm_of.get(step.path)
+                if estimates(norm):
                     return [module.execute(z, option) for (z,) in arguments]
+                if estimate and norm is None and module.owns_bias:
+                    return [module.estimate(z, option) for (z,) in arguments]
             if isinstance(module, FractionalBatchNorm2d) and estimates(module):
                 return [module.estimate(z, option) for (z,) in arguments]
             return self._layer(option, step, arguments)
@@ -161,6 +164,8 @@ class FractionalSteps:
         for step in self._steps.steps:
             if isinstance(step.module, FractionalBatchNorm2d):
                 step.module.finish_estimate(option)
+            elif isinstance(step.module, FractionalLayer):
+                step.module.finish_estimate()
 
     @torch.no_grad()
     def reestimate(self, groups: Sequence[Tensor], option: Option) -> None:

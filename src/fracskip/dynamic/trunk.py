@@ -60,7 +60,8 @@ class Trunk:
         head: What lies behind the last.
 
     Raises:
-        ConfigError: if it has no blocks, or an int8 stream can't run between them.
+        ConfigError: if gates have nothing to decide for, nothing is quantised that should be, or
+            an int8 stream can't run between blocks.
     """
 
     def __init__(
@@ -73,29 +74,26 @@ class Trunk:
             if getattr(module, "inplace", False):  # a dropout's
                 # What a block is given, its other options need as well.
                 module.inplace = False  # type: ignore[assignment]
+        structure = _fitting(structure, spec, type(backbone).__name__)
         self.structure, self.backbone = structure, backbone
         self._rows = _rows(structure, backbone)
         graph, first = structure.graph, structure.first
-        if spec.quant.stream == "int8":
-            if first is not None and _stream_fault(graph, first):
-                first = None  # it belongs to the stem, within which values are floats
-            for fault in filter(None, (_stream_fault(graph, block) for block in structure.blocks)):
-                raise ConfigError(f"{fault}: use quant.stream 'float'")
         found = structure.blocks if first is None else (first, *structure.blocks)
         self.profile = _profile(graph, found, first, spec.quant)
         start, last = graph[0], graph[graph.output]
-        ends = [*(block.entry for block in found[1:]), found[-1].output]
+        begin, end = (found[0].entry, found[-1].output) if found else (start, start)
+        untils = [*(block.entry for block in found[1:]), end][: len(found)]
         between = [
-            Section(graph.between(block.output, end), block.output, end)
-            for block, end in zip(found, ends, strict=True)
+            Section(graph.between(block.output, until), block.output, until)
+            for block, until in zip(found, untils, strict=True)
         ]
         stages, signed = _stages(graph, found, between)
         self.stream: StreamQuantiser | None = None
-        if spec.quant.stream == "int8":
+        if signed and spec.quant.stream == "int8":
             self.stream = StreamQuantiser(len(signed), signed)
         fixed = functools.partial(FixedSteps, backbone, graph, quant=spec.quant, stream=self.stream)
         stem, inside, head = fixed_options(spec.quant)
-        section = Section(graph.between(start, found[0].entry), start, found[0].entry)
+        section = Section(graph.between(start, begin), start, begin)
         self.stem = fixed(section, option=stem, stage=0, levels_in=False)
         blocks = []
         for block, section, (own, onward) in zip(found, between, stages, strict=True):
@@ -118,8 +116,8 @@ class Trunk:
         self.every = tuple(blocks)
         count = 0 if first is None else 1
         self.ungated, self.blocks = self.every[:count], self.every[count:]
-        section = Section(graph.between(found[-1].output, last), found[-1].output, last)
-        self.head = fixed(section, option=head)
+        section = Section(graph.between(end, last), end, last)
+        self.head = fixed(section, option=head, levels_in=bool(found))
 
     def begin(self, images: Tensor) -> Tensor:
         """What the first block that is decided for sees of normalised images (B, C, H, W).
@@ -146,13 +144,32 @@ class Trunk:
         """
         return TracedNetwork(backbone, self.structure.graph)
 
+    def execute_calibrating(self, images: Tensor, observe: bool, estimate: bool) -> Tensor:
+        """A static network's logits (B, N), gathering what calibration needs everywhere.
+
+        See `RoutedBlock.calibrate`; what no gate decides for has its ranges already.
+        """
+        x = self.stem.calibrate(images, estimate)
+        for block in self.every:
+            x = block.calibrate(x, block.options[0], observe, estimate)
+        return self.head.calibrate(x, estimate)
+
+    def finish_calibration(self) -> None:
+        """Stores what `execute_calibrating` gathered."""
+        self.stem.finish_calibration()
+        for block in self.every:
+            block.finish_calibration(block.options[0])
+        self.head.finish_calibration()
+
     @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
         """Initialises what is always executed, on normalised images: steps and ranges."""
         if self.stream is None:
+            if not self.every:
+                self.head.observe(batches[0])
             return
-        seen: list[list[Tensor]] = [[] for _ in self.stream.steps]
         x = self.stem.observe(batches[0])
+        seen: list[list[Tensor]] = [[] for _ in self.stream.steps]
         seen[0].append(thinned(x))
         for block in self.every:
             x = block.observe(x)
@@ -170,6 +187,29 @@ class Trunk:
     def described(self) -> list[dict[str, Any]]:
         """Every block, decided for or not and why, as a table's rows."""
         return self._rows
+
+
+def _fitting(structure: Structure, spec: ModelSpec, kind: str) -> Structure:
+    """A network's structure for what is to become of it.
+
+    In an int8 stream a block whose sum can't be rounded to its levels is none: of a static network
+    it is a part of what lies between blocks, within which values are floats.
+    """
+    static, first = len(spec.option_set) == 1, structure.first
+    if not static:
+        structure.require_blocks(kind)
+    if spec.quant.stream == "float":
+        if spec.option_set[-1].is_quantised:
+            structure.require_blocks(kind)
+        return structure
+    faults = {block.name: _stream_fault(structure.graph, block) for block in structure.blocks}
+    faults = {name: fault for name, fault in faults.items() if fault}
+    if faults and not static:
+        raise ConfigError(f"{next(iter(faults.values()))}: use quant.stream 'float'")
+    if first is not None and _stream_fault(structure.graph, first):
+        first = None  # it belongs to the stem
+    kept = tuple(block for block in structure.blocks if block.name not in faults)
+    return replace(structure, blocks=kept, refused={**structure.refused, **faults}, first=first)
 
 
 def fixed_options(quant: QuantConfig) -> tuple[Option, Option, Option]:
@@ -191,7 +231,7 @@ def _stages(
         For each block the stage of what it gives and of what the next one takes; and of each stage
         whether it is signed. The first block takes values of stage 0.
     """
-    signed = [not never_negative(graph, blocks[0].entry)]
+    signed = [not never_negative(graph, block.entry) for block in blocks[:1]]
 
     def stage_of(value: Node, begins: bool) -> int:
         negative = not never_negative(graph, value)
@@ -230,7 +270,7 @@ def _profile(
 ) -> NetworkProfile:
     """What the parts cost; what lies between two blocks is a part of its own, always executed."""
     parts: list[BlockProfile] = []
-    end = graph[0]
+    end, stem_macs = graph[0], 0
     stem, inside, head = (option.bits for option in fixed_options(quant))
     for block in blocks:
         between = graph.macs(graph.between(end, block.entry))

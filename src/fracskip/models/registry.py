@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from fracskip.errors import ConfigError, MissingExtraError
 from fracskip.models.resnet import CifarResNet
 
+_NORMALISES = ("mean", "std")
 MAX_DEPTH = 1202  # the deepest of He et al.; also keeps a typo from filling the memory
 
 
@@ -99,6 +101,27 @@ def create_backbone(name: str, in_channels: int = 3, num_classes: int = 10) -> n
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{library} makes no model {model!r}: {error}") from None
     return net.eval()
+
+
+def normalisation_of(
+    net: nn.Module, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the images that a network was trained on, as timm's say.
+
+    Args:
+        net: The network.
+        channels: Of its images.
+
+    Returns:
+        One of each a channel, in units of pixel / 255; None if it does not say, or not for so many.
+    """
+    told = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
+    mean, std = ((told or {}).get(key) if isinstance(told, dict) else None for key in _NORMALISES)
+    if not (isinstance(mean, Sequence) and isinstance(std, Sequence)):
+        return None
+    if not len(mean) == len(std) == channels:
+        return None
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _library(name: str) -> Any:

@@ -102,9 +102,29 @@ class Structure:
         """Channels of what a block sees."""
         return block.entry.shape[1]
 
+    def require_blocks(self, kind: str) -> None:
+        """Refuses a network in which there is nothing for gates to decide.
+
+        Args:
+            kind: Of the network, for the message.
+
+        Raises:
+            ConfigError: saying why.
+        """
+        if self.blocks:
+            return
+        if not self.refused:
+            raise ConfigError(
+                f"{kind} has no residual blocks: nothing in it is added to what it was computed "
+                "from; name its blocks in blocks=[...], and they get the bitwidths, or quantise it "
+                "as a whole with fracskip.quantize"
+            )
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(self.refused.items())[:3])
+        raise ConfigError(f"no block of {kind} can be gated ({why})")
+
 
 def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = None) -> Structure:
-    """Finds a network's residual blocks.
+    """Finds a network's residual blocks. There may be none: see `Structure.require_blocks`.
 
     Args:
         net: In evaluation mode; see `tracing.trace` for what is replaced in it.
@@ -115,7 +135,7 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
             see. Those that a caller names are all taken.
 
     Raises:
-        ConfigError: if there are none, one named is no block, or the network can't be traced.
+        ConfigError: if one named is no block, blocks share layers, or the network can't be traced.
     """
     names = None if blocks is None else _chosen(net, blocks)
     graph = trace(net, image)
@@ -123,15 +143,11 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
     first: Block | None = None
     if names is None:
         found = _by_structure(net, graph)
-        if not found:
-            raise ConfigError(
-                f"{type(net).__name__} has no residual blocks: nothing in it is added to what it "
-                "was computed from; name its blocks in blocks=[...], and they get the bitwidths"
-            )
-        first, *found = found
-        refused[first.name] = FIRST
-        if _reason(graph, first) or _shared(graph, [first]):
-            first = None  # no part of its own
+        first = found.pop(0) if found else None
+        if first is not None:
+            refused[first.name] = FIRST
+            if _reason(graph, first) or _shared(graph, [first]):
+                first = None  # no part of its own
     else:
         found = [_named(graph, name, net) for name in names]
     taken = []
@@ -143,9 +159,6 @@ def find_blocks(net: nn.Module, image: tuple[int, int, int], blocks: Chooser = N
             refused[block.name] = reason
         else:
             taken.append(block)
-    if not taken:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
-        raise ConfigError(f"no block of {type(net).__name__} can be gated ({why})")
     if (shared := _shared(graph, taken)) is not None:
         path, times = shared
         raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +39,9 @@ class FractionalLayer(nn.Module):
     _executed: list[Option]
     _levels_in: bool
     _signed_in: bool
+    _channels: int  # axis of an output
+    _plain: list[Tensor]
+    _seen: list[Tensor]
 
     @classmethod
     def of(
@@ -75,6 +79,7 @@ class FractionalLayer(nn.Module):
         new._own = {option: index for index, option in enumerate(lower)}
         new.option_weight = nn.ParameterList([layer.weight.detach().clone() for _ in lower])
         new._levels_in, new._signed_in = levels_in, signed_in
+        new._plain, new._seen = [], []
         return new
 
     @classmethod
@@ -125,6 +130,47 @@ class FractionalLayer(nn.Module):
         modern = isinstance(self.quantiser, ModernQuantiser)
         return option.is_quantised and modern and not self._signed_in
 
+    @property
+    def owns_bias(self) -> bool:
+        """Whether it has an offset that serves one option alone."""
+        return self.bias is not None and len(self._executed) == 1
+
+    def record(self, y: Tensor) -> None:
+        """Takes note of a batch of what the plain layer gives.
+
+        Until `forget`, `estimate` takes the same batches in the same order.
+        """
+        self._plain.append(self._mean(y))
+
+    def forget(self) -> None:
+        """Ends what `record` began."""
+        self._plain, self._seen = [], []
+
+    def _mean(self, y: Tensor) -> Tensor:
+        """Of each channel of an output, (O,)."""
+        return y.mean([axis for axis in range(y.dim()) if axis != self._channels % y.dim()])
+
+    def estimate(self, x: Tensor, option: Option) -> Tensor:
+        """Executes an option with the offset by which each channel's mean is the plain layer's.
+
+        Args:
+            x: A batch whose plain output was recorded.
+            option: The option.
+        """
+        y = self.execute(x, option)
+        shift = self._plain[len(self._seen)] - self._mean(y)
+        self._seen.append(shift)
+        return y + shift.view(
+            [-1 if axis == self._channels % y.dim() else 1 for axis in range(y.dim())]
+        )
+
+    @torch.no_grad()
+    def finish_estimate(self) -> None:
+        """Adds the mean of what `estimate` found to the offset, if anything."""
+        if self._seen:
+            self.bias += torch.stack(self._seen).mean(0)
+        self._seen = []
+
     def observe(self, x: Tensor, option: Option, weights: bool = True) -> None:
         """Initialises the option's ranges: of its input, and of its weights where asked for."""
         if option.is_quantised:
@@ -162,6 +208,8 @@ class FractionalLayer(nn.Module):
 class FractionalConv2d(FractionalLayer, nn.Conv2d):
     """A convolution that executes the option it is asked for."""
 
+    _channels = 1
+
     @classmethod
     def _like(cls, layer: nn.Conv2d) -> Self:
         new: Self = _geometry(cls, layer)
@@ -178,6 +226,8 @@ class FractionalConv2d(FractionalLayer, nn.Conv2d):
 
 class FractionalLinear(FractionalLayer, nn.Linear):
     """A linear layer that executes the option it is asked for."""
+
+    _channels = -1
 
     @classmethod
     def _like(cls, layer: nn.Linear) -> Self:
