@@ -1,5 +1,6 @@
 """The benchmark's record, its command, and its figure: scripts and reports depend on them."""
 
+import itertools
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -8,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from safetensors.torch import save_file
 
-from fracskip.bench import onnx_engine, run
+from fracskip.bench import onnx_engine, run, timing
 from fracskip.bench.run import ALL_ENGINES, ENGINES, Plan, bench
 from fracskip.bench.torch_engines import precisions as torch_precisions
 from fracskip.cli import main
 from fracskip.errors import ConfigError, MissingExtraError
+from fracskip.models import create_model
+from fracskip.runtime import session as sessions
+from fracskip.runtime.cascade_bundle import write_cascade
+from support.cascades import small_cascade
+from support.stand_in_engine import StandInEngine
 
 STATISTICS = {"mean", "p50", "p99", "round_means", "round_medians"}
 
@@ -193,6 +201,93 @@ def test_a_bundle_needs_a_backbone_for_the_others(tmp_path: Path, checkpoint_fil
     export_bundle(load(checkpoint_file), tmp_path / "net.fsk")
     with pytest.raises(ConfigError, match="give its backbone with --backbone FILE"):
         bench(Plan(str(tmp_path / "net.fsk"), engines=("torch",)), Silent())
+
+
+# -- cascades -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_cascade_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Path, str]]:
+    """A cascade whose engine is a stand-in, and the name of a data set for it."""
+    monkeypatch.setattr(sessions, "build_portable", StandInEngine)
+    monkeypatch.setattr(timing, "interruptions", lambda: 0)  # all calls count
+
+    def make(*sizes: tuple[int, int]) -> tuple[Path, str]:
+        write_cascade(tmp_path / "photos.fsk", small_cascade(sizes, classes=2))
+        for split, label, shade in itertools.product(("train", "test"), (0, 1), (40, 200)):
+            file = tmp_path / "pictures" / split / f"class {label}" / f"{shade}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (shade, shade, shade)).save(file)
+        return tmp_path / "photos.fsk", f"folder:{tmp_path / 'pictures'}"
+
+    return make
+
+
+def test_a_cascade(
+    make_cascade_file: Callable[..., tuple[Path, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, data = make_cascade_file((12, 12), (16, 16))
+    save_file(create_model("resnet8", num_classes=2).state_dict(), tmp_path / "b.safetensors")
+    target, figure = tmp_path / "r.json", tmp_path / "r.svg"
+    words = ["bench", str(path), "--engines", "portable,torch", "--rounds", "2", "--data", data]
+    words += ["--backbone", str(tmp_path / "b.safetensors")]
+    assert main([*words, "--json", str(target), "--figure", str(figure)]) == 0
+    record = json.loads(target.read_text())
+    assert types(record["model"]) == {
+        "name": str,
+        "digest": str,
+        "model": str,
+        "score": str,
+        "members": list,
+    }
+    assert record["model"]["members"] == [
+        {
+            "name": "random basic",
+            "image": [side, side],
+            "options": ["8"],
+            "budget": None,
+            "cost": cost,
+        }
+        for side, cost in ((12, 0.25), (16, 1.0))
+    ]
+    rows = {row["name"]: row for row in record["contenders"]}
+    ours = {name: row for name, row in rows.items() if row["engine"] == "portable"}
+    # Scores are 40/255 and 200/255, thresholds 0.9 and 0.66; times are the stand-in's.
+    assert {
+        name: (row["role"], row["accuracy"], row["engine_latency_us"]["mean"])
+        for name, row in ours.items()
+    } == {
+        "portable 0 > 1 at budget 0.75": ("dynamic", 0.5, 30),
+        "portable 0 > 1 at budget 0.602": ("dynamic", 0.5, (30 + 10) / 2),
+        "portable member 1: random basic 16x16 alone": ("member", 0.5, 20),
+        "portable member 0: random basic 12x12 alone": ("member", 0.5, 10),
+    }
+    assert record["ratios"]["to"] == "portable 0 > 1 at budget 0.75"
+    assert rows["torch fp32"]["role"] == "backbone"
+    assert "random basic 12x12 alone: 50.0% at" in figure.read_text(encoding="utf-8")
+    out = capsys.readouterr().out
+    assert "0 > 1: images that member 0 is not sure of are escalated to member 1." in out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (((12, 12), (16, 16)), "give its last member's backbone with --backbone FILE, or"),
+        (((16, 16), (12, 12)), "its last member others, .* use --engines native"),
+    ],
+)
+def test_a_cascade_beside_others(
+    make_cascade_file: Callable[..., tuple[Path, str]],
+    sizes: tuple[tuple[int, int], ...],
+    message: str,
+) -> None:
+    path, data = make_cascade_file(*sizes)
+    with pytest.raises(ConfigError, match=message):
+        bench(Plan(str(path), engines=("portable", "torch"), data=data), Silent())
 
 
 def test_engines_that_are_not_installed(

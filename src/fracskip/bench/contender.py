@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Precision = Literal["fp32", "bf16", "int8", "mixed"]
-Role = Literal["dynamic", "forced", "backbone", "frontier"]
+Role = Literal["dynamic", "forced", "member", "backbone", "frontier"]
 Logits = NDArray[np.float32]
 
 
@@ -34,9 +34,10 @@ class Contender:
     Attributes:
         name: Unique in the record.
         engine: Key of the engine, such as 'onnxruntime'.
-        precision: Of its arithmetic; 'mixed' where a gate decides.
-        role: 'dynamic' (decides by its gates), 'forced' (the same network with one option in every
-            block), 'backbone' (the plain network) or 'frontier' (another plain network).
+        precision: Of its arithmetic; 'mixed' where a gate decides, or members have several.
+        role: 'dynamic' (decides by its gates, or a cascade at an operating point), 'forced' (the
+            same network with one option in every block), 'member' (one member of the cascade by
+            itself), 'backbone' (the plain network) or 'frontier' (another plain network).
         network: Which network, in words.
         inputs: One ready input an image.
         run: One input to logits (1, N); what is timed.

@@ -33,7 +33,9 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError, MissingExtraError
 from fracskip.files import require_regular_file
 from fracskip.machine import cores
+from fracskip.runtime.cascade_bundle import CascadePlan, read_any
 from fracskip.runtime.engines import instruction_sets
+from fracskip.runtime.plan import Plan as NetworkPlan
 
 ENGINES = ("native", *PEERS)
 ALL_ENGINES = (*OURS, *PEERS)
@@ -57,14 +59,16 @@ class Plan:
     """What to benchmark, and how.
 
     Attributes:
-        model: A checkpoint's name or file, or a .fsk file; a plain network's file, for the record.
+        model: A checkpoint's name or file, or a .fsk file of a network or a cascade; a plain
+            network's file, for the record.
         plain: Loads a plain network, which is then measured in place of the model.
         engines: Of `ALL_ENGINES`; None takes those of `ENGINES` that are installed.
         threads: For one image.
         images: Test images, at most.
         rounds: Over the contenders.
         data: Name of a data set (None: the one that the network was trained on).
-        backbone: File of the plain network (None: the dynamic network's own full precision).
+        backbone: File of the plain network, of a cascade that of its last member (None: the
+            dynamic network's own full precision).
         frontier: Files of further plain networks, to run at 8 bits in the fastest peer.
         seed: Of the rounds' orders.
         command: The words of the command line, for the record.
@@ -85,13 +89,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Subject:
-    """The model, as a checkpoint or as a bundle."""
+    """The model, as a checkpoint or as a bundle.
+
+    Attributes:
+        net: Of a checkpoint.
+        image: What it takes.
+        class_names: Its classes.
+        data_name: What it was trained on; of a cascade the last member.
+        about: What the record says of it.
+        backbone_image: What the plain network takes that the other engines run.
+    """
 
     net: DynamicNetwork | None
     image: ImageConfig
     class_names: tuple[str, ...]
     data_name: str
     about: dict[str, Any]
+    backbone_image: ImageConfig
 
 
 def bench(plan: Plan, watcher: Watcher) -> dict[str, Any]:
@@ -181,32 +195,57 @@ def _load(asked: Plan) -> _Subject:
     model = asked.model
     require_regular_file(model, "network")
     if asked.plain is None and model.endswith(".fsk"):
-        from fracskip.runtime.bundle import read_bundle
-
-        bundle = read_bundle(model)
+        bundle = read_any(model)
         plan = bundle.plan
-        about = {"digest": bundle.digest, "model": plan.name, "options": list(plan.options)}
-        target = plan.operating_points.target
-        parts = (plan.image, plan.class_names, plan.data_name)
-        net = None
-    else:
-        from fracskip.checkpoint import load
+        last = plan if isinstance(plan, NetworkPlan) else plan.networks[plan.members[-1].network]
+        about = {"name": model, "digest": bundle.digest, "model": plan.name, **_about_plan(plan)}
+        return _Subject(None, plan.image, plan.class_names, last.data_name, about, last.image)
+    from fracskip.checkpoint import load
 
-        net = load(model) if asked.plain is None else asked.plain()
-        spec = net.spec
-        about = {"digest": net.digest, "model": spec.model.name, "options": list(spec.options)}
-        target = net.operating_points.target
-        parts = (spec.image, spec.class_names, spec.data_name)
-    return _Subject(net, *parts, {"name": model, **about, "target": target})
+    net = load(model) if asked.plain is None else asked.plain()
+    spec = net.spec
+    about = {
+        "name": model,
+        "digest": net.digest,
+        "model": spec.model.name,
+        "options": list(spec.options),
+        "target": net.operating_points.target,
+    }
+    return _Subject(net, spec.image, spec.class_names, spec.data_name, about, spec.image)
+
+
+def _about_plan(plan: NetworkPlan | CascadePlan) -> dict[str, Any]:
+    if isinstance(plan, NetworkPlan):
+        return {"options": list(plan.options), "target": plan.operating_points.target}
+    networks = [plan.networks[member.network] for member in plan.members]
+    return {
+        "score": plan.score,
+        "members": [
+            {
+                "name": network.name,
+                "image": list(network.image.size),
+                "options": list(network.options),
+                "budget": member.budget,
+                "cost": cost,
+            }
+            for member, network, cost in zip(plan.members, networks, plan.bitops, strict=True)
+        ],
+    }
 
 
 def _plain(plan: Plan, subject: _Subject) -> Plain:
+    if subject.backbone_image != subject.image:
+        raise ConfigError(
+            f"{plan.model} takes images as its largest network does, its last member others, and "
+            "the other engines would be given the former: use --engines native"
+        )
     if plan.backbone is not None:
         return load_plain(plan.backbone, subject.image, subject.class_names)
     if subject.net is None:
+        whose = "last member's backbone" if "members" in subject.about else "backbone"
         raise ConfigError(
             f"{plan.model} is a bundle and holds no plain network for the other engines: give its "
-            "backbone with --backbone FILE, or --engines native"
+            f"{whose} with --backbone FILE, or --engines native"
         )
     return plain_of(subject.net)
 

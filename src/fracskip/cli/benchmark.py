@@ -100,6 +100,11 @@ def show(record: dict[str, Any]) -> None:
         f"that of {ratios['to']}, median over the rounds. images/s: {machine['cores_used']} "
         f"core(s) of {machine['processor']}."
     )
+    if "members" in record["model"]:
+        console.say(
+            "0 > 1: images that member 0 is not sure of are escalated to member 1. budget: mean "
+            "BitOps of an image over the last member's."
+        )
     if backbone is not None:
         console.say(f"The other engines run {backbone['model']}: {backbone['source']}.")
     for item in record["missing"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fracskip.report.cascade_records import CascadeRecord
-from fracskip.report.figures import NARROW_PX, WIDE_PX, percent_axis
+from fracskip.report.figures import NARROW_PX, WIDE_PX, percent_axis, time_ticks
 from fracskip.report.palette import role_colour
 from fracskip.report.placement import LabelPlacer, accuracy_limits, log_ticks
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
@@ -14,7 +14,6 @@ from fracskip.report.wording import chain_words, microseconds, percent, shortene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 LOG_ABOVE = 5.0  # ratio of the longest time to the shortest from which on the axis is logarithmic
 _OFF_SCALE = 0.15
@@ -156,7 +155,7 @@ def _time_axis(axes: Axes, times: list[float], narrow: bool) -> None:
         left, right = shortest / room, longest * room
         axes.set_xscale("log")
         axes.set_xlim(left, right)
-        _ticks(axes.xaxis, log_ticks(left, right, 5 if narrow else 7))
+        time_ticks(axes.xaxis, log_ticks(left, right, 5 if narrow else 7))
         label += ", log scale"
     else:
         from matplotlib.ticker import MaxNLocator
@@ -165,13 +164,5 @@ def _time_axis(axes: Axes, times: list[float], narrow: bool) -> None:
         left, right = shortest - min(room, shortest / 2), longest + room
         axes.set_xlim(left, right)
         ticks = MaxNLocator(4 if narrow else 7, steps=[1, 2, 2.5, 5, 10]).tick_values(left, right)
-        _ticks(axes.xaxis, [tick for tick in ticks if left <= tick <= right])
+        time_ticks(axes.xaxis, [tick for tick in ticks if left <= tick <= right])
     axes.set_xlabel(label)
-
-
-def _ticks(axis: Axis, ticks: list[float]) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([microseconds(tick) for tick in ticks]))
-    axis.set_minor_locator(NullLocator())

@@ -17,7 +17,13 @@ from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, accuracy_limits, log_ticks
 from fracskip.report.records import Block, Epoch, EvaluationRecord, RunRecord, StaticPoint
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
-from fracskip.report.wording import network_words, option_words, percent, shortened
+from fracskip.report.wording import (
+    microseconds,
+    network_words,
+    option_words,
+    percent,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -333,10 +339,19 @@ def _stages(axes: Axes, epochs: Sequence[Epoch], width_px: float, *, with_names:
 
 def percent_ticks(axis: Axis, ticks: Sequence[float]) -> None:
     """Puts ticks at these shares, as percentages."""
+    _only_ticks(axis, ticks, [f"{100 * tick:g}%" for tick in ticks])
+
+
+def time_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Puts ticks at these latencies in microseconds."""
+    _only_ticks(axis, ticks, [microseconds(tick) for tick in ticks])
+
+
+def _only_ticks(axis: Axis, ticks: Sequence[float], words: Sequence[str]) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_major_formatter(FixedFormatter([f"{100 * tick:g}%" for tick in ticks]))
+    axis.set_major_formatter(FixedFormatter(list(words)))
     axis.set_minor_locator(NullLocator())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fracskip.intervals import wilson_interval
-from fracskip.report.figures import MARKERS
+from fracskip.report.figures import MARKERS, time_ticks
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, accuracy_limits, log_ticks
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
@@ -57,9 +57,7 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         axes.set_ylim(low, high)
-        ticks = log_ticks(left, right, 7)
-        axes.xaxis.set_ticks(ticks)
-        axes.xaxis.set_ticklabels([microseconds(tick) for tick in ticks])
+        time_ticks(axes.xaxis, log_ticks(left, right, 7))
         axes.yaxis.set_major_formatter(lambda value, _: percent(value))
         axes.grid(visible=True)
         threads = record["threads"]
@@ -128,11 +126,10 @@ def _point(row: Mapping[str, Any], images: int) -> _Point:
 
 def _importance(point: _Point) -> int:
     """Who is labelled first, while there is room: us, then our closest rivals."""
-    if point.role == "dynamic":
-        return 0
     if point.role == "backbone":
-        return 1 if point.colour == option_colour("8") else 3
-    return 2
+        return 2 if point.colour == option_colour("8") else 4
+    # Members have names that nothing else says; operating points are in a line.
+    return {"member": 0, "dynamic": 1}.get(point.role, 3)
 
 
 def _marker(point: _Point, points: Sequence[_Point]) -> str:

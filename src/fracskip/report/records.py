@@ -1,9 +1,9 @@
 """Records as typed, frozen values: what an evaluation measured, what a run went through.
 
-Three schemas are read: `fracskip.evaluation/1` and `fracskip.sweep/1` (JSON files), and
-`fracskip.run/1` (a JSON file, or the event log `record.jsonl` that training appends to). Keys
-that a schema does not know are ignored, so that a later fracskip may write more; whatever is known
-is checked.
+Three schemas are read here: `fracskip.evaluation/1` and `fracskip.sweep/1` (JSON files), and
+`fracskip.run/1` (a JSON file, or the event log `record.jsonl` that training appends to);
+`cascade_records` has another. Keys that a schema does not know are ignored, so that a later
+fracskip may write more; whatever is known is checked.
 """
 
 from __future__ import annotations
