@@ -58,7 +58,7 @@ def points(members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5)) 
                     thresholds=(threshold,),
                     rates=(1.0, 0.5 / (1 + place)),
                     quantiles=(),
-                    correct=980 - 10 * place,
+                    correct=970 + 5 * last - 10 * place,
                     against=((40, 5),) * count,
                 )
             )

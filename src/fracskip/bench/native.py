@@ -108,7 +108,7 @@ def _of_cascade(
         name = f"{chain} at budget {budget:.3g}"
         found.append(contender(choice, budget, name=name, role="dynamic"))
     for index, member in reversed(list(enumerate(plan.members))):
-        alone = Choice((index,), (), (1.0,), plan.bitops[index], 0.0)
+        alone = Choice((index,), (), (1.0,), (), plan.bitops[index], 0.0)
         network = plan.networks[member.network]
         words = f"{network.name} {network.image.size[0]}x{network.image.size[1]}"
         words += "" if member.budget is None else f" at budget {member.budget:.3g}"

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
 from fracskip.cost import CascadeCosts, CostReport, NetworkProfile, account, account_cascade
-from fracskip.errors import BundleError, ConfigError, MissingExtraError
+from fracskip.errors import BundleError, ConfigError, DataError, MissingExtraError
 from fracskip.operating import Execution, Operation, Prediction, Setting, joined
 from fracskip.operating.cascade import Choice
 from fracskip.operating.tracking import RateTracker
@@ -428,6 +428,11 @@ class InferenceSession:
         if self._operator is None:
             raise ConfigError("this session runs one network, which has no members to choose from")
         images = checked_images(images, self.image, normalised)
+        if images.dtype != np.uint8 and len({_input(plan.image) for plan in self.networks}) > 1:
+            raise DataError(
+                "floats do not fit: this cascade's members take images of several sizes, or "
+                "normalised in several ways; give uint8 pixels, of which it makes each"
+            )
         if not hold or len(choice.chain) == 1 or not len(images):
             operation = self._operator.operation(choice, choice.thresholds, len(images))
             return self.execute(images, operation)
@@ -483,6 +488,11 @@ class InferenceSession:
             raise ConfigError("this network was trained for one budget and takes no latency_us")
         limit = checked_time(latency_us, "latency_us")
         return self.times.budget_within(limit, reach, self.options.costs)
+
+
+def _input(image: ImageConfig) -> tuple[Any, ...]:
+    """What makes normalised images of two networks the same."""
+    return image.size, image.mean, image.std
 
 
 def _priced(cascade: CascadePlan) -> tuple[list[tuple[OptionSet, NetworkProfile]], int]:
