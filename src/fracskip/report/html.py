@@ -40,8 +40,8 @@ def write_report(records: Sequence[str | Path], out: str | Path) -> Path:
     there whole, so that a reader never sees half of it.
 
     Args:
-        records: Paths of records of evaluations, cascades or runs, or run folders, in any mix;
-            the page counts them in this order.
+        records: Paths of records of evaluations, sweeps, cascades or runs, or of run folders, in
+            any mix; the page counts them in this order.
         out: Where to write; folders that are missing are made.
 
     Returns:
