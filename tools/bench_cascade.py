@@ -35,7 +35,7 @@ from fracskip.bench.selection import first_accuracy
 from fracskip.bench.timing import Samples, measure
 from fracskip.files import write_atomically
 from fracskip.machine import cores
-from fracskip.operating.cascade import Choice, score_of
+from fracskip.operating.cascade import Choice, answers_of, score_of
 from fracskip.report.latency import accuracy_latency
 from fracskip.report.svg import standalone
 from fracskip.runtime import InferenceSession
@@ -155,13 +155,15 @@ def openvino_cascade(
     def run(given: tuple[int, dict[str, Any]]) -> Logits:
         choice, plan = choices[given[0]], folds[given[0]].session.cascade
         assert plan is not None
+        seen: list[Logits] = []
+        temperatures = [plan.members[member].temperature for member in choice.chain]
         for place, member in enumerate(choice.chain):
-            logits = peers[names[member]].run(given[1][names[member]])
+            seen.append(np.array(peers[names[member]].run(given[1][names[member]])))
+            said = answers_of(seen, temperatures[: place + 1], plan.averaged)[-1]
             if place < len(choice.thresholds):
-                score = score_of(logits, plan.members[member].temperature, plan.score)
-                if score[0] >= choice.thresholds[place]:
+                if score_of(said, plan.score)[0] >= choice.thresholds[place]:
                     break
-        return logits
+        return said
 
     used = {names[m] for choice in choices for m in choice.chain}
     inputs = [

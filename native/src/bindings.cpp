@@ -112,7 +112,8 @@ class PyEngine {
            const std::vector<Writable>& decisions, const std::vector<std::optional<Readable>>& budgets,
            const std::vector<std::optional<Readable>>& multipliers, const std::vector<Readable>& thresholds,
            const std::vector<float>& temperatures, const std::string& score, const std::vector<Writable>& scores,
-           const Writable& answered, const std::optional<Readable>& forced, const std::optional<Writable>& gate_us) const {
+           const Writable& answered, const std::optional<Readable>& forced, const std::optional<Writable>& gate_us,
+           bool averaged) const {
     const std::size_t count = images.ndim() ? images.shape(0) : 0;
     RunRequest request;
     request.count = count;
@@ -121,6 +122,7 @@ class PyEngine {
     request.latency_us = checked<float>("latency_us", latency_us, {count});
     request.answered = checked<std::uint8_t>("answered", answered, {count});
     request.score = parse_score(score);
+    request.averaged = averaged;
     const std::size_t length = networks.size();
     if (length < 1 || length > kMaxChain) throw std::invalid_argument("networks must name 1 to " + std::to_string(kMaxChain) + " members");
     check_length("decisions", decisions.size(), length);
@@ -266,7 +268,7 @@ NB_MODULE(_native, m) {
            nb::arg("budgets").noconvert(), nb::arg("multipliers").noconvert(), nb::arg("thresholds").noconvert(),
            nb::arg("temperatures"), nb::arg("score"), nb::arg("scores").noconvert(), nb::arg("answered").noconvert(),
            nb::arg("forced").noconvert() = nb::none(), nb::arg("gate_us").noconvert() = nb::none(),
-           "Classifies images (B, H, W, C) by a chain of members; see _native.pyi.")
+           nb::arg("averaged") = false, "Classifies images (B, H, W, C) by a chain of members; see _native.pyi.")
       .def("gated_blocks", &PyEngine::gated_blocks, nb::arg("network"))
       .def("options", &PyEngine::options, nb::arg("network"))
       .def("kernels", &PyEngine::kernels, "(network, part, option, kernels) of what runs each option.")

@@ -14,6 +14,7 @@ LARGE: dict[str, Any] = {"image": (11, 10), "widths": (6,), "depth": 2, "options
 OPERATED: dict[str, Any] = {
     "members": [{"network": 0, "temperature": 1.0}, {"network": 1, "temperature": 1.3}],
     "score": "margin",
+    "averaged": True,
     "images": 1000,
     "points": [{"cost": 0.5, "chain": [0, 1], "thresholds": [0.5]}],
 }

@@ -37,7 +37,9 @@ def member(network: int, bitops: float, **fields: Any) -> Member:
     return Member(network=network, bitops=bitops, **{**own, **fields})
 
 
-def points(members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5)) -> CascadePoints:
+def points(
+    members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5), averaged: bool = False
+) -> CascadePoints:
     """Each member alone, and chains of the first and each other at some thresholds.
 
     What they say of accuracy is made up: the more is escalated the better.
@@ -63,17 +65,22 @@ def points(members: Sequence[Member], thresholds: Sequence[float] = (0.9, 0.5)) 
                 )
             )
     return CascadePoints(
-        members=tuple(members), score="probability", images=IMAGES, points=tuple(found)
+        members=tuple(members),
+        score="probability",
+        averaged=averaged,
+        images=IMAGES,
+        points=tuple(found),
     )
 
 
 def small_cascade(
     sizes: Sequence[tuple[int, int]] = ((12, 12), (16, 16)),
     thresholds: Sequence[float] = (0.9, 0.5),
+    averaged: bool = False,
     **shape: Any,
 ) -> CascadeBundle:
     """Static networks of two stages, the smallest images first."""
     given = networks(*sizes, **shape)
     bitops = np.geomspace(1e6, 4e6, len(given))
     members = [member(index, float(each)) for index, each in enumerate(bitops)]
-    return cascade_of(given, points(members, thresholds))
+    return cascade_of(given, points(members, thresholds, averaged))

@@ -39,6 +39,7 @@ struct RunRequest {
   std::size_t count = 0;
   std::vector<Member> chain;  // at least one
   Score score = Score::probability;
+  bool averaged = false;  // answers are means over the members so far, of logits over temperatures; else the last member's
   const std::uint8_t* forced = nullptr;  // (count, gated blocks) option indices of a chain of one, or null
   float* logits = nullptr;               // (count, classes), of the member that answers
   std::uint8_t* answered = nullptr;      // (count): its position in the chain

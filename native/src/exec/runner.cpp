@@ -23,6 +23,7 @@ Arena::Arena(const Ensemble& ensemble) {
     most = std::max(most, resizer.scratch_bytes());
   }
   scratch = Buffer(most);
+  mean.resize(static_cast<std::size_t>(ensemble.networks[0]->classes));
 }
 
 void Runner::run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {
@@ -41,8 +42,9 @@ void Runner::run(const RunRequest& request, std::size_t index, std::size_t image
     const Member& asked = request.chain[position];
     begin(request, image, position);
     member(request, index, asked);
+    if (request.averaged) average(logits, asked.temperature, position);
     if (position == last && !asked.scores) break;
-    const float score = score_of(logits, classes, asked.temperature, request.score);
+    const float score = score_of(logits, classes, request.averaged ? 1.f : asked.temperature, request.score);
     if (asked.scores) asked.scores[index] = score;
     // Of logits that are no numbers the score is none either, so they stay for the caller to see.
     if (position == last || !(score < asked.thresholds[index])) break;
@@ -52,6 +54,17 @@ void Runner::run(const RunRequest& request, std::size_t index, std::size_t image
     if (request.chain[unseen].scores) request.chain[unseen].scores[index] = std::numeric_limits<float>::quiet_NaN();
   }
   request.latency_us[index] = microseconds_since(start);
+}
+
+// Makes a member's logits the mean over it and those before it.
+void Runner::average(float* logits, float temperature, std::size_t position) {
+  const auto share = static_cast<float>(position + 1);
+  for (std::size_t i = 0; i < arena_.mean.size(); ++i) {
+    float& mean = arena_.mean[i];
+    const float own = logits[i] / temperature;
+    mean = position == 0 ? own : mean + (own - mean) / share;
+    logits[i] = mean;
+  }
 }
 
 // Whether a member is the network of the one before at other decisions: then it goes on from what the first block took.

@@ -36,6 +36,7 @@ struct Arena {
   };
   std::vector<Resized> resized;  // one a resizer
   Buffer scratch;
+  std::vector<float> mean;  // of logits over temperatures, of the members so far
 };
 
 class Runner {
@@ -49,6 +50,7 @@ class Runner {
   void begin(const RunRequest& request, const void* image, std::size_t position);
   const void* resized(const void* image, std::size_t network);
   void member(const RunRequest& request, std::size_t index, const Member& asked);
+  void average(float* logits, float temperature, std::size_t position);
   bool repeats(const RunRequest& request, std::size_t position) const;
 
   const Ensemble& ensemble_;

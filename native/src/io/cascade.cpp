@@ -23,6 +23,7 @@ void read_objects(const Field& field) {
 void read_operating_data(const Field& root) {
   const auto is_name = [&](Score score) { return root["score"].text() == score_name(score); };
   if (std::none_of(std::begin(kScores), std::end(kScores), is_name)) root["score"].fail("is unknown");
+  root["averaged"].flag();
   root["images"].integer(0, std::numeric_limits<int>::max());
   read_objects(root["members"]);
   read_objects(root["points"]);
@@ -62,7 +63,7 @@ CascadePlan read_cascade(const Field& root) {
     throw BundleError("this is a cascade of another version; this fracskip reads '" + std::string(kSchema) + "' version " +
                       std::to_string(kCascadeVersion) + ": export it again");
   }
-  root.members({"schema", "version", "networks", "weights_of", "members", "score", "images", "points"});
+  root.members({"schema", "version", "networks", "weights_of", "members", "score", "averaged", "images", "points"});
   const std::vector<Field> networks = root["networks"].items(), sharing = root["weights_of"].items();
   if (networks.empty() || networks.size() > kMaxNetworks) root["networks"].fail("must be 1 to " + std::to_string(kMaxNetworks));
   if (sharing.size() != networks.size()) root["weights_of"].fail("must have one entry for each network");

@@ -17,7 +17,7 @@ from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.source import Batches, Source, source_of
 from fracskip.intervals import wilson_interval
 from fracskip.machine import describe_processor, versions
-from fracskip.operating.cascade import Choice, score_of
+from fracskip.operating.cascade import Choice, answers_of, score_of
 from fracskip.runtime.session import InferenceSession
 
 SCHEMA = "fracskip.cascade/1"
@@ -66,7 +66,7 @@ def evaluate_cascade(
     points = []
     for budget, choice in zip(budgets, choices, strict=True):
         found = _run(session, choice, source, batch_size, progress)
-        points.append(_point(session, budget, choice, found, labels, right, members))
+        points.append(_point(session, budget, choice, found, labels, members))
     return {
         "schema": SCHEMA,
         "checkpoint": {"name": name or plan.name, "digest": session.digest, "model": plan.name},
@@ -132,7 +132,6 @@ def _point(
     choice: Choice,
     found: dict[str, NDArray[Any]],
     labels: NDArray[np.int64],
-    right: NDArray[np.bool_],
     members: Sequence[dict[str, NDArray[Any]]],
 ) -> dict[str, Any]:
     plan = session.cascade
@@ -152,11 +151,14 @@ def _point(
         "latency_us": _spread(found["latency_us"]),
     }
     if len(choice.chain) > 1:
-        point["random_escalation"] = _at_random(right[list(choice.chain)], rates)
-        logits = [members[m]["logits"] for m in choice.chain[:-1]]
-        temperatures = [plan.members[m].temperature for m in choice.chain[:-1]]
-        scores = [score_of(*each, plan.score) for each in zip(logits, temperatures, strict=True)]
-        point["permuted_escalation"] = _permuted(right[list(choice.chain)], scores, choice)
+        # Members by themselves answer logits over temperatures already where these are averaged.
+        temperatures = [1.0 if plan.averaged else plan.members[m].temperature for m in choice.chain]
+        logits = [members[m]["logits"] for m in choice.chain]
+        said = answers_of(logits, temperatures, plan.averaged)
+        hits_by = np.stack([each.argmax(1) == labels for each in said])
+        point["random_escalation"] = _at_random(hits_by, rates)
+        scores = [score_of(each, plan.score) for each in said]
+        point["permuted_escalation"] = _permuted(hits_by, scores, choice)
     return point
 
 
@@ -172,7 +174,7 @@ def _permuted(
     """Accuracy where each image is escalated by the scores of another."""
     order = np.random.default_rng(0).permutation(right.shape[1])
     answer, reached = right[0].copy(), np.ones(right.shape[1], bool)
-    for hits, score, threshold in zip(right[1:], scores, choice.thresholds, strict=True):
+    for hits, score, threshold in zip(right[1:], scores, choice.thresholds, strict=False):
         reached &= score[order] < np.float32(threshold)
         answer = np.where(reached, hits, answer)
     return float(answer.mean())

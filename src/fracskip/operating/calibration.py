@@ -20,6 +20,7 @@ from fracskip.operating.cascade import (
     CascadePoints,
     Member,
     Score,
+    answers_of,
     score_of,
 )
 
@@ -53,65 +54,107 @@ class Answers:
     shares: tuple[tuple[float, ...], ...]
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """A chain on all images.
+
+    Attributes:
+        members: Their numbers.
+        right: Whether it answers right if it ends at each of its members, (members, N).
+        scores: Of these answers, (members, N).
+    """
+
+    members: tuple[int, ...]
+    right: Mask
+    scores: NDArray[np.float32]
+
+    def of(self, rows: Mask) -> _Chain:
+        """On some of the images."""
+        return _Chain(self.members, self.right[:, rows], self.scores[:, rows])
+
+    def reached(self, threshold: float) -> list[Mask]:
+        """Which images reach each member but the first."""
+        found, here = [], np.ones(self.right.shape[1], bool)
+        for scores in self.scores[:-1]:
+            here = here & (scores < np.float32(threshold))
+            found.append(here)
+        return found
+
+    def hits(self, reached: Sequence[Mask]) -> Mask:
+        """Which images are answered right, where these reach each member but the first."""
+        answer: Mask = self.right[0]
+        for right, rows in zip(self.right[1:], reached, strict=True):
+            answer = np.where(rows, right, answer)
+        return answer
+
+    def thresholds(self) -> list[float]:
+        """One for each rate; in a longer chain it is the same throughout: scores are calibrated."""
+        found = np.quantile(self.scores[0], RATES)
+        # Of equal ones one is enough.
+        return list(dict.fromkeys(float(np.float32(each)) for each in found))
+
+
 def choose_points(answers: Sequence[Answers], labels: NDArray[np.int64]) -> CascadePoints:
-    """The operating points of members, cheapest first; see `cascade`.
+    """The operating points of members, cheapest first; see `fracskip.cascade`.
 
     Args:
         answers: Of each member.
         labels: (N,).
     """
     chosen = _third(len(labels))
-    counted = ~chosen
-    right = np.stack([each.logits.argmax(1) == labels for each in answers])
     temperatures = [temperature(each.logits[chosen], labels[chosen]) for each in answers]
-    chains = [
-        chain
+    names = [
+        names
         for length in range(2, min(len(answers), MAX_CHAIN) + 1)
-        for chain in itertools.combinations(range(len(answers)), length)
+        for names in itertools.combinations(range(len(answers)), length)
         if length == 2 or len(answers) <= MAX_NETWORKS
     ]
-    costs = [each.bitops for each in answers]
 
-    def scores_by(score: Score) -> NDArray[np.float32]:
-        pairs = zip(answers, temperatures, strict=True)
-        return np.stack([score_of(each.logits, t, score) for each, t in pairs])
+    def chains_by(score: Score, averaged: bool, names: Sequence[tuple[int, ...]]) -> list[_Chain]:
+        found = []
+        for members in names:
+            logits = [answers[member].logits for member in members]
+            said = answers_of(logits, [temperatures[member] for member in members], averaged)
+            right = np.stack([each.argmax(1) == labels for each in said])
+            found.append(_Chain(members, right, np.stack([score_of(each, score) for each in said])))
+        return found
 
-    # The score by which most of the images chosen by are right, over all chains and rates.
-    found = {}
-    for score in SCORES:
-        scores = scores_by(score)[:, chosen]
-        tried = {
-            chain: [_escalated(chain, t, scores) for t in _thresholds(chain, scores)]
-            for chain in chains
-        }
-        hits = {
-            chain: [_right(chain, reached, right[:, chosen]).mean() for reached in rows]
-            for chain, rows in tried.items()
-        }
-        found[score] = (sum(map(sum, hits.values())), tried, hits)
-    score = max(SCORES, key=lambda each: found[each][0])
-    if len(chains) > MAX_CHAINS:
-        chains = _best_chains(*found[score][1:], costs)
-    scores = scores_by(score)
+    # What answers most of the images chosen by right, over all chains and rates.
+    best, most = (SCORES[0], True), -1
+    for way in itertools.product(SCORES, (True, False)):
+        given = [chain.of(chosen) for chain in chains_by(*way, names)]
+        hits = sum(int(c.hits(c.reached(t)).sum()) for c in given for t in c.thresholds())
+        if hits > most:
+            best, most = way, hits
+    score, averaged = best
+    if len(names) > MAX_CHAINS:
+        given = [chain.of(chosen) for chain in chains_by(score, averaged, names)]
+        names = _best_chains(given, [each.bitops for each in answers])
+    alone = chains_by(score, averaged, [(index,) for index in range(len(answers))])
+    counted = ~chosen
+    known = np.stack([chain.right[0, counted] for chain in alone])
     members = [
         Member(
             network=each.network,
             budget=each.budget,
-            temperature=t,
+            temperature=own,
             bitops=each.bitops,
-            correct=int(right[index, counted].sum()),
+            correct=int(right.sum()),
             shares=each.shares,
-            quantiles=_quantiles(scores[index]),
+            quantiles=_quantiles(chain.scores[0]),
         )
-        for index, (each, t) in enumerate(zip(answers, temperatures, strict=True))
+        for each, own, right, chain in zip(answers, temperatures, known, alone, strict=True)
     ]
-    points = [_point((index,), (), scores, right, counted) for index in range(len(answers))]
-    for chain in chains:
-        for threshold in _thresholds(chain, scores[:, chosen]):
-            thresholds = (threshold,) * (len(chain) - 1)
-            points.append(_point(chain, thresholds, scores, right, counted))
+    points = [_point(chain, (), counted, known) for chain in alone]
+    for chain in chains_by(score, averaged, names):
+        for threshold in chain.of(chosen).thresholds():
+            points.append(_point(chain, (threshold,) * (len(chain.members) - 1), counted, known))
     return CascadePoints(
-        members=tuple(members), score=score, images=int(counted.sum()), points=tuple(points)
+        members=tuple(members),
+        score=score,
+        averaged=averaged,
+        images=int(counted.sum()),
+        points=tuple(points),
     )
 
 
@@ -145,23 +188,6 @@ def temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float
     return float(np.exp((low + high) / 2))
 
 
-def _thresholds(chain: Sequence[int], scores: NDArray[np.float32]) -> list[float]:
-    """One for each rate; in a longer chain it is the same throughout: scores are calibrated."""
-    found = np.quantile(scores[chain[0]], RATES)
-    # Of equal ones one is enough.
-    return list(dict.fromkeys(float(np.float32(each)) for each in found))
-
-
-def _escalated(chain: Sequence[int], threshold: float, scores: NDArray[np.float32]) -> list[Mask]:
-    """Which images reach each member of a chain but the first."""
-    reached = np.ones(scores.shape[1], bool)
-    found = []
-    for member in chain[:-1]:
-        reached = reached & (scores[member] < np.float32(threshold))
-        found.append(reached)
-    return found
-
-
 def _quantiles(scores: NDArray[np.float32]) -> tuple[float, ...]:
     """From the least to the largest; of no images, evenly spaced."""
     levels = np.linspace(0, 1, QUANTILES)
@@ -169,58 +195,35 @@ def _quantiles(scores: NDArray[np.float32]) -> tuple[float, ...]:
     return tuple(np.maximum.accumulate(found.clip(0, 1)).tolist())
 
 
-def _right(chain: Sequence[int], reached: Sequence[Mask], right: Mask) -> Mask:
-    """Which images a chain answers right."""
-    answer: Mask = right[chain[0]]
-    for member, rows in zip(chain[1:], reached, strict=True):
-        answer = np.where(rows, right[member], answer)
-    return answer
-
-
 def _point(
-    chain: tuple[int, ...],
-    thresholds: tuple[float, ...],
-    scores: NDArray[np.float32],
-    right: Mask,
-    counted: Mask,
+    chain: _Chain, thresholds: tuple[float, ...], counted: Mask, known: Mask
 ) -> CascadePoint:
-    reached = _escalated(chain, thresholds[0], scores) if thresholds else []
-    answer = _right(chain, reached, right)[counted]
+    """A chain at thresholds; `known`: whether each member alone is right on the images counted."""
+    reached = chain.reached(thresholds[0]) if thresholds else []
+    hits = chain.hits(reached)[counted]
     return CascadePoint(
-        chain=chain,
+        chain=chain.members,
         thresholds=thresholds,
         rates=(1.0, *(float(rows.mean()) for rows in reached)),
         quantiles=tuple(
-            _quantiles(scores[member, rows])
-            for member, rows in zip(chain[1:-1], reached, strict=False)
+            _quantiles(scores[rows])
+            for scores, rows in zip(chain.scores[1:-1], reached, strict=False)
         ),
-        correct=int(answer.sum()),
-        against=tuple(
-            (int((answer & ~alone).sum()), int((alone & ~answer).sum()))
-            for alone in right[:, counted]
-        ),
+        correct=int(hits.sum()),
+        against=tuple((int((hits & ~own).sum()), int((own & ~hits).sum())) for own in known),
     )
 
 
-def _best_chains(
-    tried: dict[tuple[int, ...], list[list[Mask]]],
-    hits: dict[tuple[int, ...], list[float]],
-    costs: Sequence[float],
-) -> list[tuple[int, ...]]:
-    """The best chain at each of so many costs, by the images that are chosen by."""
-    rows = [
-        (
-            costs[chain[0]]
-            + sum(costs[m] * r.mean() for m, r in zip(chain[1:], reached, strict=True)),
-            hit,
-            chain,
-        )
-        for chain, ways in tried.items()
-        for reached, hit in zip(ways, hits[chain], strict=True)
-    ]
-    limits = np.geomspace(min(row[0] for row in rows), max(row[0] for row in rows), MAX_CHAINS)
-    best = [
-        max((row for row in rows if row[0] <= limit * 1.001), key=lambda row: row[1])[2]
-        for limit in limits
-    ]
-    return list(dict.fromkeys(best))
+def _best_chains(chains: Sequence[_Chain], costs: Sequence[float]) -> list[tuple[int, ...]]:
+    """The best chain at each of so many costs, on the images that are chosen by."""
+    rows = []
+    for chain in chains:
+        first, *others = chain.members
+        for threshold in chain.thresholds():
+            reached = chain.reached(threshold)
+            pairs = zip(others, reached, strict=True)
+            cost = costs[first] + sum(costs[member] * float(r.mean()) for member, r in pairs)
+            rows.append((cost, int(chain.hits(reached).sum()), chain.members))
+    limits = np.geomspace(min(rows)[0], max(rows)[0], MAX_CHAINS)
+    within = ([row for row in rows if row[0] <= limit * 1.001] for limit in limits)
+    return list(dict.fromkeys(max(some, key=lambda row: row[1])[2] for some in within))

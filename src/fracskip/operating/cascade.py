@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from fracskip.config.network import FIRST_FAULT, Fraction, Frozen, Positive, Probability
 from fracskip.errors import ConfigError
@@ -39,19 +39,18 @@ COST_TOLERANCE = 1e-3  # a limit that was printed and typed in again is still me
 Rows = Annotated[tuple[float, ...], FIRST_FAULT]
 
 
-def score_of(logits: NDArray[Any], temperature: float, score: Score) -> NDArray[np.float32]:
+def score_of(logits: NDArray[Any], score: str) -> NDArray[np.float32]:
     """How sure a prediction is, from 0 to 1, float32 (B,).
 
-    Of the softmax p of the logits over the temperature (Guo et al., ICML 2017): 'probability' is
-    its largest value, 'margin' that minus the second largest, 'entropy' 1 - H(p) / log N.
+    Of the softmax p of the logits: 'probability' is its largest value, 'margin' that minus the
+    second largest, 'entropy' 1 - H(p) / log N.
 
     Args:
-        logits: (B, N).
-        temperature: Above 0.
+        logits: (B, N), over a temperature (Guo et al., ICML 2017).
         score: Which.
     """
     z = np.asarray(logits, np.float32)
-    z = (z - z.max(1, keepdims=True)) * np.float32(1 / temperature)
+    z = z - z.max(1, keepdims=True)
     powers = np.exp(z)
     total = powers.sum(1)
     if score == "probability":
@@ -73,7 +72,32 @@ Quantiles = Annotated[
 ]
 
 
-class Member(Frozen):
+def answers_of(
+    logits: Sequence[NDArray[Any]], temperatures: Sequence[float], averaged: bool
+) -> list[NDArray[np.float32]]:
+    """What a chain answers if it ends at each of its members: logits over temperatures, (B, N).
+
+    Args:
+        logits: Of each member, (B, N).
+        temperatures: Theirs.
+        averaged: See `CascadePoints`.
+    """
+    found: list[NDArray[np.float32]] = []
+    for place, (own, temperature) in enumerate(zip(logits, temperatures, strict=True)):
+        scaled = np.asarray(own, np.float32) / np.float32(temperature)
+        if averaged and place:
+            scaled = found[-1] + (scaled - found[-1]) / np.float32(place + 1)
+        found.append(scaled)
+    return found
+
+
+class _Strict(Frozen):
+    """Nothing is converted."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Member(_Strict):
     """A network in a cascade.
 
     Attributes:
@@ -97,7 +121,7 @@ class Member(Frozen):
     quantiles: Quantiles
 
 
-class CascadePoint(Frozen):
+class CascadePoint(_Strict):
     """A chain and its thresholds.
 
     Attributes:
@@ -158,12 +182,15 @@ class Choice:
     accuracy: float
 
 
-class CascadePoints(Frozen):
+class CascadePoints(_Strict):
     """How a cascade is operated. Immutable.
 
     Attributes:
         members: Cheapest first; the last is the most accurate by itself, or the dearest.
         score: Decides what is escalated.
+        averaged: An escalated image is answered by the mean over the members that saw it, of logits
+            over temperatures (Wang et al., 2021); else by the last one alone. Scores are of what is
+            answered so far.
         images: How many validation images are counted in `correct` and `against`; no threshold,
             temperature or score was chosen by their labels.
         points: All that were tried, in families of one chain each, the share that is escalated
@@ -172,6 +199,7 @@ class CascadePoints(Frozen):
 
     members: Annotated[tuple[Member, ...], FIRST_FAULT, Field(min_length=2, max_length=MAX_MEMBERS)]
     score: Score
+    averaged: bool
     images: Annotated[int, Field(ge=1)]
     points: Annotated[tuple[CascadePoint, ...], FIRST_FAULT, Field(max_length=MAX_POINTS)]
 

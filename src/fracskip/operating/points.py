@@ -60,11 +60,14 @@ class Operation(NamedTuple):
         thresholds: An image whose score is less is escalated to the next member, float32 (B,) each;
             one fewer than there are members.
         score: Which score; see `fracskip.operating.cascade.score_of`.
+        averaged: Answers are means over the members so far, of logits over temperatures; else the
+            last member's logits.
     """
 
     members: tuple[Setting, ...]
     thresholds: tuple[NDArray[np.float32], ...] = ()
     score: str = "probability"
+    averaged: bool = False
 
 
 class OperatingPoints(Frozen):

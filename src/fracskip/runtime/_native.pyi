@@ -60,6 +60,7 @@ class Engine:
         answered: NDArray[np.uint8],
         forced: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
+        averaged: bool = False,
     ) -> None:
         """Classifies images (B, H, W, C) by a chain of members.
 

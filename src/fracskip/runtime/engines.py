@@ -48,6 +48,7 @@ class Engine(Protocol):
         answered: NDArray[np.uint8],
         forced: NDArray[np.uint8] | None,
         gate_us: NDArray[np.float32] | None,
+        averaged: bool,
     ) -> None:
         """Runs a chain of networks on B images and writes answers in place.
 
@@ -67,6 +68,8 @@ class Engine(Protocol):
             answered: Which member answered, (B,).
             forced: Decisions to execute instead of asking the gate (B, L), by one member.
             gate_us: What each gate took (B, L), of one member; or None.
+            averaged: Answers are means over the members so far, of logits over temperatures; else
+                the last member's logits.
         """
         ...
 

@@ -111,7 +111,7 @@ class CascadeOperator:
             setting = network.operating_points.alone(member.budget, count, network.budget_input)
             members.append(setting._replace(network=member.network, temperature=member.temperature))
         cuts = tuple(np.full(count, each, np.float32) for each in thresholds)
-        return Operation(tuple(members), cuts, plan.score)
+        return Operation(tuple(members), cuts, plan.score, plan.averaged)
 
     def tracker(self, choice: Choice) -> RateTracker:
         """What holds an operating point's rates."""

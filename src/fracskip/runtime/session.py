@@ -361,6 +361,7 @@ class InferenceSession:
             answered=answered,
             forced=forced,
             gate_us=gate_us,
+            averaged=operation.averaged,
         )
         self._check_logits(logits)
         executions: list[Execution[NDArray[Any]]] = []

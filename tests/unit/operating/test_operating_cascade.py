@@ -8,7 +8,13 @@ from pydantic import ValidationError
 
 from fracskip.errors import ConfigError
 from fracskip.operating.calibration import RATES, Answers, choose_points, temperature
-from fracskip.operating.cascade import CascadePoint, CascadePoints, Member, score_of
+from fracskip.operating.cascade import (
+    CascadePoint,
+    CascadePoints,
+    Member,
+    answers_of,
+    score_of,
+)
 
 IMAGES = 3000
 
@@ -46,6 +52,7 @@ def point(
 TWO = CascadePoints(
     members=members(1.0, 4.0),
     score="probability",
+    averaged=False,
     images=1000,
     points=(
         point((0,), 0, 900, (0, 0), (20, 50)),
@@ -156,11 +163,18 @@ def test_each_member_alone_must_be_a_point() -> None:
     ],
 )
 def test_scores_are_those_of_the_softmax(score: str, expected: float) -> None:
-    """Probabilities 1/2, 1/4, 1/4 at temperature 2; entropy 1.5 bits."""
-    logits = 2 * np.log(np.array([[0.5, 0.25, 0.25]], np.float32)) + 7
-    found = score_of(logits, 2.0, score)  # type: ignore[arg-type]
+    """Probabilities 1/2, 1/4, 1/4; entropy 1.5 bits."""
+    found = score_of(np.log(np.array([[0.5, 0.25, 0.25]], np.float32)) + 7, score)
     assert found.dtype == np.float32
     assert found[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_averaged_answers_are_means_over_temperatures() -> None:
+    logits = [np.array([[2.0, 0.0]]), np.array([[0.0, 6.0]]), np.array([[9.0, 0.0]])]
+    averaged = answers_of(logits, [1.0, 2.0, 3.0], True)
+    np.testing.assert_allclose(np.concatenate(averaged), [[2, 0], [1, 1.5], [5 / 3, 1]], rtol=1e-6)
+    alone = answers_of(logits, [1.0, 2.0, 3.0], False)
+    np.testing.assert_allclose(np.concatenate(alone), [[2, 0], [0, 3], [3, 0]], rtol=1e-6)
 
 
 def answers(seed: int = 0) -> tuple[list[Answers], np.ndarray]:
@@ -184,16 +198,17 @@ def test_points_are_counted_on_images_that_chose_nothing() -> None:
     chosen = np.zeros(IMAGES, bool)
     chosen[np.argsort(np.random.PCG64(0).random_raw(IMAGES), kind="stable")[: IMAGES // 3]] = True
     for one in points.points:
-        scores = [
-            score_of(a.logits, m.temperature, points.score)
-            for a, m in zip(given, points.members, strict=True)
-        ]
-        answer = given[one.chain[0]].logits.argmax(1)
+        said = answers_of(
+            [given[m].logits for m in one.chain],
+            [points.members[m].temperature for m in one.chain],
+            points.averaged,
+        )
+        answer = said[0].argmax(1)
         reached = np.ones(IMAGES, bool)
         for k, threshold in enumerate(one.thresholds):
-            reached &= scores[one.chain[k]] < np.float32(threshold)
+            reached &= score_of(said[k], points.score) < np.float32(threshold)
             assert one.rates[k + 1] == pytest.approx(reached.mean())
-            answer = np.where(reached, given[one.chain[k + 1]].logits.argmax(1), answer)
+            answer = np.where(reached, said[k + 1].argmax(1), answer)
         right = (answer == labels)[~chosen]
         assert one.correct == right.sum()
         for (better, worse), other in zip(one.against, given, strict=True):

@@ -95,6 +95,7 @@ def changed(change: Callable[[Tree], None]) -> bytes:
         (lambda t: t.pop("score"), "score"),
         (lambda t: t.update(extra=1), "extra"),
         (lambda t: t.update(score="luck"), "score"),
+        (lambda t: t.update(averaged=1), "leaves something out|averaged"),
         (lambda t: t["points"][2].update(thresholds=[float("nan")]), "NaN|nan|finite"),
         (lambda t: t["points"][2].update(thresholds=[2.0]), "less than or equal to 1"),
         (lambda t: t["points"][2].update(rates=[1.0, 1.5]), "less than or equal to 1"),

@@ -12,7 +12,7 @@ import fracskip
 from fracskip.data import ImageSet
 from fracskip.data.resampling import resize
 from fracskip.errors import ConfigError, DataError
-from fracskip.operating.cascade import Choice, score_of
+from fracskip.operating.cascade import Choice, answers_of, score_of
 from fracskip.runtime import Cascade, InferenceSession
 from fracskip.runtime.cascade_bundle import CascadeBundle, cascade_of
 from fracskip.runtime.engines import instruction_sets
@@ -51,12 +51,14 @@ def members_alone(bundle: CascadeBundle, images: np.ndarray, engine: Any) -> lis
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("averaged", [False, True])
 def test_an_image_is_answered_by_the_first_member_that_is_sure(
-    bundle: CascadeBundle, images: np.ndarray, engine: Any, threads: int
+    images: np.ndarray, engine: Any, threads: int, averaged: bool
 ) -> None:
+    bundle = small_cascade(((9, 12), (12, 12), (14, 16)), averaged=averaged)
     session = InferenceSession.of(bundle, threads, engine)
-    logits = members_alone(bundle, images, engine)
-    scores = [score_of(each, 1.0, "probability") for each in logits]
+    logits = answers_of(members_alone(bundle, images, engine), [1.0] * 3, averaged)
+    scores = [score_of(each, "probability") for each in logits]
     low, high = (float(np.quantile(scores[0], share)) for share in (0.3, 0.8))
     for thresholds in [(low, 0.5), (high, float(np.median(scores[1]))), (0.0, 0.5), (1.0, 1.0)]:
         choice = Choice((0, 1, 2), thresholds, (1.0, 0.5, 0.5), ((0, 1), (0, 1)), 1.0, 0.9)

@@ -94,6 +94,7 @@ class PortableEngine:
         answered: NDArray[np.uint8],
         forced: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
+        averaged: bool = False,
     ) -> None:
         """Classifies a batch by a chain of members; the answers are written in place.
 
@@ -117,6 +118,8 @@ class PortableEngine:
             forced: Option indices (B, L) to execute instead of asking the gate, of a chain of one.
             gate_us: What each gate took in all members (B, L), written, each image's share; of
                 chains of one network.
+            averaged: Answers are means over the members so far, of logits over temperatures; else
+                the last member's logits.
 
         Raises:
             ValueError: if images are float32 and networks differ in theirs.
@@ -147,14 +150,19 @@ class PortableEngine:
                 budget, multiplier = (_of(each[position], rows) for each in (budgets, multipliers))
                 times = _of(gate_us, rows)
                 found = executor.finish(x, forced, budget, multiplier, times)
-                logits[rows], decisions[position][rows] = found
+                said, decisions[position][rows] = found
+                if averaged:
+                    said = said / np.float32(temperatures[position])
+                    if position:
+                        said = logits[rows] + (said - logits[rows]) / np.float32(position + 1)
+                logits[rows] = said
                 answered[rows] = position
                 if gate_us is not None:
                     gate_us[rows] = times
                 last = position + 1 == len(networks)
                 if last and not scores:
                     break
-                sure = scores_of(logits[rows], temperatures[position], score)
+                sure = scores_of(said, 1.0 if averaged else temperatures[position], score)
                 if scores:
                     scores[position][rows] = sure
                 if last or not (goes_on := sure < thresholds[position][rows]).any():
