@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from fracskip.quant.fake import round_to_grid
 
-ROWS = 8192  # of inputs that a covariance is taken of
+ROWS = (512, 8192)  # of inputs that a covariance is taken of: at least and at most
+ROWS_A_COLUMN = 16
 WIDEST = 2304  # inputs of an output channel: more would take minutes, and err little together
 DAMPING = 0.01  # share of the mean variance that is added to each
 _COLUMNS = 64  # rounded before all others are changed
@@ -40,7 +41,7 @@ def input_rows(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, layer.in_features)
-        return rows[_spread(len(rows), x.device)][None]
+        return rows[_spread(len(rows), layer.in_features, x.device)][None]
     # Columns and rows of zeros, in torch's order, whatever the padding was given as.
     x = F.pad(x, list(layer._reversed_padding_repeated_twice))
     for axis in (2, 3):
@@ -48,18 +49,20 @@ def input_rows(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
         windows = x.unfold(axis, (kernel - 1) * dilation + 1, layer.stride[axis - 2])
         x = windows[..., ::dilation]
     count, _, high, wide = x.shape[:4]
-    places = _spread(count * high * wide, x.device)
+    places = _spread(count * high * wide, layer.weight[0].numel(), x.device)
     image, place = places // (high * wide), places % (high * wide)
     rows = x[image, :, place // wide, place % wide]  # (R, I, kh, kw)
     return rows.reshape(len(rows), layer.groups, -1).transpose(0, 1)
 
 
-def _spread(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` places of so many, drawn alike every time."""
-    if count <= ROWS:
+def _spread(count: int, columns: int, device: torch.device) -> Tensor:
+    """Some of so many places for so many columns, drawn alike every time."""
+    fewest, most = ROWS
+    wanted = min(max(fewest, ROWS_A_COLUMN * columns), most)
+    if count <= wanted:
         return torch.arange(count, device=device)
     draw = torch.Generator().manual_seed(count)
-    return torch.randint(count, (ROWS,), generator=draw).to(device)
+    return torch.randint(count, (wanted,), generator=draw).to(device)
 
 
 def compensated(weight: Tensor, rows: Tensor, step: Tensor, bounds: tuple[int, int]) -> Tensor:
@@ -74,8 +77,8 @@ def compensated(weight: Tensor, rows: Tensor, step: Tensor, bounds: tuple[int, i
     Returns:
         Multiples of the steps, (G, O, K).
     """
-    rows = rows.double() - rows.double().mean(1, keepdim=True)
-    covariance = rows.transpose(1, 2) @ rows / rows.shape[1]
+    rows = rows - rows.mean(1, keepdim=True)
+    covariance = (rows.transpose(1, 2) @ rows / rows.shape[1]).double()
     variance = covariance.diagonal(dim1=1, dim2=2)  # (G, K)
     mean = variance.mean(1, keepdim=True).clamp_min(2.0**-60)
     covariance = covariance + torch.diag_embed((DAMPING * mean).expand_as(variance))
