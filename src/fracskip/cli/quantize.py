@@ -45,8 +45,8 @@ def run_quantize(options: argparse.Namespace) -> int:
     console.say(f"{found.spec.model.name}: {target} ({target.stat().st_size:,} bytes)")
     told = found.notes["quantisation"]
     console.say(
-        f"{told['images']} training images of {options.data}; statistics and offsets: "
-        + ", ".join(f"{label} bits {each['chosen']}" for label, each in told["options"].items())
+        f"{told['images']} training images of {options.data}; closest to the float network: "
+        + ", ".join(f"{label} bits {taken}" for label, taken in told["taken"].items())
     )
     if found.gate is not None:
         console.say("its gates are yet to be trained: fracskip.fit")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fracskip.config import QuantConfig
 from fracskip.dynamic.fixed import FULL, FixedSteps, Section
-from fracskip.dynamic.routing import RoutedBlock
+from fracskip.dynamic.routing import Gather, RoutedBlock
 from fracskip.dynamic.steps import FractionalSteps
 from fracskip.models.graph import Graph
 from fracskip.models.steps import Steps
@@ -118,15 +118,15 @@ class FractionalBlock(RoutedBlock):
         return out
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
+    def calibrate(self, x: Tensor, option: Option, gather: Gather) -> Tensor:
         """See `RoutedBlock.calibrate`."""
-        y = self._branch.calibrate(x, option, observe, estimate)
-        alone = estimate and len(self.options) == 1
+        y = self._branch.calibrate(x, option, gather)
+        beside = gather if len(self.options) == 1 else Gather.NOTHING
         if self.can_be_skipped:
-            y = self._emit(y, self._shortcut.calibrate(x, alone))
+            y = self._emit(y, self._shortcut.calibrate(x, beside))
         else:
             y = self._emit(y)
-        return self.onward.calibrate(y, alone)
+        return self.onward.calibrate(y, beside)
 
     def finish_calibration(self, option: Option) -> None:
         """See `RoutedBlock.finish_calibration`."""

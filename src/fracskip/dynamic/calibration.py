@@ -59,7 +59,7 @@ def batches_of(
     count = 0
     for number, given in enumerate(_given(images), 1):
         with naming(f"calibration batch {number}"):
-            pixels = _array(given)
+            pixels = _array(images_of(given))
             if image is None:
                 image = _image(module, pixels)
             if size is not None:
@@ -90,7 +90,7 @@ def batches_of(
 
 
 def _given(images: Any) -> Iterator[Any]:
-    """The images' batches, without their labels."""
+    """The batches."""
     if isinstance(images, ImageSet):
         images = images.images
     if hasattr(images, "shape") or isinstance(images, Mapping):
@@ -103,8 +103,7 @@ def _given(images: Any) -> Iterator[Any]:
             "width, channels), normalised floats (images, channels, height, width), or batches of "
             "either"
         )
-    for batch in images:
-        yield images_of(batch)
+    yield from images
 
 
 def _array(images: Any) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fracskip.dynamic.routing import Gather
 from fracskip.gating import first_minimum
 from fracskip.operating import offsets
 from fracskip.options import Option
@@ -31,28 +32,33 @@ Chooser = Callable[[int, Sequence[Tensor]], list[Tensor]]
 HELD_OUT = 4
 
 
+OWN, CORRECTED, COMPENSATED = "own", "corrected", "compensated"
+
+
 @torch.no_grad()
-def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, bool]:
+def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, str]:
     """Initialises every quantised option's ranges, BatchNorm statistics and offsets.
 
     Statistics belong to the images that training saw, augmented and of all classes: those of the
-    calibration images are others, and are never taken. Each option chooses between two:
+    calibration images are others, and are never taken. Each option chooses between
 
-    - its own, which it holds: in a network just converted, the backbone's running_mean and
+    - its 'own', which it holds: in a network just converted, the backbone's running_mean and
       running_var;
-    - the plain network's, moved by what the option's rounding changes: with them the output of
-      each norm has the mean and variance, per channel over all images, that it has in the plain
-      network on the same images (`FractionalBatchNorm2d.estimate`). A layer without a norm whose
-      offset serves this option alone gives the plain layer's means likewise
+    - 'corrected': the plain network's, moved by what the option's rounding changes. With them the
+      output of each norm has the mean and variance, per channel over all images, that it has in the
+      plain network on the same images (`FractionalBatchNorm2d.estimate`). A layer without a norm
+      whose offset serves this option alone gives the plain layer's means likewise
       (`FractionalLayer.estimate`): the correction of biases of Nagel et al., "Data-Free
-      Quantization Through Weight Equalization and Bias Correction", ICCV 2019.
+      Quantization Through Weight Equalization and Bias Correction", ICCV 2019;
+    - 'compensated', of a static network: the same after weights were rounded so that each layer's
+      output changes least (`fracskip.quant.rounding`).
 
-    It takes the second if they bring its logits closer to the plain network's, and keeps its own
-    if not, or if both are as close. Distance is the mean squared difference of the logits of every
-    fourth image of each batch (`HELD_OUT`), the first included, which nothing was estimated on,
-    while the option alone is executed in all blocks. Labels are not needed, and no option becomes
-    worse by this measure. Each choice has ranges of its own, initialised in order of execution on
-    the first batch.
+    It takes what brings its logits closest to the plain network's, and of those that are as close
+    the first. Distance is the mean squared difference of the logits of every fourth image of each
+    batch (`HELD_OUT`), the first included, on which nothing of this was estimated, while the option
+    alone is executed in all blocks. Labels are not needed, and no option becomes worse by this
+    measure. Each choice has ranges of its own, initialised in order of execution on the first
+    batch.
 
     Full execution keeps what the backbone learned, and so does what an int8 stream executes at 8
     bits whatever is chosen, unless there is nothing to choose: a static network is corrected as a
@@ -67,7 +73,7 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, bool]
             varied as all of them.
 
     Returns:
-        For each option's label whether it took the second.
+        For each quantised option's label what it took.
 
     Raises:
         ConfigError: if the images do not fit the network.
@@ -80,20 +86,19 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, bool]
     options = [option for option in net.options if option.is_quantised]
     moves = any(_moves(layer, option) for layer in layers for option in options)
     found: _Plain | None = None
-    moved = {option.label: False for option in options}
     if moves and (net.options[-1].is_full or not _is_calibrated(net)):
         found = _plain(net, layers, batches)
     net.trunk.calibrate(batches)
+    taken = {}
     for option in options:
-        _execute(net, batches[0], option, observe=True)
-        if found is not None:
-            moved[option.label] = _choose_statistics(net, found, option)
+        _execute(net, batches[0], option, Gather.RANGES | Gather.STEPS)
+        taken[option.label] = OWN if found is None else _choose(net, found, option)
     for layer in layers:
         layer.forget()
     if net.gate is not None and net.spec.gate.standardise:
         net.gate.standardise(_pooled(net, batches))
     net.train(was_training)
-    return moved
+    return taken
 
 
 def _moves(layer: FractionalBatchNorm2d | FractionalLayer, option: Option) -> bool:
@@ -154,8 +159,8 @@ def _record_output(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> N
     layer.record(output)
 
 
-def _choose_statistics(net: DynamicNetwork, plain: _Plain, option: Option) -> bool:
-    """Estimates an option's statistics and ranges anew, and takes them back if they are no better.
+def _choose(net: DynamicNetwork, plain: _Plain, option: Option) -> str:
+    """Estimates an option's statistics, offsets, ranges and weights anew, and keeps the best.
 
     Args:
         net: The network, in whose layers the plain one's moments are recorded.
@@ -163,43 +168,63 @@ def _choose_statistics(net: DynamicNetwork, plain: _Plain, option: Option) -> bo
         option: The option, whose ranges are initialised.
 
     Returns:
-        Whether the new ones are better.
+        Which are kept.
     """
-    own = [(value, value.clone()) for value in _estimated(net)]
-    error = _distance(net, plain, option)
+    own = best = _estimated(net)
+    name, error = OWN, _distance(net, plain, option)
+    for other in (CORRECTED, COMPENSATED) if len(net.options) == 1 else (CORRECTED,):
+        _restore(net, own)
+        if other == COMPENSATED:
+            _execute(net, plain.seen[0], option, Gather.ROUNDING)
+        _correct(net, plain, option)
+        distance = _distance(net, plain, option)
+        if distance < error:
+            best, name, error = _estimated(net), other, distance
+    _restore(net, best)
+    return name
+
+
+def _correct(net: DynamicNetwork, plain: _Plain, option: Option) -> None:
+    """Estimates an option's statistics and offsets, and its ranges with them."""
     for position, images in enumerate(plain.seen):
-        _execute(net, images, option, observe=position == 0, estimate=True)
+        ranges = Gather.NOTHING if position else Gather.RANGES
+        _execute(net, images, option, Gather.STATISTICS | ranges)
     if len(net.options) == 1:
         net.trunk.finish_calibration()
     else:
         for block in net.blocks:
             block.finish_calibration(option)
-    better = _distance(net, plain, option) < error
-    if not better:
-        for value, kept in own:
-            value.copy_(kept)
-    return better
 
 
-def _estimated(net: DynamicNetwork) -> Iterator[Tensor]:
+def _changed(net: DynamicNetwork) -> Iterator[Tensor]:
     """What an estimate may change."""
     for module in net.modules():
         if isinstance(module, FractionalBatchNorm2d | ModernQuantiser):
             yield from module.state_dict().values()
-        elif isinstance(module, FractionalLayer) and module.owns_bias:
-            yield module.bias.data
+        elif isinstance(module, FractionalLayer):
+            if module.owns_bias:
+                yield module.bias.data
+            if module.owns_weights:
+                yield module.weight.data
 
 
-def _execute(
-    net: DynamicNetwork, images: Tensor, option: Option, observe: bool, estimate: bool = False
-) -> None:
+def _estimated(net: DynamicNetwork) -> list[Tensor]:
+    return [value.clone() for value in _changed(net)]
+
+
+def _restore(net: DynamicNetwork, kept: Sequence[Tensor]) -> None:
+    for value, before in zip(_changed(net), kept, strict=True):
+        value.copy_(before)
+
+
+def _execute(net: DynamicNetwork, images: Tensor, option: Option, gather: Gather) -> None:
     """Executes an option alone for one batch; see `RoutedBlock.calibrate`."""
     if len(net.options) == 1:
-        net.trunk.execute_calibrating(images, observe, estimate)
+        net.trunk.execute_calibrating(images, gather)
         return
     x = net.begin(images)
     for block in net.blocks:
-        x = block.calibrate(x, option, observe, estimate)
+        x = block.calibrate(x, option, gather)
 
 
 def _distance(net: DynamicNetwork, plain: _Plain, option: Option) -> float:

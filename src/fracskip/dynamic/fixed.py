@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fracskip.config import QuantConfig
+from fracskip.dynamic.routing import Gather
 from fracskip.dynamic.steps import FractionalSteps
 from fracskip.models.graph import Graph, Node
 from fracskip.options import FULL_BITS, Option, OptionSet
@@ -20,6 +21,8 @@ from fracskip.quant.stream import StreamQuantiser
 
 FULL = Option(FULL_BITS)
 STREAM_OPTION = Option(STREAM_BITS)
+# What `observe` has not done.
+_NOT_OBSERVED = Gather.ROUNDING | Gather.STATISTICS
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ class FixedSteps:
         return self._steps.observe(x, self.option)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, estimate: bool) -> Tensor:
-        """Executes it for one batch and gathers what calibration needs: see `RoutedBlock`."""
-        return self._given(self._steps.calibrate(x, self.option, False, estimate))
+    def calibrate(self, x: Tensor, gather: Gather) -> Tensor:
+        """Executes it for one batch and gathers what calibration needs, but for its ranges."""
+        return self._given(self._steps.calibrate(x, self.option, gather & _NOT_OBSERVED))
 
     def finish_calibration(self) -> None:
         """Stores what `calibrate` gathered, if anything."""

@@ -342,7 +342,7 @@ class DynamicNetwork(nn.Module):
         scores = [self.scores(index, x.detach(), state) for index, x in enumerate(inputs)]
         return torch.stack(scores, 1)
 
-    def calibrate(self, batches: Sequence[Tensor]) -> dict[str, bool]:
+    def calibrate(self, batches: Sequence[Tensor]) -> dict[str, str]:
         """Initialises every quantised option; see `estimation.calibrate`."""
         return estimation.calibrate(self, batches)
 

@@ -47,14 +47,6 @@ def quantize(
     """
     batches, image = batches_of(module, images, image, size)
     net = convert(module, options, quant=INTEGERS, image=image, class_names=class_names, name=name)
-    moved = net.calibrate(batches)
-    net.notes = {
-        "quantisation": {
-            "images": sum(map(len, batches)),
-            "options": {
-                label: {"chosen": "corrected" if each else "its own"}
-                for label, each in moved.items()
-            },
-        }
-    }
+    taken = net.calibrate(batches)
+    net.notes = {"quantisation": {"images": sum(map(len, batches)), "taken": taken}}
     return net

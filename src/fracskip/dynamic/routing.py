@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Flag, auto
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ from fracskip.dynamic.gradient import pass_gate_gradient
 from fracskip.dynamic.layout import reorder
 from fracskip.errors import DataError
 from fracskip.options import Option, OptionSet
+
+
+class Gather(Flag):
+    """What a pass over calibration images gathers, in a layer before it is executed."""
+
+    NOTHING = 0
+    RANGES = auto()  # of its input
+    STEPS = auto()  # of its weights
+    ROUNDING = auto()  # its weights themselves
+    STATISTICS = auto()  # of its BatchNorm; its offset where it has none
 
 
 @dataclass(frozen=True)
@@ -134,16 +145,17 @@ class RoutedBlock:
         y = pass_gate_gradient(y, weights, skipped, tried, rows, trial.option, trial.weight)
         return self._onward(y)
 
-    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
+    def calibrate(self, x: Tensor, option: Option, gather: Gather) -> Tensor:
         """Executes an option for one batch and gathers what calibration needs.
+
+        Where there is one option, what is executed whatever is chosen takes part.
 
         Args:
             x: What the block sees, (B, C, H, W).
             option: The option, quantised.
-            observe: Whether to initialise its ranges, each before it is used.
-            estimate: Whether to gather its BatchNorm statistics and offsets (where it has its
-                own), and to execute with the batch's; `finish_calibration` stores them. Where there
-                is one option, what is executed whatever is chosen takes part.
+            gather: What to gather. Ranges, steps and weights are used at once; statistics and
+                offsets (where the option has its own) are this batch's, until
+                `finish_calibration` stores those of all.
 
         Returns:
             What the next block sees.

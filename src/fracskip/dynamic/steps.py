@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fracskip.config import QuantConfig
+from fracskip.dynamic.routing import Gather
 from fracskip.models.graph import Graph, Node
 from fracskip.models.layers import take_over
 from fracskip.models.padding import unpadded
@@ -136,22 +137,26 @@ class FractionalSteps:
         return y
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, option: Option, observe: bool, estimate: bool) -> Tensor:
+    def calibrate(self, x: Tensor, option: Option, gather: Gather) -> Tensor:
         """Executes an option for one batch; see `RoutedBlock.calibrate`."""
 
         def estimates(norm: FractionalBatchNorm2d | None) -> bool:
-            return estimate and norm is not None and norm.owns_statistics(option)
+            wanted = Gather.STATISTICS in gather and norm is not None
+            return wanted and norm.owns_statistics(option)  # type: ignore[union-attr]
 
         def layer(step: Step, arguments: Arguments) -> list[Any]:
             module = step.module
-            if isinstance(module, FractionalLayer):
-                if observe:
-                    module.observe(arguments[0][0], option, weights=not estimate)
+            if isinstance(module, FractionalLayer) and option.is_quantised:
+                ((z,),) = arguments
+                if Gather.RANGES in gather:
+                    module.observe(z, option, weights=Gather.STEPS in gather)
+                if Gather.ROUNDING in gather and module.owns_weights:
+                    module.compensate(z, option)
                 norm = self._norm_of.get(step.path)
                 if estimates(norm):
-                    return [module.execute(z, option) for (z,) in arguments]
-                if estimate and norm is None and module.owns_bias:
-                    return [module.estimate(z, option) for (z,) in arguments]
+                    return [module.execute(z, option)]
+                if Gather.STATISTICS in gather and norm is None and module.owns_bias:
+                    return [module.estimate(z, option)]
             if isinstance(module, FractionalBatchNorm2d) and estimates(module):
                 return [module.estimate(z, option) for (z,) in arguments]
             return self._layer(option, step, arguments)

@@ -17,6 +17,7 @@ from fracskip.config import ModelSpec, QuantConfig
 from fracskip.cost.profile import BlockProfile, NetworkProfile
 from fracskip.dynamic.block import FractionalBlock
 from fracskip.dynamic.fixed import FULL, STREAM_OPTION, FixedSteps, Section
+from fracskip.dynamic.routing import Gather
 from fracskip.errors import ConfigError
 from fracskip.models.graph import Graph, Node
 from fracskip.models.steps import TracedNetwork
@@ -144,15 +145,15 @@ class Trunk:
         """
         return TracedNetwork(backbone, self.structure.graph)
 
-    def execute_calibrating(self, images: Tensor, observe: bool, estimate: bool) -> Tensor:
+    def execute_calibrating(self, images: Tensor, gather: Gather) -> Tensor:
         """A static network's logits (B, N), gathering what calibration needs everywhere.
 
         See `RoutedBlock.calibrate`; what no gate decides for has its ranges already.
         """
-        x = self.stem.calibrate(images, estimate)
+        x = self.stem.calibrate(images, gather)
         for block in self.every:
-            x = block.calibrate(x, block.options[0], observe, estimate)
-        return self.head.calibrate(x, estimate)
+            x = block.calibrate(x, block.options[0], gather)
+        return self.head.calibrate(x, gather)
 
     def finish_calibration(self) -> None:
         """Stores what `execute_calibrating` gathered."""
@@ -182,7 +183,7 @@ class Trunk:
         self.stream.observe(seen)
         x = self.stem(batches[0])
         for block in self.ungated:
-            x = block.calibrate(x, block.options[0], observe=True, estimate=False)
+            x = block.calibrate(x, block.options[0], Gather.RANGES | Gather.STEPS)
 
     def described(self) -> list[dict[str, Any]]:
         """Every block, decided for or not and why, as a table's rows."""

@@ -107,8 +107,8 @@ def evaluate(
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
         "second_looks": float(prediction.escalated.mean()),
-        "option_share": _named(shares.mean(0), options),
-        "decision_entropy_bits": float(entropy.mean()),
+        "option_share": _named(_over_blocks(shares), options),
+        "decision_entropy_bits": float(entropy.mean()) if len(entropy) else 0.0,
         "seconds": seconds,
         "device": card.device,
         "versions": versions(),
@@ -166,6 +166,11 @@ def _static_point(
     }
 
 
+def _over_blocks(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of blocks' shares; a network without blocks has one option, for everything."""
+    return np.asarray(shares.mean(0) if len(shares) else np.ones(shares.shape[1]))
+
+
 def _per_class(
     source: Source,
     labels: NDArray[np.int64],
@@ -179,7 +184,7 @@ def _per_class(
         of_class = labels == index
         if not of_class.any():
             continue
-        shares = option_shares(_executed(prediction, of_class), options).mean(0)
+        shares = _over_blocks(option_shares(_executed(prediction, of_class), options))
         rows.append(
             {
                 "name": name,

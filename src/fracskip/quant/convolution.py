@@ -20,6 +20,7 @@ from fracskip.quant.quantisers import (
     PaperQuantiser,
     per_channel,
 )
+from fracskip.quant.rounding import WIDEST, compensated, input_rows
 
 
 class FractionalLayer(nn.Module):
@@ -129,6 +130,33 @@ class FractionalLayer(nn.Module):
         """Whether a ReLU before this layer is superfluous: its grid clips negatives to 0."""
         modern = isinstance(self.quantiser, ModernQuantiser)
         return option.is_quantised and modern and not self._signed_in
+
+    @property
+    def owns_weights(self) -> bool:
+        """Whether its weights serve one option alone, and so can be those that it executes."""
+        return len(self._executed) == 1 and isinstance(self.quantiser, ModernQuantiser)
+
+    @torch.no_grad()
+    def compensate(self, x: Tensor, option: Option) -> None:
+        """Moves an option's weights to the grid, so that its output changes least.
+
+        See `fracskip.quant.rounding`. Layers of very many inputs are left as they are.
+
+        Args:
+            x: A batch that it takes.
+            option: The option, whose ranges are initialised.
+        """
+        assert isinstance(self.quantiser, ModernQuantiser)
+        slot, held = self._slots[option], self.weight_of(option)
+        if held[0].numel() > WIDEST:
+            return
+        if not self.takes_levels(option):
+            x = self.quantiser.activation(x, slot)
+        rows = input_rows(self, x)  # type: ignore[arg-type]
+        grouped = held.reshape(len(rows), -1, rows.shape[2])
+        step, bounds = self.quantiser.weight_grid(slot)
+        found = compensated(grouped, rows, step.view(grouped.shape[:2]), bounds)
+        held.copy_(found.view(held.shape))
 
     @property
     def owns_bias(self) -> bool:

@@ -90,6 +90,11 @@ class ModernQuantiser(nn.Module):
         step = per_channel(self.weight_step[slot].clamp_min(SMALLEST_STEP), weight)
         return fake_quantise(weight, step, self._weight_bounds[slot])
 
+    def weight_grid(self, slot: int) -> tuple[Tensor, tuple[int, int]]:
+        """A slot's steps of weights (O,), and the smallest and the largest integer."""
+        step = self.weight_step[slot].detach().clamp_min(SMALLEST_STEP)
+        return step, self._weight_bounds[slot]
+
     def input_step(self, slot: int) -> float:
         """The step of a slot's activations."""
         return float(self.activation_step[slot].detach().clamp_min(SMALLEST_STEP))

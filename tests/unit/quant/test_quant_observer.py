@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fracskip.quant.affine import IntegerGrid
 from fracskip.quant.fake import round_to_grid
 from fracskip.quant.observer import best_grid, best_step, update_range
+from fracskip.quant.quantisers import SAMPLE_VALUES, thinned
 
 
 def test_the_first_range_is_the_values_own() -> None:
@@ -100,3 +101,14 @@ def test_the_best_grid_of_values_on_one_is_that_one() -> None:
     step, zero = best_grid(values, 15)
     assert (float(step), zero) == (0.25, 5)
     assert best_grid(-values.abs(), 15)[1] == 15
+
+
+@pytest.mark.parametrize("shape", [(64, 16, 32, 32), (32, 24, 56, 56), (7, 3), (1 << 18,)])
+def test_thinned_values_come_from_all_columns_alike(shape: tuple[int, ...]) -> None:
+    columns = torch.arange(float(shape[-1])).expand(shape)
+    found = thinned(columns)
+    assert min(columns.numel(), SAMPLE_VALUES) * 0.6 < len(found) <= SAMPLE_VALUES * 1.5
+    if columns.numel() <= SAMPLE_VALUES:
+        assert torch.equal(found, columns.flatten())
+    counts = found.long().bincount(minlength=shape[-1]) if shape[-1] < 100 else torch.ones(1)
+    assert counts.max() <= counts.min() + 1
