@@ -124,6 +124,7 @@ class InferenceSession:
             self.engine = "portable"
             parts = (bundle,) if isinstance(bundle, Bundle) else bundle.networks
             self._engine = build_portable(parts, isa, threads)
+        self._blocks = [len(plan.gated) for plan in self.networks]
         self._times: Times | None = None
         self._operator = None if self.cascade is None else CascadeOperator(self.cascade)
         self._cascade_costs = (
@@ -337,9 +338,8 @@ class InferenceSession:
             scores: Given empty, it gets each member's scores (B,), NaN where it saw no image.
         """
         count, members = len(images), operation.members
-        plans = [self.networks[member.network] for member in members]
-        logits = np.empty((count, plans[0].network.classes), np.float32)
-        chosen = [np.empty((count, len(plan.gated_names)), np.uint8) for plan in plans]
+        logits = np.empty((count, len(self.class_names)), np.float32)
+        chosen = [np.empty((count, self._blocks[m.network]), np.uint8) for m in members]
         latency_us = np.empty(count, np.float32)
         answered = np.empty(count, np.uint8)
         gate_us = np.empty(chosen[0].shape, np.float32) if time_gates else None
@@ -366,8 +366,8 @@ class InferenceSession:
         self._check_logits(logits)
         executions: list[Execution[NDArray[Any]]] = []
         for place, (member, decided) in enumerate(zip(members, chosen, strict=True)):
-            rows = np.flatnonzero(answered >= place)
-            executions.append(Execution(rows, decided[rows], member.network))
+            rows = np.flatnonzero(answered >= place) if place else np.arange(count)
+            executions.append(Execution(rows, decided[rows] if place else decided, member.network))
         cost = self._costs(executions, count)
         return Prediction(logits, cost, tuple(executions), latency_us=latency_us, gate_us=gate_us)
 
