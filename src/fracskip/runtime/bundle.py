@@ -35,6 +35,7 @@ from fracskip.runtime.plan import Plan
 BUNDLED = {
     "bundled": "dfs_resnet38_cifar10.fsk",
     "dfs-resnet38-cifar10": "dfs_resnet38_cifar10.fsk",
+    "cascade-cifar10": "cascade_cifar10.fsk",
 }
 SUFFIX = ".fsk"
 VERSION = 4
