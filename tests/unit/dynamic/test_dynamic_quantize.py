@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.residual_networks import KINDS, Loose, Network, conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from fracskip.data import ImageSet
 from fracskip.errors import ConfigError, DataError
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.runtime import InferenceSession
+from support.residual_networks import KINDS, Loose, Network, conv
 
 HALF = ImageConfig(size=(12, 10), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -165,7 +165,11 @@ FLOATS = torch.zeros(8, 3, 12, 10)
         ("photos", {}, "calibration images are a str: give uint8 pixels"),
         (3, {}, "calibration images are a int: give uint8 pixels"),
         (pixels()[0], {}, r"batch 1: images of shape \(12, 10, 3\) do not fit: give uint8"),
-        ([{"label": 3}], {}, "calibration batch 1: a batch has the keys 'label': exactly one of 'image'"),
+        (
+            [{"label": 3}],
+            {},
+            "calibration batch 1: a batch has the keys 'label': exactly one of 'image'",
+        ),
         ([[]], {}, "calibration batch 1: a batch is empty"),
         (pixels()[..., :1], {}, r"batch 1: images of shape \(48, 12, 10, 1\) .* do not fit"),
         (pixels(size=(9, 9)), {}, "images of 9x9 are smaller than the network's 12x10"),
