@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import fracskip
 from fracskip.config import IMAGENET_MEAN, IMAGENET_STD, ImageConfig
 from fracskip.data import ImageSet
+from fracskip.data.resampling import resize
 from fracskip.errors import ConfigError, DataError
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.runtime import InferenceSession
@@ -134,6 +135,14 @@ def test_images_are_the_same_however_they_are_given(kind: str) -> None:
     wanted = quantised(net).state_dict()
     found = quantised(net, images_as(kind)).state_dict()
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def test_pixels_of_another_size_are_brought_to_the_networks() -> None:
+    net, large = make(), pixels(size=(24, 20))
+    wanted = quantised(net, resize(large, (12, 10))).state_dict()
+    for found in (quantised(net, large), fracskip.quantize(net, large, image=HALF, size=(12, 10))):
+        assert all(torch.equal(found.state_dict()[key], value) for key, value in wanted.items())
+    assert fracskip.quantize(net, large, size=16).spec.image.size == (16, 16)
 
 
 def test_what_images_are_is_said_by_the_caller_the_network_or_the_images() -> None:
