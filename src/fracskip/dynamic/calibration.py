@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fracskip.config import IMAGENET_MEAN, IMAGENET_STD, ImageConfig
 from fracskip.data import ImageSet
+from fracskip.data.resampling import resize
 from fracskip.data.unpacking import images_of, naming
 from fracskip.dynamic.preprocess import preprocess
 from fracskip.errors import ConfigError, DataError
@@ -156,15 +156,4 @@ def _brought_to(images: Tensor, image: ImageConfig) -> Tensor:
             f"images of {images.shape[1]}x{images.shape[2]} are smaller than the network's "
             f"{image.size[0]}x{image.size[1]}: give them at that size or larger"
         )
-    return torch.from_numpy(_resized(images.numpy(), image.size))
-
-
-def _resized(images: Any, size: tuple[int, int]) -> Any:
-    from PIL import Image
-
-    rows = []
-    for pixels in images:
-        picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-        small = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))
-        rows.append(small.reshape(*size, -1))
-    return np.stack(rows)
+    return torch.from_numpy(resize(images.numpy(), image.size))

@@ -28,6 +28,21 @@ def quantize(
 ) -> DynamicNetwork:
     """Quantises a trained network after training: some images, no labels, no gradient.
 
+    All convolutions and linear layers become integers: weights w = s q with one step s an output
+    channel, activations x = s (q - z) with one step and one zero point a tensor (z = 0 where values
+    are never negative), as in Jacob et al., "Quantization and Training of Neural Networks for
+    Efficient Integer-Arithmetic-Only Inference", CVPR 2018. Values between blocks are 8-bit levels
+    themselves. Steps are those of least squared error, sum (x - s clamp(round(x / s)))^2, of 64
+    shares of the range.
+
+    What rounding then shifts is taken back where that brings the logits closer to the network's on
+    images held out (`fracskip.dynamic.estimation.calibrate`): the mean of each layer's output by
+    its offset, b <- b + E[y] - E[y_quantised], and the variance where there is a BatchNorm, layer
+    after layer, with weights rounded to the nearest or so that outputs change least
+    (`fracskip.quant.rounding`). `net.notes["quantisation"]` says what was taken.
+
+    A network without residual blocks is executed at 8 bits as a whole.
+
     Args:
         module: In evaluation mode, float32; it is left as it is.
         images: Calibration images, of the kind that the network is for: uint8 pixels

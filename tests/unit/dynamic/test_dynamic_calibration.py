@@ -104,7 +104,7 @@ def with_own(net: DynamicNetwork, batches: Sequence[Tensor]) -> DynamicNetwork:
     """The network calibrated, all of whose options keep their statistics."""
     twin = copy.deepcopy(net)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimation, "_choose_statistics", lambda *_: None)
+        patch.setattr(estimation, "_choose", lambda *_: "own")
         twin.calibrate(batches)
     return twin
 
@@ -157,7 +157,8 @@ def test_statistics_and_ranges_stay_unless_others_are_closer(
     net = converted(stream, ends, options)
     images = make_images(net.spec, 16)
     kept = with_own(net, [images])
-    errors = iter([0.0, error])  # with its own, then with the others
+    # With its own, then with the others: a static network's weights may be rounded otherwise, too.
+    errors = iter([0.0] + [error] * (2 if len(options) == 1 else 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimation, "_distance", lambda *_: next(errors))
         net.calibrate([images])
@@ -179,18 +180,21 @@ def test_closer_statistics_give_the_mean_and_variance_that_the_plain_network_has
     conv, option = net.backbone.get_submodule(net.blocks[0].name).conv1, net.options[0]
     outputs: list[Tensor] = []
     hook = norm.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+    estimated = torch.cat([batch[[i for i in range(len(batch)) if i % 4]] for batch in batches])
     with torch.no_grad():
-        for batch in batches:
-            net.backbone(batch)
+        net.backbone(estimated)
         hook.remove()
         wanted = torch.cat(outputs)
-        errors = iter([1.0, 0.0])
+        errors = iter([1.0, 0.0, 1.0])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(estimation, "_distance", lambda *_: next(errors))
             net.calibrate(batches)
-        found = conv.execute(net.begin(images), option, *norm.folded(option))
-    close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), 1e-4)
-    torch.testing.assert_close(found.var((0, 2, 3)), wanted.var((0, 2, 3)), rtol=0.1, atol=1e-4)
+        found = conv.execute(net.begin(estimated), option, *norm.folded(option))
+    # What is before it in an int8 stream is corrected as well, batch by batch, then by the mean.
+    exact = stream == "float" or len(sizes) == 1
+    close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), 1e-4 if exact else 0.05)
+    rtol = 0.1 if exact else 0.3
+    torch.testing.assert_close(found.var((0, 2, 3)), wanted.var((0, 2, 3)), rtol=rtol, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [("2",), ("skip", "2", "4"), ("skip", "2", "full")])

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.residual_networks import KINDS, Loose, Network, conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fracskip
 from fracskip.config import IMAGENET_MEAN, IMAGENET_STD, ImageConfig
 from fracskip.data import ImageSet
+from fracskip.data.resampling import resize
 from fracskip.errors import ConfigError, DataError
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.runtime import InferenceSession
+from support.residual_networks import KINDS, Loose, Network, conv
 
 HALF = ImageConfig(size=(12, 10), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -136,6 +137,14 @@ def test_images_are_the_same_however_they_are_given(kind: str) -> None:
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
 
+def test_pixels_of_another_size_are_brought_to_the_networks() -> None:
+    net, large = make(), pixels(size=(24, 20))
+    wanted = quantised(net, resize(large, (12, 10))).state_dict()
+    for found in (quantised(net, large), fracskip.quantize(net, large, image=HALF, size=(12, 10))):
+        assert all(torch.equal(found.state_dict()[key], value) for key, value in wanted.items())
+    assert fracskip.quantize(net, large, size=16).spec.image.size == (16, 16)
+
+
 def test_what_images_are_is_said_by_the_caller_the_network_or_the_images() -> None:
     net = make()
     found = fracskip.quantize(net, pixels()).spec.image
@@ -165,7 +174,11 @@ FLOATS = torch.zeros(8, 3, 12, 10)
         ("photos", {}, "calibration images are a str: give uint8 pixels"),
         (3, {}, "calibration images are a int: give uint8 pixels"),
         (pixels()[0], {}, r"batch 1: images of shape \(12, 10, 3\) do not fit: give uint8"),
-        ([{"label": 3}], {}, "calibration batch 1: a batch has the keys 'label': exactly one of 'image'"),
+        (
+            [{"label": 3}],
+            {},
+            "calibration batch 1: a batch has the keys 'label': exactly one of 'image'",
+        ),
         ([[]], {}, "calibration batch 1: a batch is empty"),
         (pixels()[..., :1], {}, r"batch 1: images of shape \(48, 12, 10, 1\) .* do not fit"),
         (pixels(size=(9, 9)), {}, "images of 9x9 are smaller than the network's 12x10"),

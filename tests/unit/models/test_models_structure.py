@@ -124,10 +124,12 @@ class Chain(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Two, Chain])
-def test_a_network_without_residual_blocks_is_refused(kind: type[nn.Module]) -> None:
+def test_a_network_without_residual_blocks_has_nothing_for_gates(kind: type[nn.Module]) -> None:
     net = nn.Sequential(conv(3, 8), kind(8, 8, 1), kind(8, 8, 1), nn.Flatten(), nn.Linear(960, 5))
-    with pytest.raises(ConfigError, match=r"Sequential has no residual blocks: .* blocks="):
-        find_blocks(net.eval(), IMAGE)
+    found = find_blocks(net.eval(), IMAGE)
+    assert (found.blocks, found.first, found.refused, found.classes) == ((), None, {}, 5)
+    with pytest.raises(ConfigError, match=r"Net has no residual blocks: .* blocks=.*quantize"):
+        found.require_blocks("Net")
 
 
 def test_named_blocks_get_the_widths_alone() -> None:
