@@ -20,7 +20,7 @@ from fracskip.errors import ConfigError, MissingExtraError
 from fracskip.models import create_model
 from fracskip.runtime import session as sessions
 from fracskip.runtime.cascade_bundle import write_cascade
-from support.cascades import small_cascade
+from support.small_cascades import small_cascade
 from support.stand_in_engine import StandInEngine
 
 STATISTICS = {"mean", "p50", "p99", "round_means", "round_medians"}

@@ -137,6 +137,7 @@ def test_how_the_digest_is_made(checkpoint_file: Path) -> None:
 def test_public_names() -> None:
     assert fracskip.__all__ == [
         "BundleError",
+        "Cascade",
         "CheckpointError",
         "ConfigError",
         "DataError",
@@ -153,6 +154,7 @@ def test_public_names() -> None:
         "QuantConfig",
         "__version__",
         "build_network",
+        "cascade",
         "convert",
         "evaluate",
         "export",
@@ -161,6 +163,7 @@ def test_public_names() -> None:
         "load",
         "load_sample",
         "preprocess",
+        "quantize",
         "register_adapter",
         "save",
         "sweep",

@@ -66,6 +66,14 @@ SURFACE = {
         "--options": ("SET", False, 1),
         "--to": ("FILE", True, 1),
     },
+    "cascade": {
+        "members": ("NETWORK", True, "+"),
+        "--data": ("NAME", True, 1),
+        "--split": (("train", "test"), False, 1),
+        "--limit": ("N", False, 1),
+        "--to": ("FILE", True, 1),
+    },
+    "tune": {"bundle": ("FILE", True, 1)},
     "bench": {
         **NETWORK,
         "--engines": ("NAMES", False, 1),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -76,10 +77,13 @@ def cascade(
     """
     networks, settings = _networks(members)
     answers, labels = _answered(networks, settings, validation, image, progress)
-    answers.sort(key=lambda each: each.bitops)
     _check_labels(answers, labels)
+    answers.sort(key=lambda each: each.bitops)
+    # Networks in the order of their cheapest members, whatever order they were given in.
+    order = list(dict.fromkeys(each.network for each in answers))
+    answers = [replace(each, network=order.index(each.network)) for each in answers]
     points = choose_points(answers, labels)
-    return Cascade(cascade_of(networks, points))
+    return Cascade(cascade_of([networks[number] for number in order], points))
 
 
 # -- members --------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def _budgets(bundle: Bundle, budget: float | None) -> list[float | None]:
     points = plan.operating_points
     reach = points.changed(cascade=()).budgets(plan.budget_input)
     if budget is not None or reach is None:
-        plan.operating_points.alone(budget, 1, plan.budget_input)  # refuses what it can't take
+        points.changed(cascade=()).at(budget, 1, plan.budget_input)  # refuses what it can't take
         return [budget]
     low, high = max(reach[0], 1e-3), reach[1]
     return [float(each) for each in np.geomspace(low, high, BUDGETS)]
@@ -194,6 +198,8 @@ def _answered(
             decisions[index].append(found.executions[0].decisions)
         if progress is not None:
             progress(len(pixels))
+    if not len(source.labels):
+        raise DataError("there is no validation image: give a thousand or more, with labels")
     answers = []
     for index, (number, budget) in enumerate(settings):
         session, chosen = sessions[number], np.concatenate(decisions[index])

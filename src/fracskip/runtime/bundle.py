@@ -109,9 +109,18 @@ def read_bundle(name: str | Path) -> Bundle:
     Raises:
         BundleError: saying what is wrong with it.
     """
+    return parse_bundle(*bytes_of(name))
+
+
+def bytes_of(name: str | Path) -> tuple[bytes, Path]:
+    """A bundle's bytes, not yet checked, and its path.
+
+    Raises:
+        BundleError: if they cannot be read.
+    """
     path = resolve(name)
     instead = f"give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
-    return parse_bundle(read_file(path, "bundle", BundleError, instead), path)
+    return read_file(path, "bundle", BundleError, instead), path
 
 
 def parse_bundle(data: bytes, origin: str | Path = "bundle") -> Bundle:

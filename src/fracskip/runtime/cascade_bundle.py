@@ -19,20 +19,18 @@ from pydantic import ConfigDict, Field, model_validator
 from fracskip.config import FIRST_FAULT, ImageConfig
 from fracskip.data.resampling import LARGEST
 from fracskip.errors import BundleError, ConfigError
-from fracskip.files import read_file, write_atomically
+from fracskip.files import write_atomically
 from fracskip.operating.cascade import MAX_NETWORKS, CascadePoints
 from fracskip.runtime.bundle import (
-    BUNDLED,
-    SUFFIX,
     Bundle,
     Container,
     bundle_in,
+    bytes_of,
     check_tensors,
     encode_container,
     open_container,
     read_plan,
     refuse_others,
-    resolve,
 )
 from fracskip.runtime.plan import Plan
 
@@ -157,9 +155,7 @@ def read_any(name: str | Path) -> Bundle | CascadeBundle:
     Raises:
         BundleError: saying what is wrong with it.
     """
-    path = resolve(name)
-    instead = f"give a {SUFFIX} file or one of: {', '.join(BUNDLED)}"
-    return parse_any(read_file(path, "bundle", BundleError, instead), path)
+    return parse_any(*bytes_of(name))
 
 
 def parse_any(data: bytes, origin: str | Path = "bundle") -> Bundle | CascadeBundle:

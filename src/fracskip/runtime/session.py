@@ -72,8 +72,7 @@ class InferenceSession:
         engine: Literal["auto", "native", "portable"] = "auto",
         isa: str = "auto",
     ) -> None:
-        name = str(path) if str(path) in BUNDLED else str(Path(path).absolute())
-        self._open(None, name, threads, engine, isa)
+        self._open(None, path, threads, engine, isa)
 
     @classmethod
     def of(
@@ -91,7 +90,7 @@ class InferenceSession:
     def _open(
         self,
         bundle: Bundle | CascadeBundle | None,
-        name: str,
+        path: str | Path,
         threads: int,
         engine: Literal["auto", "native", "portable"],
         isa: str,
@@ -103,14 +102,16 @@ class InferenceSession:
         if not 1 <= threads <= MAX_THREADS:
             raise ConfigError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
         self._in_memory = bundle is not None
-        bundle = read_any(name) if bundle is None else bundle
+        bundle = read_any(path) if bundle is None else bundle
         native = engines.native_module()
         if engine == "native" and native is None:
             raise MissingExtraError(
                 "this installation has no native engine (it was built without a C++17 compiler): "
                 "install one and reinstall fracskip, or use engine='portable'"
             )
-        self._name, self._bundle = name, bundle
+        known = self._in_memory or str(path) in BUNDLED
+        self._name = str(path) if known else str(Path(path).absolute())
+        self._bundle = bundle
         self._opened = {"threads": threads, "engine": engine, "isa": isa}
         single = isinstance(bundle, Bundle)
         self.networks: tuple[Plan, ...] = (bundle.plan,) if single else bundle.plan.networks  # type: ignore[assignment, union-attr]
@@ -119,7 +120,7 @@ class InferenceSession:
         self._engine: Engine
         if native is not None and engine != "portable":
             self.engine = "native"
-            self._engine = build_native(native, bundle.data, isa, threads, name)
+            self._engine = build_native(native, bundle.data, isa, threads, str(path))
         else:
             self.engine = "portable"
             parts = (bundle,) if isinstance(bundle, Bundle) else bundle.networks

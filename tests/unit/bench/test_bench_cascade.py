@@ -15,7 +15,7 @@ from fracskip.config import ImageConfig
 from fracskip.data import ImageSet
 from fracskip.runtime import session as sessions
 from fracskip.runtime.cascade_bundle import CascadeBundle, cascade_of, write_cascade
-from support.cascades import member, networks, points, small_cascade
+from support.small_cascades import member, networks, points, small_cascade
 from support.stand_in_engine import StandInEngine
 
 SCORES = (0.1, 0.6, 0.7, 0.95)  # of four images, by the engine that stands in

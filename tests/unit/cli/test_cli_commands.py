@@ -17,6 +17,7 @@ from fracskip.data import DatasetSummary, load_split
 from fracskip.evaluation import predict
 from fracskip.report import load_record
 from fracskip.runtime import InferenceSession, bundle
+from support.small_cascades import small_cascade
 
 Run = Callable[..., Any]  # conftest.Answer
 
@@ -365,10 +366,18 @@ def test_doctor_without_a_home(fracskip: Run, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_demo(fracskip: Run, monkeypatch: pytest.MonkeyPatch, bundle_file: Path) -> None:
-    monkeypatch.setattr(bundle, "resolve", lambda name: bundle_file)
+    """A cascade and a network, of the same classes."""
+    names = InferenceSession(bundle_file).class_names
+    Path("cascade.fsk").write_bytes(small_cascade(((8, 8), (8, 8)), classes=len(names)).data)
+    files = {commands.DEMO_CASCADE: Path("cascade.fsk").absolute()}
+    monkeypatch.setattr(bundle, "resolve", lambda name: files.get(name, bundle_file))
     monkeypatch.setattr(commands, "load_sample", lambda: _sample(bundle_file, right=90))
+    monkeypatch.setattr(commands, "DEMO_BUDGETS", (0.4, 1.0))
     answer = fracskip("demo")
     assert (answer.code, answer.err) == (0, "")
+    points = json.loads(Path("fracskip-demo-cascade.json").read_text())["points"]
+    assert [point["budget"] for point in points] == [0.4, 1.0]
+    assert "µs mean" in answer.out
     record = json.loads(Path("fracskip-demo.json").read_text())
     assert (record["images"], record["accuracy"]) == (100, 0.9)
     assert "90.00%" in answer.out
