@@ -35,7 +35,7 @@ class OnnxCascade:
             json.dumps({key: tree[key] for key in CascadePoints.model_fields})
         )
         self.choice = self.points.at_cost(budget, self.points.bitops, "budget {}")
-        self.images = [ImageConfig.model_validate(image) for image in tree["images"]]
+        self.images = [ImageConfig.model_validate(image) for image in tree["inputs"]]
         self.largest = max(self.images, key=lambda image: image.size)
         self.models = [
             onnxruntime.InferenceSession(path.with_name(name)) for name in tree["models"]
@@ -72,6 +72,7 @@ class OnnxCascade:
 
 
 def main() -> None:
+    """Classifies the pictures that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cascade", type=Path, help="the JSON file")
     parser.add_argument("pictures", type=Path, nargs="+")

@@ -25,6 +25,7 @@ from fracskip.deployment.onnx_pieces import Arrays, Flow
 from fracskip.deployment.onnx_programs import ProgramWriter
 from fracskip.dynamic import DynamicNetwork
 from fracskip.files import write_atomically
+from fracskip.operating.cascade import CascadePoints
 from fracskip.runtime.cascade import Cascade
 from fracskip.runtime.plan import Plan
 
@@ -54,9 +55,9 @@ def export_onnx(net: DynamicNetwork | Cascade, path: str | Path) -> None:
     for name, network in zip(names, net.bundle.networks, strict=True):
         model = bundle_onnx(network.plan, network.tensors)
         write_atomically(path.with_name(name), model.SerializeToString())
-    tree = net.plan.model_dump(mode="json", include={"score", "images", "members", "points"})
-    images = [each.plan.image.model_dump(mode="json") for each in net.bundle.networks]
-    tree = {"schema": CASCADE_SCHEMA, "models": names, "images": images, **tree}
+    points = net.plan.model_dump(mode="json", include=set(CascadePoints.model_fields))
+    inputs = [each.plan.image.model_dump(mode="json") for each in net.bundle.networks]
+    tree = {"schema": CASCADE_SCHEMA, "models": names, "inputs": inputs, **points}
     write_atomically(path.with_suffix(".json"), (json.dumps(tree, indent=1) + "\n").encode())
 
 
