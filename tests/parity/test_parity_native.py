@@ -65,6 +65,16 @@ def test_native_gives_the_portable_answers(
     assert np.abs(native.logits - portable.logits).max() <= 0.02 * scale
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_uneven_paddings_run_on_the_same_kernels(isa: str, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"widths": (16, 24), "options": ("skip", 4, 8, 16, "full")}
+    found = []
+    for uneven in (False, True):
+        path, _ = write(tmp_path, 1, uneven=uneven, **shape)
+        found.append(InferenceSession(path, engine="native", isa=isa).kernels())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("engine", ["native", "portable"])
 @pytest.mark.parametrize("shape", ["stem7", "ends", "bottleneck"])
 def test_a_bundle_of_version_3_gives_the_same_bits(shape: str, engine: Any, tmp_path: Path) -> None:

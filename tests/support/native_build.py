@@ -32,6 +32,7 @@ SEEDS: dict[str, dict[str, Any]] = {
     "odd": {"image": (11, 13), "widths": (17, 3), "depth": 1, "gate_width": 13, "classes": 1},
     "pooled": {**_SMALL, "image": (20, 16), "stem7": True, "channels": 1},
     "static8": {**_SMALL, "options": (8,), "first": 8},
+    "uneven": {**_SMALL, "image": (20, 17), "stem7": True, "uneven": True},
     "static_full": {**_SMALL, "options": ("full",), "stream": "float"},
 }
 

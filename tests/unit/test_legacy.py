@@ -11,7 +11,7 @@ import pytest
 
 from fracskip.cli import main
 from fracskip.config import load_recipe, recipe_from_dict
-from fracskip.legacy import recipe, translated
+from fracskip.legacy import bundle, recipe, translated
 
 OLD = Path(__file__).parents[1] / "support" / "old"
 CAPTURE = "runtime.capture does nothing any more: leave it out"
@@ -76,3 +76,23 @@ def test_a_recipe_in_today_s_words(tree: Any, today: Any, notes: list[str]) -> N
 def test_keys_that_have_moved(tree: Any, today: Any, notes: list[str] | None) -> None:
     notes = ["a.b is called c.d now"] if notes is None else notes
     assert translated(tree, {"a.b": "c.d", "f": "g"}) == (today, notes)
+
+
+@pytest.mark.parametrize(
+    ("parts", "today"),
+    [
+        ([{"after": [{"padding": [1, 2]}]}], [{"after": [{"padding": [1, 2, 1, 2]}]}]),
+        # Four are no padding of version 3, nor are eight one of today's.
+        ([{"shortcut": [{"padding": [1, 1, 1, 1]}]}], [{"shortcut": [{"padding": [1] * 8}]}]),
+        ([{"branch": [{"padding": 1}, 2]}, 4], [{"branch": [{"padding": 1}, 2]}, 4]),
+        ([{"branch": {"padding": [1]}}], [{"branch": {"padding": [1]}}]),
+        ({"branch": 1}, {"branch": 1}),
+    ],
+)
+def test_a_bundle_s_windows_pad_both_sides_alike_until_version_3(parts: Any, today: Any) -> None:
+    given = {"version": 3, "network": {"parts": parts}}
+    before = copy.deepcopy(given)
+    assert bundle(given) == {"version": 4, "network": {"parts": today}}
+    assert given == before
+    for other in ({**given, "version": 4}, [given], None):
+        assert bundle(other) is other

@@ -63,7 +63,7 @@ Window read_window(const Field& field, int version) {
   std::tie(window.kernel_h, window.kernel_w) = field["kernel"].pair(1, kMaxExtent);
   std::tie(window.stride_h, window.stride_w) = field["stride"].pair(1, kMaxExtent);
   const Field padding = field["padding"];
-  if (version == kOldestVersion) {
+  if (version == kOldestPlanVersion) {
     std::tie(window.pad_top, window.pad_left) = padding.pair(0, kMaxExtent);
     window.pad_bottom = window.pad_top;
     window.pad_right = window.pad_left;

@@ -110,7 +110,7 @@ class Field {
   std::string where_;
 };
 
-inline constexpr int kOldestVersion = 3, kVersion = 4;  // of plans
+inline constexpr int kOldestPlanVersion = 3, kPlanVersion = 4;  // of plans
 
 // Until version 3, a window's padding was that of both sides: height, width.
 Window read_window(const Field& field, int version);

@@ -166,9 +166,9 @@ int read_version(const Field& root) {
   if (!root.has("schema") || !root.has("version")) root.fail("lacks 'schema' or 'version'");
   const std::string& schema = root["schema"].text();
   const int version = root["version"].integer(0, kMaxExtent);
-  if (schema == kSchema && version >= kOldestVersion && version <= kVersion) return version;
+  if (schema == kSchema && version >= kOldestPlanVersion && version <= kPlanVersion) return version;
   throw BundleError("this is " + quoted(schema) + " version " + std::to_string(version) + "; this fracskip reads " + quoted(kSchema) + " versions " +
-                    std::to_string(kOldestVersion) + " to " + std::to_string(kVersion) + ": export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk");
+                    std::to_string(kOldestPlanVersion) + " to " + std::to_string(kPlanVersion) + ": export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk");
 }
 
 }  // namespace

@@ -157,10 +157,10 @@ struct Wanted {
   bool integer() const { return conv.is_integer(); }
   bool narrow() const { return run >= kLeastRun; }
   bool fits_tiles() const { return conv.window.stride_h <= kTileStride && conv.window.stride_w <= kTileStride; }
-  // The transforms of up to four channels take as long as for 16; tiles end within a border of one.
+  // The transforms of up to four channels take as long as for 16; tiles end within the border where an image keeps its size.
   bool fits_winograd() const {
     const Window& w = conv.window;
-    return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_top == 1 && w.pad_left == 1 && w.pad_bottom == 1 && w.pad_right == 1;
+    return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_top + w.pad_bottom == 2 && w.pad_left + w.pad_right == 2;
   }
   bool winograd_beats_narrow() const {
     return !narrow() || sizeof(std::int16_t) * kTileArea * conv.in * conv.out <= kMostNarrowWinograd;

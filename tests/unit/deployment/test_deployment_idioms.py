@@ -10,9 +10,8 @@ import pytest
 import torch
 from tests.support.deployed import pixels, session_of
 from tests.support.residual_networks import make_images
-from tests.unit.models.test_models_tracing import BLOCKS, HEADS, Forward, make, plain_head, residual
+from tests.unit.models.test_models_tracing import BLOCKS, HEADS, Forward, make, residual
 from torch import nn
-from torch.nn import functional as F
 
 import fracskip
 from fracskip.config import QuantConfig
@@ -62,34 +61,10 @@ def test_other_arithmetic_answers_alike(idiom: str, tmp_path: Path) -> None:
     answers_alike(make(OTHERS[idiom]), tmp_path)
 
 
-def test_zeros_around_an_image_are_its_convolutions_own(tmp_path: Path) -> None:
-    net = make(residual(lambda m, x: m.a(F.pad(x, (1, 1, 1, 1)))))
-    for block in net.body:  # type: ignore[union-attr]
-        block.a.padding = (0, 0)
-    answers_alike(net, tmp_path)
-
-
 @pytest.mark.parametrize("idiom", REFUSED)
 def test_what_has_no_place_is_refused(idiom: str, tmp_path: Path) -> None:
     net = fracskip.convert(make(BLOCKS[idiom]), [8, "full"], example_input=make_images(1))
     with pytest.raises(ConfigError, match=REFUSED[idiom]):
-        fracskip.export(net, tmp_path / "net.fsk")
-
-
-@pytest.mark.parametrize(
-    ("pad", "message"),
-    [
-        ((0, 1, 0, 1), "it pads one side more than the other"),
-        ((1, 1, 1, 1), "something else than convolutions takes it"),
-    ],
-)
-def test_other_pads_are_refused(pad: tuple[int, ...], message: str, tmp_path: Path) -> None:
-    def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        y = F.pad(block.a(x), pad)  # type: ignore[operator]
-        return x + (F.relu(y) if sum(pad) == 4 else y)[:, :, :12, :10]
-
-    net = fracskip.convert(make(forward, plain_head), [8, "full"], example_input=make_images(1))
-    with pytest.raises(ConfigError, match=message):
         fracskip.export(net, tmp_path / "net.fsk")
 
 

@@ -25,8 +25,7 @@ from fracskip.runtime.bundle import (
     write_bundle,
 )
 from fracskip.runtime.elements import TensorSpec
-from support.hostile_files import unsealed
-from support.hostile_files import Parts
+from support.hostile_files import Parts, unsealed
 from support.random_bundle import random_bundle, random_plan, random_tensors
 
 SMALL: dict[str, Any] = {"widths": (3, 4), "depth": 1, "gate_width": 2, "image": (8, 9)}
