@@ -40,7 +40,7 @@ from fracskip.machine import cores, describe_processor, versions
 
 CALIBRATION, SEED = 256, 0
 DEPTHS = (8, 14, 20, 38, 74)
-LITE = ((0, 192), (0, 224), (1, 240), (2, 224), (2, 260))
+LITE = ((0, 192), (0, 224), (1, 240), (2, 224))
 CLASSES = {
     "tench": 0, "english_springer": 217, "cassette_player": 482, "chain_saw": 491, "church": 497,
 }  # fmt: skip
