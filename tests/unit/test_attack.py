@@ -27,7 +27,7 @@ def attack(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-COUNTS = {"image": 150, "bundle": 60, "checkpoint": 30}
+COUNTS = {"image": 150, "bundle": 100, "checkpoint": 30}
 
 
 def test_hostile_files_are_read_or_refused(tmp_path: Path) -> None:

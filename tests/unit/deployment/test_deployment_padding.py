@@ -21,7 +21,7 @@ from fracskip.config import QuantConfig
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 
 PLAIN = residual(lambda m, x: F.relu(m.a(x)))
 ENGINES = ("portable", *(["native"] if instruction_sets() else []))
