@@ -163,6 +163,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "resnet74_45k_contenders": lambda: contenders(74),
     "resnet38_45k_blocks": trusted,
     "photos5_resnet18": photographs,
+    "cascade_cifar10": lambda: accuracy_latency(plain("cascade_cifar10"), mean=True),
     "bench_photos5": lambda: accuracy_latency(plain("bench_photos5")),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }

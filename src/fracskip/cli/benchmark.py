@@ -63,7 +63,11 @@ def write_figure(record: dict[str, Any], path: str) -> None:
     from fracskip.report.latency import accuracy_latency
     from fracskip.report.svg import standalone
 
-    write_atomically(Path(path), standalone(accuracy_latency(record)).encode(), DataError)
+    write_atomically(
+        Path(path),
+        standalone(accuracy_latency(record, mean="members" in record["model"])).encode(),
+        DataError,
+    )
 
 
 def show(record: dict[str, Any]) -> None:

@@ -32,8 +32,10 @@ class _Point:
     interval: tuple[float, float]
 
 
-def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> str:
-    """Accuracy over median latency, log scale: the dynamic network among what else could run.
+def accuracy_latency(
+    record: Mapping[str, Any], *, ident: str = "latency", mean: bool = False
+) -> str:
+    """Accuracy over latency, log scale: the dynamic network among what else could run.
 
     What lies more than 15 points of accuracy under the best is drawn as an arrow at the lower edge.
     The members of a cascade by themselves are squares, its operating points joined by a line.
@@ -41,8 +43,11 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
     Args:
         record: Of schema `fracskip.bench/1`.
         ident: Identifies the figure in its page.
+        mean: Of the mean latency of an image, for cascades: their median image is never escalated.
     """
-    points = [_point(row, record["images"]) for row in record["contenders"]]
+    points = [
+        _point(row, record["images"], "mean" if mean else "p50") for row in record["contenders"]
+    ]
     floor = max(point.accuracy for point in points) - _OFF_SCALE
     ends = [end for point in points if point.accuracy >= floor for end in point.interval]
     low, high = accuracy_limits(ends)
@@ -62,7 +67,8 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
         axes.grid(visible=True)
         threads = record["threads"]
         axes.set_xlabel(
-            f"Latency of one image (median), {threads} thread{'s'[: threads > 1]}, log scale"
+            f"Latency of one image ({'mean' if mean else 'median'}), "
+            f"{threads} thread{'s'[: threads > 1]}, log scale"
         )
         placer = LabelPlacer(axes, FONT_PX)
         for role in ("forced", "frontier", "dynamic"):
@@ -100,7 +106,7 @@ def accuracy_latency(record: Mapping[str, Any], *, ident: str = "latency") -> st
         return to_svg(figure, ident, f"Accuracy over latency. {words}")
 
 
-def _point(row: Mapping[str, Any], images: int) -> _Point:
+def _point(row: Mapping[str, Any], images: int, clock: str) -> _Point:
     role, option = row["role"], row["option"]
     label = row["network"]
     if role == "dynamic":
@@ -118,7 +124,7 @@ def _point(row: Mapping[str, Any], images: int) -> _Point:
         row["engine"],
         label,
         colour,
-        row["latency_us"]["p50"],
+        row["latency_us"][clock],
         row["accuracy"],
         wilson_interval(row["accuracy"], images),
     )
