@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from fracskip.config import ImageConfig
 from fracskip.cost import account, option_shares
 from fracskip.data import ImageSet
-from fracskip.data.resampling import resize
 from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.source import Batches, source_of
@@ -32,6 +31,7 @@ from fracskip.options import FULL_BITS
 from fracskip.runtime.bundle import BUNDLED, SUFFIX, Bundle
 from fracskip.runtime.cascade import Cascade
 from fracskip.runtime.cascade_bundle import cascade_of, check_fit
+from fracskip.runtime.engines import resized
 from fracskip.runtime.session import InferenceSession
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _answered(
     decisions: list[list[NDArray[Any]]] = [[] for _ in settings]
     for batch in source.batches(BATCH):
         pixels = _pixels(batch, image or largest, largest)
-        sized = {size: resize(pixels, size) for size in {s.image.size for s in sessions}}
+        sized = {size: resized(pixels, size) for size in {s.image.size for s in sessions}}
         for index, (number, budget) in enumerate(settings):
             session = sessions[number]
             operation = session.alone(budget, len(pixels))
@@ -235,7 +235,7 @@ def _pixels(batch: NDArray[Any], given: ImageConfig, wanted: ImageConfig) -> NDA
             f"images of shape {batch.shape[1:]} are smaller than the largest member takes, "
             f"{(*wanted.size, wanted.channels)}: give images of that size or larger"
         )
-    return resize(np.ascontiguousarray(batch), wanted.size)
+    return resized(np.ascontiguousarray(batch), wanted.size)
 
 
 def _check_labels(answers: Sequence[Answers], labels: NDArray[np.int64]) -> None:

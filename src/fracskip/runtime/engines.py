@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fracskip.data.resampling import resize
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
 from fracskip.runtime.bundle import Bundle
 from fracskip.runtime.inputs import Images
@@ -86,6 +87,24 @@ def instruction_sets() -> tuple[str, ...]:
     """What the native engine can use on this processor, ascending; empty without the engine."""
     native = native_module()
     return () if native is None else tuple(native.isas())
+
+
+def resized(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Images (B, H, W, C) at another size: `fracskip.data.resampling.resize`, natively if possible.
+
+    Raises:
+        DataError: if they are no pixels, or too small.
+    """
+    native = native_module()
+    fits = images.dtype == np.uint8 and images.ndim == 4
+    if (
+        native is None
+        or not fits
+        or not all(1 <= s <= o for s, o in zip(size, images.shape[1:3], strict=True))
+    ):
+        return resize(images, size)
+    found: NDArray[np.uint8] = native.resize(np.ascontiguousarray(images), *size)
+    return found
 
 
 def build_native(native: Any, data: bytes, isa: str, threads: int, name: str) -> Engine:
