@@ -117,7 +117,7 @@ def show_points(session: InferenceSession, each: Sequence[float], unit: str) -> 
             _accuracy(point.correct, plan.images),
         )  # fmt: skip
     console.show_table(points)
-    console.say(
+    console.explain(
         f"Operating points that pay, of {len(plan.points)}; accuracy on {plan.images:,} validation "
         "images by which nothing was chosen, ± 95%."
     )
@@ -205,7 +205,7 @@ def show_record(record: dict[str, Any]) -> None:
         f"{index}: {member['name']} at {member['image'][0]}x{member['image'][1]}"
         for index, member in enumerate(record["members"])
     )
-    console.say(
+    console.explain(
         f"{names}. cost: BitOps over those of the last member. at random: accuracy where as many "
         f"images are escalated, drawn at random. {record['seconds']:.1f} s on {record['device']}."
     )

@@ -59,6 +59,11 @@ def say(text: str) -> None:
     _out().print(text, soft_wrap=True)
 
 
+def explain(text: str) -> None:
+    """A paragraph, wrapped to the terminal's width."""
+    _out().print(text, markup=False, highlight=False)
+
+
 def remark(text: str) -> None:
     """One line on stderr, of what may surprise."""
     _err().print(f"note: {text}", markup=False, soft_wrap=True)
