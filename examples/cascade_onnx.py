@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from fracskip.config import ImageConfig
 from fracskip.data import decode_image
 from fracskip.data.resampling import resize
-from fracskip.operating.cascade import CascadePoints, answers_of, score_of
+from fracskip.operating.cascade import CascadePoints
+from fracskip.operating.scores import answers_of, score_of
 
 
 class OnnxCascade:

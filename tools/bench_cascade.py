@@ -35,7 +35,8 @@ from fracskip.bench.selection import first_accuracy
 from fracskip.bench.timing import Samples, measure
 from fracskip.files import write_atomically
 from fracskip.machine import cores
-from fracskip.operating.cascade import Choice, answers_of, score_of
+from fracskip.operating.cascade import Choice
+from fracskip.operating.scores import answers_of, score_of
 from fracskip.report.latency import accuracy_latency
 from fracskip.report.svg import standalone
 from fracskip.runtime import InferenceSession

@@ -17,7 +17,8 @@ from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.source import Batches, Source, source_of
 from fracskip.intervals import wilson_interval
 from fracskip.machine import describe_processor, versions
-from fracskip.operating.cascade import Choice, answers_of, score_of
+from fracskip.operating.cascade import Choice
+from fracskip.operating.scores import answers_of, score_of
 from fracskip.runtime.session import InferenceSession
 
 SCHEMA = "fracskip.cascade/1"

@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 from fracskip.operating.cascade import (
     MAX_CHAIN,
     MAX_NETWORKS,
-    SCORES,
     CascadePoint,
     CascadePoints,
     Member,
-    Score,
-    answers_of,
-    score_of,
 )
+from fracskip.operating.scores import SCORES, Score, answers_of, score_of
 
 Mask = NDArray[np.bool_]
 

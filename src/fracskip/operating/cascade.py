@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,8 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from fracskip.config.network import FIRST_FAULT, Fraction, Frozen, Positive, Probability
 from fracskip.errors import ConfigError
 from fracskip.operating.promise import cheapest, images_needed
+from fracskip.operating.scores import Score
 
-Score = Literal["probability", "margin", "entropy"]
-SCORES: tuple[Score, ...] = ("probability", "margin", "entropy")
 MAX_NETWORKS = 4
 MAX_CHAIN = 4
 MAX_MEMBERS = 16
@@ -37,28 +36,6 @@ MAX_POINTS = 4096
 COST_TOLERANCE = 1e-3  # a limit that was printed and typed in again is still met
 
 Rows = Annotated[tuple[float, ...], FIRST_FAULT]
-
-
-def score_of(logits: NDArray[Any], score: str) -> NDArray[np.float32]:
-    """How sure a prediction is, from 0 to 1, float32 (B,).
-
-    Of the softmax p of the logits: 'probability' is its largest value, 'margin' that minus the
-    second largest, 'entropy' 1 - H(p) / log N.
-
-    Args:
-        logits: (B, N), over a temperature (Guo et al., ICML 2017).
-        score: Which.
-    """
-    z = np.asarray(logits, np.float32)
-    z = z - z.max(1, keepdims=True)
-    powers = np.exp(z)
-    total = powers.sum(1)
-    if score == "probability":
-        return np.asarray(1 / total, np.float32)
-    if score == "margin":
-        return np.asarray((1 - np.sort(powers, axis=1)[:, -2]) / total, np.float32)
-    entropy = np.log(total) - (powers * z).sum(1) / total
-    return np.asarray(1 - entropy / np.float32(math.log(z.shape[1])), np.float32)
 
 
 def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -70,25 +47,6 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
 Quantiles = Annotated[
     tuple[Probability, ...], FIRST_FAULT, Field(min_length=2), AfterValidator(_ascending)
 ]
-
-
-def answers_of(
-    logits: Sequence[NDArray[Any]], temperatures: Sequence[float], averaged: bool
-) -> list[NDArray[np.float32]]:
-    """What a chain answers if it ends at each of its members: logits over temperatures, (B, N).
-
-    Args:
-        logits: Of each member, (B, N).
-        temperatures: Theirs.
-        averaged: See `CascadePoints`.
-    """
-    found: list[NDArray[np.float32]] = []
-    for place, (own, temperature) in enumerate(zip(logits, temperatures, strict=True)):
-        scaled = np.asarray(own, np.float32) / np.float32(temperature)
-        if averaged and place:
-            scaled = found[-1] + (scaled - found[-1]) / np.float32(place + 1)
-        found.append(scaled)
-    return found
 
 
 class _Strict(Frozen):

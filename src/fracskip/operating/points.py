@@ -59,7 +59,7 @@ class Operation(NamedTuple):
         members: One, or those of a cascade, in order.
         thresholds: An image whose score is less is escalated to the next member, float32 (B,) each;
             one fewer than there are members.
-        score: Which score; see `fracskip.operating.cascade.score_of`.
+        score: Which score; see `fracskip.operating.scores.score_of`.
         averaged: Answers are means over the members so far, of logits over temperatures; else the
             last member's logits.
     """

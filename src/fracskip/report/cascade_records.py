@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fracskip.operating.cascade import MAX_CHAIN, MAX_MEMBERS, Score
+from fracskip.operating.cascade import MAX_CHAIN, MAX_MEMBERS
+from fracskip.operating.scores import Score
 from fracskip.report.records import DataSplit
 from fracskip.report.values import (
     ROUNDING,

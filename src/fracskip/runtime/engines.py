@@ -64,7 +64,7 @@ class Engine(Protocol):
             multipliers: Of cost (B,); the plan's for all if not given.
             thresholds: An image whose score is less is escalated to the next member, (B,).
             temperatures: Of the scores.
-            score: Which; see `fracskip.operating.cascade.score_of`.
+            score: Which; see `fracskip.operating.scores.score_of`.
             scores: Of each member (B,), NaN where it sees no image; or empty.
             answered: Which member answered, (B,).
             forced: Decisions to execute instead of asking the gate (B, L), by one member.

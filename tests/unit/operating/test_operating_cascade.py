@@ -8,13 +8,8 @@ from pydantic import ValidationError
 
 from fracskip.errors import ConfigError
 from fracskip.operating.calibration import RATES, Answers, choose_points, temperature
-from fracskip.operating.cascade import (
-    CascadePoint,
-    CascadePoints,
-    Member,
-    answers_of,
-    score_of,
-)
+from fracskip.operating.cascade import CascadePoint, CascadePoints, Member
+from fracskip.operating.scores import answers_of, score_of
 
 IMAGES = 3000
 

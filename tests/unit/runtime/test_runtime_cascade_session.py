@@ -12,7 +12,8 @@ import fracskip
 from fracskip.data import ImageSet
 from fracskip.data.resampling import resize
 from fracskip.errors import ConfigError, DataError
-from fracskip.operating.cascade import Choice, answers_of, score_of
+from fracskip.operating.cascade import Choice
+from fracskip.operating.scores import answers_of, score_of
 from fracskip.runtime import Cascade, InferenceSession
 from fracskip.runtime.cascade_bundle import CascadeBundle, cascade_of
 from fracskip.runtime.engines import instruction_sets

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from fracskip.data.resampling import resize
+from fracskip.operating.scores import score_of
 from fracskip.runtime.bundle import Bundle
 from fracskip.runtime.portable.executor import Executor
-from fracskip.runtime.portable.scores import scores_of
 
 
 class PortableEngine:
@@ -162,7 +162,8 @@ class PortableEngine:
                 last = position + 1 == len(networks)
                 if last and not scores:
                     break
-                sure = scores_of(said, 1.0 if averaged else temperatures[position], score)
+                scaled = said if averaged else said / np.float32(temperatures[position])
+                sure = score_of(scaled, score)
                 if scores:
                     scores[position][rows] = sure
                 if last or not (goes_on := sure < thresholds[position][rows]).any():
