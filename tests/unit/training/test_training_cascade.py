@@ -105,7 +105,7 @@ def noise(net: DynamicNetwork) -> ImageSet:
     return ImageSet(pixels, labels, net.spec.class_names, "noise", "test", "numpy")
 
 
-CURVE = ((0.02, 3.0), (0.1, 0.0), (0.5, -3.0))
+CURVE = ((0.02, 6.0), (0.1, 0.0), (0.5, -6.0))
 
 
 def operated(rows: tuple[tuple[float, float, float, float], ...]) -> OperatingPoints:

@@ -85,7 +85,7 @@ def test_a_target_without_budgets_is_descended_to(tiny_recipe: Make, run: Any) -
     gate = {**TREE["gate"], "budget_input": False}
     joint = {**TREE["joint"], "budgets": [], "target": 0.02}
     done = run(tiny_recipe(**{**TREE, "gate": gate, "joint": joint}), "one")
-    assert done.summary["test"]["cp"] == pytest.approx(0.02, rel=0.25)
+    assert done.summary["test"]["cp"] == pytest.approx(0.02, rel=0.3)
 
 
 @pytest.mark.parametrize("output", ["sensitivity", "harm"])  # the latter is its old name
