@@ -8,7 +8,7 @@ into the convolution before them where nothing else sees what it gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -127,14 +127,17 @@ class _Lowering(ProgramDraft):
     def _linear(self, node: Node) -> None:
         layer, value = self._layer(node), self._taken(node)
         assert isinstance(layer, nn.Linear)
+        one, kernel, layout = (1, 1), (1, 1), value.layout
         if value.layout == "first":
-            self._refuse(node, "it mixes other values than channels")
-        one = (1, 1)
+            if math.prod(value.shape) != layer.in_features:
+                self._refuse(node, "it mixes other values than channels")
+            kernel, layout = _pair(value.shape[2:]), "flat"  # of what `_reshape` left as it was
+        channels = (layer.in_features // math.prod(kernel), layer.out_features)
         op = ConvOp(
-            inputs=(value.index,), channels=(layer.in_features, layer.out_features),
-            kernel=one, stride=one, padding=NO_PADDING, dilation=one, groups=1, act="none",
+            inputs=(value.index,), channels=channels, kernel=kernel, stride=one,
+            padding=NO_PADDING, dilation=one, groups=1, act="none",
         )  # fmt: skip
-        self._give(node, op, Weighted(node.path, layer), value.layout)
+        self._give(node, op, Weighted(node.path, layer), layout)
 
     def _layer(self, node: Node) -> nn.Module:
         if not node.path:
@@ -276,10 +279,23 @@ class _Lowering(ProgramDraft):
             if len(shape) == 4 and places == [3]:
                 self._same(node, "last")
                 return
+        if value.layout == "first" and shape == (1, math.prod(value.shape)):
+            # Linear layers of it are convolutions of the whole image.
+            if all(each.op == "linear" for each in self._beyond_dropout(node)):
+                self._same(node, shape=value.shape)
+                return
         rows = len(shape) == 3 and shape[:2] == value.shape[:2]
         if value.layout != "first" or not rows:
             self._refuse(node, f"it makes {shape} of {value.shape}, which mixes places")
         self._same(node)
+
+    def _beyond_dropout(self, node: Node) -> Iterator[Node]:
+        """The nodes that take a node's value, whatever hands it on."""
+        for user in self._graph.users(node):
+            if hands_on(user):
+                yield from self._beyond_dropout(user)
+            else:
+                yield user
 
     def _expand(self, node: Node) -> None:
         """One value a channel stays one: who takes it spreads it."""
@@ -310,6 +326,9 @@ class _Lowering(ProgramDraft):
         self._give(node, MeanOp(inputs=(value.index,)), layout=layout)
 
     def _adaptive(self, node: Node) -> None:
+        if self._unpadded(node).shape == node.shape:
+            self._hand_on(node)
+            return
         value = self._taken(node)
         if value.layout != "first" or node.shape[-2:] != (1, 1):
             self._refuse(node, f"it pools {value.shape} to {node.shape}, not to one pixel")

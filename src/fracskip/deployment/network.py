@@ -20,7 +20,7 @@ from fracskip.dynamic.block import FractionalBlock
 from fracskip.dynamic.fixed import FixedSteps, Section
 from fracskip.dynamic.folding import FoldedLayer, fold, folded_norm
 from fracskip.options import Option
-from fracskip.runtime.operations import ConvOp, MeanOp, feeds_levels
+from fracskip.runtime.operations import ConvOp, MeanOp, Op, feeds_levels
 from fracskip.runtime.plan import Network, Part, Plan, integer_bits
 
 
@@ -139,7 +139,8 @@ class NetworkWriter(TensorWriter):
     def _write(self, name: str, program: Lowered, option: Option, units: Units) -> None:
         """A program's tensors at an option, values of some operations in units of their own."""
         bits = integer_bits(option)
-        folded = [_folded(source, option) for source in program.sources]
+        pairs = zip(program.ops, program.sources, strict=True)
+        folded = [_folded(op, source, option) for op, source in pairs]
         units = dict(units)
         # What convolutions count in whose values become the levels of the next one: its step.
         fed = [
@@ -194,8 +195,13 @@ class NetworkWriter(TensorWriter):
         self.put(f"{name}.bias", bias / unit.step + unit.zero)
 
 
-def _folded(source: Source, option: Option) -> FoldedLayer | None:
-    return fold(source.layer, source.norm, option) if isinstance(source, Weighted) else None
+def _folded(op: Op, source: Source, option: Option) -> FoldedLayer | None:
+    if not isinstance(source, Weighted):
+        return None
+    assert isinstance(op, ConvOp)
+    layer = fold(source.layer, source.norm, option)
+    # A linear layer of a whole image, channel by channel, is a convolution of its size.
+    return replace(layer, weight=layer.weight.reshape(len(layer.weight), -1, *op.kernel))
 
 
 def _levels_fit(
