@@ -20,7 +20,7 @@ from fracskip.data.resampling import resize
 from fracskip.errors import ConfigError, DataError
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.runtime import InferenceSession
-from fracskip.runtime.session import instruction_sets
+from fracskip.runtime.engines import instruction_sets
 from support.residual_networks import KINDS, Loose, Network, conv
 
 HALF = ImageConfig(size=(12, 10), mean=(0.5,) * 3, std=(0.5,) * 3)
