@@ -116,14 +116,11 @@ def test_in_full_it_is_the_original(name: str) -> None:
 
 @torch.no_grad()
 def test_at_16_bits_it_is_nearly(name: str) -> None:
-    """So every converted layer is executed as it should be, with its own step and zero point.
-
-    Ranges are looked for in a sample of the values, so a few that are larger than all others clip.
-    """
+    """So every converted layer is executed as it should be, with its own step and zero point."""
     plain, net, images = plain_network(name), dynamic_network(name), make_images()
     found = net(images, decisions=net.forced(16, len(images))).logits
     wanted = plain(images)
-    assert float((found - wanted).abs().mean() / wanted.std()) < 0.1
+    assert float((found - wanted).abs().mean() / wanted.std()) < 0.02
 
 
 @torch.no_grad()

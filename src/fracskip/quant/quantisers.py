@@ -127,13 +127,19 @@ class ModernQuantiser(nn.Module):
 
 
 def thinned(x: Tensor) -> Tensor:
-    """At most about `SAMPLE_VALUES` of a tensor's values, evenly spread: (n,) float32."""
+    """At most about `SAMPLE_VALUES` of a tensor's values, evenly spread, and both extremes.
+
+    Returns:
+        (n,) float32.
+    """
     values = x.detach().float().reshape(-1)
     stride = max(1, values.numel() // SAMPLE_VALUES)
     # One that shares a factor with an image's width would take some of its columns alone.
     while math.gcd(stride, values.numel()) > 1:
         stride += 1
-    return values[::stride]
+    if stride == 1:
+        return values
+    return torch.cat([values[::stride], torch.stack(torch.aminmax(values))])
 
 
 class PaperQuantiser(nn.Module):
