@@ -36,7 +36,7 @@ def test_the_guide_runs(
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     snippets = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 7
+    assert len(snippets) == 9
     names: dict[str, object] = {}
     for snippet in snippets:
         short = snippet.replace("epochs=(25, 3, 6)", "epochs=(1, 1, 1)")

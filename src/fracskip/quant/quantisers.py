@@ -20,6 +20,7 @@ from fracskip.quant.observer import best_grid, best_step, update_range
 PAPER_MOMENTUM = 0.9
 SMALLEST_STEP = 2.0**-24  # a learned step can't reach zero or change its sign
 SAMPLE_VALUES = 1 << 17  # activations looked at when a step is initialised
+CLIPPING_PAYS = 255  # largest level up to which finer steps are worth clipping a few values
 PACKED_BITS = 8  # what an int8 holds
 STREAM_BITS = 8  # of an int8 stream; options from here up take its levels as they are
 
@@ -115,7 +116,8 @@ class ModernQuantiser(nn.Module):
     def observe(self, x: Tensor, weight: Tensor | None, slot: int) -> None:
         """See `Quantiser`."""
         if slot < len(self.activation_step):
-            values, bounds = thinned(x), self._activation_bounds[slot]
+            bounds = self._activation_bounds[slot]
+            values = thinned(x) if bounds[1] <= CLIPPING_PAYS else extremes(x)
             if self.activation_zero is None:
                 self.activation_step[slot] = best_step(values.reshape(1, -1), bounds)[0]
             else:
@@ -127,19 +129,18 @@ class ModernQuantiser(nn.Module):
 
 
 def thinned(x: Tensor) -> Tensor:
-    """At most about `SAMPLE_VALUES` of a tensor's values, evenly spread, and both extremes.
-
-    Returns:
-        (n,) float32.
-    """
+    """At most about `SAMPLE_VALUES` of a tensor's values, evenly spread: (n,) float32."""
     values = x.detach().float().reshape(-1)
     stride = max(1, values.numel() // SAMPLE_VALUES)
     # One that shares a factor with an image's width would take some of its columns alone.
     while math.gcd(stride, values.numel()) > 1:
         stride += 1
-    if stride == 1:
-        return values
-    return torch.cat([values[::stride], torch.stack(torch.aminmax(values))])
+    return values[::stride]
+
+
+def extremes(x: Tensor) -> Tensor:
+    """The least and the largest of a tensor's values: (2,) float32."""
+    return torch.stack(torch.aminmax(x.detach())).float()
 
 
 class PaperQuantiser(nn.Module):
