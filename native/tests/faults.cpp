@@ -31,7 +31,7 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 namespace fracskip {
 namespace {
 
-constexpr std::size_t kImages = 6;
+constexpr std::size_t kImages = 7;  // the last one is shared by the threads
 constexpr int kThreads = 3;
 
 // Without memory for one more allocation the run ends with bad_alloc, its threads have ended, and the engine does
@@ -40,7 +40,7 @@ int check_memory(const Networks& networks) {
   const Engine alone(networks, Isa::automatic, 1);
   const std::vector<std::uint8_t> images = make_images(alone, kImages);
   const Answers expected = run(alone, images, kImages);
-  const Engine engine(networks, Isa::automatic, kThreads);
+  const Engine engine(networks, Isa::automatic, kThreads, std::chrono::microseconds(-1));
   for (int allocations = 0;; ++allocations) {
     Call call(engine, images, kImages);
     bool failed = false;
@@ -79,7 +79,7 @@ bool flushes() {
 
 // Whatever the host has set does not reach the kernels, and is there again afterwards.
 void check_floats(const Networks& networks) {
-  const Engine engine(networks, Isa::automatic, 2);
+  const Engine engine(networks, Isa::automatic, 2, std::chrono::microseconds(-1));
   const std::vector<std::uint8_t> images = make_images(engine, kImages);
   const Answers expected = run(engine, images, kImages);
   for (const int rounding : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST}) {

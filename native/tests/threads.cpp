@@ -1,4 +1,4 @@
-// Many threads share one engine, which has threads of its own, and always get the same answers.
+// Many threads share one engine, whose own threads share each image's steps, and always get the same answers.
 // Built with -fsanitize=thread it also shows that they never race.
 //
 //   threads FOLDER [rounds]
@@ -13,10 +13,11 @@ namespace {
 
 constexpr std::size_t kCallers = 4, kImages = 5;
 
-void check(const Networks& networks, int rounds) {
-  const Engine engine(networks, Isa::automatic, 2);
+void check(const Networks& networks, Isa isa, int threads, int rounds) {
+  // Also of steps that are too short for it to pay.
+  const Engine engine(networks, isa, threads, std::chrono::microseconds(-1));
   const std::vector<std::uint8_t> images = make_images(engine, kImages);
-  const Engine alone(networks, Isa::automatic, 1);
+  const Engine alone(networks, isa, 1);
   std::vector<Answers> expected;
   for (std::size_t count = 1; count <= kImages; ++count) expected.push_back(run(alone, images, count));
   std::atomic<int> different{0};
@@ -40,7 +41,12 @@ int main(int argc, char** argv) {
   if (argc < 2) fault("threads FOLDER [rounds]");
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 20;
   const std::vector<Networks> bundles = read_bundles(argv[1]);
-  for (const Networks& networks : bundles) check(networks, rounds);
+  for (const Networks& networks : bundles) {
+    for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+      if (!isa_supported(isa)) continue;
+      for (int threads : {2, 3}) check(networks, isa, threads, rounds);
+    }
+  }
   std::printf("%zu bundles, %zu threads, %d rounds each: the same answers\n", bundles.size(),
               kCallers, rounds);
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -16,15 +17,20 @@
 namespace fracskip {
 
 struct Engine::Impl {
-  Impl(const std::vector<Network>& networks, Isa wanted, int count) : isa(resolve(wanted)), threads(count) {
+  Impl(const std::vector<Network>& networks, Isa wanted, int count, std::chrono::microseconds least_saving) : isa(resolve(wanted)), threads(count) {
     const Network& first = networks.front();
     for (const Network& network : networks) {
-      ensemble.networks.push_back(std::make_unique<const Executor>(network, kernel_set(isa)));
+      ensemble.networks.push_back(std::make_unique<Executor>(network, kernel_set(isa)));
       image = {std::max(image.height, network.height), std::max(image.width, network.width), network.channels};
       takes_floats = takes_floats && network.height == first.height && network.width == first.width && network.mean == first.mean && network.std == first.std;
     }
     for (std::size_t k = 0; k < networks.size(); ++k) ensemble.sizes.push_back(size_of(networks, k));
+    bool shares = false;
+    for (const auto& network : ensemble.networks) shares = network->choose_shared(members(), least_saving) || shares;
+    if (shares) team.emplace(members(), isa);
   }
+
+  std::size_t members() const { return static_cast<std::size_t>(threads); }
 
   // The resizer of a network: that of one before of its size, or a new one.
   std::size_t size_of(const std::vector<Network>& networks, std::size_t index) {
@@ -47,7 +53,7 @@ struct Engine::Impl {
       }
       idle.reserve(++made);  // so that giving them back takes no memory
     }
-    return std::make_unique<Arena>(ensemble);
+    return std::make_unique<Arena>(ensemble, team ? members() : 1);
   }
 
   void give_back(std::unique_ptr<Arena> arena) {
@@ -55,19 +61,61 @@ struct Engine::Impl {
     idle.push_back(std::move(arena));
   }
 
+  // Images `begin` to `end`: spread over the threads, or each shared by those that `turn` gives.
+  void run(const RunRequest& request, std::size_t begin, std::size_t end, const Team::Turn* turn) {
+    const std::size_t workers = turn ? 1 : std::min(end - begin, members());
+    const std::size_t image_bytes = image.values() * (request.pixels == PixelType::u8 ? 1 : sizeof(float));
+    // Taken here, where running out of memory can still be reported.
+    std::vector<std::unique_ptr<Arena>> arenas;
+    for (std::size_t t = 0; t < workers; ++t) arenas.push_back(take());
+    std::atomic<std::size_t> next{begin};
+    // Of the caller's thread: no other has a check, or starts threads.
+    std::exception_ptr failure;
+    const auto give_up = [&] {
+      failure = std::current_exception();
+      next = end;  // the others stop after the image that they are at
+    };
+    const auto work = [&](Arena* arena) {
+      const FloatEnvironment environment;
+      const KernelState state(kernel_set(isa));
+      Runner runner(ensemble, *arena, turn);
+      try {
+        for (std::size_t i = next++; i < end; i = next++) {
+          runner.run(request, i, image_bytes);
+          check_interrupt();
+        }
+      } catch (...) {
+        give_up();
+      }
+    };
+    std::vector<std::thread> helpers;
+    try {
+      for (std::size_t t = 1; t < workers; ++t) helpers.emplace_back(work, arenas[t].get());
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there are do all the work.
+    } catch (...) {
+      give_up();  // out of memory
+    }
+    if (workers > 0) work(arenas[0].get());
+    for (std::thread& helper : helpers) helper.join();
+    for (std::unique_ptr<Arena>& arena : arenas) give_back(std::move(arena));
+    if (failure) std::rethrow_exception(failure);
+  }
+
   Isa isa;
   int threads;
   Ensemble ensemble;
   Extent image;
   bool takes_floats = true;
+  std::optional<Team> team;  // if any step is worth sharing
   std::mutex mutex;
   std::size_t made = 0;  // arenas, at most
   std::vector<std::unique_ptr<Arena>> idle;
 };
 
-Engine::Engine(const std::vector<Network>& networks, Isa isa, int threads) {
+Engine::Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  impl_ = std::make_unique<Impl>(networks, isa, threads);
+  impl_ = std::make_unique<Impl>(networks, isa, threads, least_saving);
 }
 
 Engine::~Engine() = default;
@@ -81,43 +129,13 @@ const Extent& Engine::image() const { return impl_->image; }
 bool Engine::takes_floats() const { return impl_->takes_floats; }
 
 void Engine::run(const RunRequest& request) const {
-  const std::size_t workers = std::min(request.count, static_cast<std::size_t>(impl_->threads));
-  const std::size_t image_bytes = impl_->image.values() * (request.pixels == PixelType::u8 ? 1 : sizeof(float));
-  // Taken here, where running out of memory can still be reported.
-  std::vector<std::unique_ptr<Arena>> arenas;
-  for (std::size_t t = 0; t < workers; ++t) arenas.push_back(impl_->take());
-  std::atomic<std::size_t> next{0};
-  // Of the caller's thread: no other has a check, or starts threads.
-  std::exception_ptr failure;
-  const auto give_up = [&] {
-    failure = std::current_exception();
-    next = request.count;  // the others stop after the image that they are at
-  };
-  const auto work = [&](Arena* arena) {
-    const FloatEnvironment environment;
-    const KernelState state(kernel_set(impl_->isa));
-    Runner runner(impl_->ensemble, *arena);
-    try {
-      for (std::size_t i = next++; i < request.count; i = next++) {
-        runner.run(request, i, image_bytes);
-        check_interrupt();
-      }
-    } catch (...) {
-      give_up();
-    }
-  };
-  std::vector<std::thread> helpers;
-  try {
-    for (std::size_t t = 1; t < workers; ++t) helpers.emplace_back(work, arenas[t].get());
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those there are do all the work.
-  } catch (...) {
-    give_up();  // out of memory
-  }
-  if (workers > 0) work(arenas[0].get());
-  for (std::thread& helper : helpers) helper.join();
-  for (std::unique_ptr<Arena>& arena : arenas) impl_->give_back(std::move(arena));
-  if (failure) std::rethrow_exception(failure);
+  const std::size_t threads = impl_->members();
+  // The last images, too few for all threads, are shared by them one after the other, if that pays.
+  const std::size_t rest = impl_->team ? request.count % threads : 0;
+  impl_->run(request, 0, request.count - rest, nullptr);
+  if (rest == 0) return;
+  const Team::Turn turn(&*impl_->team);
+  impl_->run(request, request.count - rest, request.count, turn.is_given() ? &turn : nullptr);
 }
 
 }  // namespace fracskip

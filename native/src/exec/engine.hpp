@@ -1,6 +1,7 @@
 // Runs networks, image by image: one, or several as the members of cascades.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -47,13 +48,17 @@ struct RunRequest {
   float* gate_us = nullptr;  // (count, gated blocks): what deciding took in all members, which are of one network; or null
 };
 
+// Handing a step out takes one or two microseconds, and more where threads are late.
+inline constexpr std::chrono::microseconds kLeastSaving{8};
+
 // Immutable once built, so any number of threads may call `run` at once; each call takes an arena
 // of its own from a pool.
 class Engine {
  public:
   // Networks as read_bundle gives them. Throws std::invalid_argument if the CPU lacks the instruction set. May be
   // interrupted, as reading a bundle may.
-  Engine(const std::vector<Network>& networks, Isa isa, int threads);
+  // `least_saving`: what a step must become shorter by, for the threads to share it.
+  Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving = kLeastSaving);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -66,7 +71,7 @@ class Engine {
   const Extent& image() const;  // of the largest network
   bool takes_floats() const;    // whether all networks have the same image, so that normalised ones fit each
 
-  // Spreads the images over the threads. Decisions must be in range; images must be finite. Between images the
+  // Spreads the images over the threads, which share each of those that are left over at the end. Decisions must be in range; images must be finite. Between images the
   // caller's InterruptCheck is asked; what it throws comes out when all threads have stopped.
   void run(const RunRequest& request) const;
 

@@ -3,11 +3,22 @@
 #include <algorithm>
 #include <cstring>
 
+#include "exec/float_environment.hpp"
+#include "interrupt.hpp"
+
 namespace fracskip {
 namespace {
 
 std::size_t count_gated(const Network& network) {
   return static_cast<std::size_t>(std::count_if(network.parts.begin(), network.parts.end(), [](const Part& part) { return part.gated; }));
+}
+
+Memory make_memory(const Plan& plan, std::size_t shares) {
+  Memory memory;
+  for (std::size_t bytes : plan.buffer_bytes) memory.buffers.emplace_back(bytes);
+  for (std::size_t share = 0; share < shares; ++share) memory.scratch.emplace_back(plan.scratch_bytes);
+  memory.sums = Buffer(sizeof(float) * static_cast<std::size_t>(plan.most_channels));
+  return memory;
 }
 
 }  // namespace
@@ -32,11 +43,34 @@ std::vector<KernelInfo> Executor::kernel_infos() const {
   return infos;
 }
 
-Worker::Worker(const Executor& executor) : executor_(executor) {
+bool Executor::choose_shared(std::size_t threads, std::chrono::microseconds least_saving) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 3;
+  if (threads < 2) return false;
+  const FloatEnvironment environment;
+  const KernelState state(set);
+  Memory memory = make_memory(plan, threads);
+  bool any = false;
+  for (const PlannedPart& part : plan.parts) {
+    for (const Course& course : part.options) {
+      for (const auto& step : course.steps) {
+        check_interrupt();
+        Clock::duration least = Clock::duration::max();
+        for (int round = 0; round < kRounds; ++round) {
+          const Clock::time_point begin = Clock::now();
+          step->run(memory, {});
+          least = std::min(least, Clock::now() - begin);
+        }
+        step->is_shared = step->can_be_shared() && least - least / threads > least_saving;
+        any = any || step->is_shared;
+      }
+    }
+  }
+  return any;
+}
+
+Worker::Worker(const Executor& executor, std::size_t shares) : executor_(executor), memory_(make_memory(executor.plan, shares)) {
   const Plan& plan = executor.plan;
-  for (std::size_t bytes : plan.buffer_bytes) memory_.buffers.emplace_back(bytes);
-  memory_.scratch = Buffer(plan.scratch_bytes);
-  memory_.sums = Buffer(sizeof(float) * static_cast<std::size_t>(plan.most_channels));
   pooled_ = Buffer(memory_.sums.size());
   if (executor.gated[0] == plan.parts.size()) return;
   kept_ = Buffer(plan.parts[executor.gated[0]].in.layout.bytes());
@@ -46,7 +80,7 @@ Worker::Worker(const Executor& executor) : executor_(executor) {
 void Worker::begin(const void* image, PixelType pixels) {
   const Plan& plan = executor_.plan;
   executor_.reader.take(image, pixels, plan.image.layout, reinterpret_cast<float*>(memory_.at(plan.image)));
-  plan.spread.run(memory_);
+  run(plan.spread);
   memory_.summed = false;
   execute_fixed(0, executor_.gated[0]);
 }
@@ -78,9 +112,16 @@ void Worker::execute(std::size_t block, std::size_t option) {
 
 void Worker::execute(const PlannedPart& part, std::size_t option) {
   const Course& course = part.options[option];
-  course.run(memory_);
+  run(course);
   // What is handed on untouched keeps its sums.
   if (!course.steps.empty()) memory_.summed = course.sums;
+}
+
+void Worker::run(const Course& course) {
+  for (const auto& step : course.steps) {
+    if (turn_ && step->is_shared) turn_->run(*step, memory_);
+    else step->run(memory_, {});
+  }
 }
 
 void Worker::execute_fixed(std::size_t begin, std::size_t end) {

@@ -1,12 +1,14 @@
 // A network made ready for execution: what an engine runs image by image.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <string>
 #include <vector>
 
 #include "exec/gates.hpp"
 #include "exec/image.hpp"
+#include "exec/team.hpp"
 #include "kernels/common/kernels.hpp"
 #include "plan/plan.hpp"
 
@@ -23,6 +25,9 @@ struct Executor {
   Executor(const Network& network, const KernelSet& set);
 
   std::vector<KernelInfo> kernel_infos() const;
+
+  // Times all steps, and finds those that so many threads should share: it saves more than that. Gives whether there is one.
+  bool choose_shared(std::size_t threads, std::chrono::microseconds least_saving);
 
   const KernelSet& set;
   Plan plan;
@@ -42,7 +47,11 @@ struct Executor {
 // One thread's way through a network, with its activations and scratch. Blocks are the gated parts, counted.
 class Worker {
  public:
-  explicit Worker(const Executor& executor);
+  // Steps may be cut into up to so many shares.
+  Worker(const Executor& executor, std::size_t shares);
+
+  // Who does the steps that are shared, until the next call: null for this thread.
+  void share_with(const Team::Turn* turn) { turn_ = turn; }
 
   void begin(const void* image, PixelType pixels);       // up to the first block
   const float* pooled(std::size_t block);                // channel means of what a block takes
@@ -57,8 +66,10 @@ class Worker {
   Buffer& begun() { return memory_.buffers[static_cast<std::size_t>(executor_.plan.parts[executor_.gated[0]].in.buffer)]; }
   void execute(const PlannedPart& part, std::size_t option);
   void execute_fixed(std::size_t begin, std::size_t end);
+  void run(const Course& course);
 
   const Executor& executor_;
+  const Team::Turn* turn_ = nullptr;
   Memory memory_;
   Buffer pooled_;
   Buffer kept_, kept_sums_;

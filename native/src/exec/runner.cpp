@@ -15,8 +15,8 @@ float microseconds_since(Clock::time_point begin) {
 
 }  // namespace
 
-Arena::Arena(const Ensemble& ensemble) {
-  for (const auto& network : ensemble.networks) networks.push_back({Worker(*network), GateState(network->gates)});
+Arena::Arena(const Ensemble& ensemble, std::size_t shares) {
+  for (const auto& network : ensemble.networks) networks.push_back({Worker(*network, shares), GateState(network->gates)});
   std::size_t most = 0;
   for (const Resizer& resizer : ensemble.resizers) {
     resized.push_back({Buffer(resizer.bytes()), false});
@@ -24,6 +24,10 @@ Arena::Arena(const Ensemble& ensemble) {
   }
   scratch = Buffer(most);
   mean.resize(static_cast<std::size_t>(ensemble.networks[0]->classes));
+}
+
+Runner::Runner(const Ensemble& ensemble, Arena& arena, const Team::Turn* turn) : ensemble_(ensemble), arena_(arena) {
+  for (Arena::Own& own : arena.networks) own.worker.share_with(turn);
 }
 
 void Runner::run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {

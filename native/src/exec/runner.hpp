@@ -16,14 +16,14 @@ namespace fracskip {
 struct Ensemble {
   static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
-  std::vector<std::unique_ptr<const Executor>> networks;
+  std::vector<std::unique_ptr<Executor>> networks;  // unchanged once the engine is there
   std::vector<std::size_t> sizes;  // of each network: the resizer, or kNone
   std::vector<Resizer> resizers;
 };
 
 // One thread's memory, for every network of an engine.
 struct Arena {
-  explicit Arena(const Ensemble& ensemble);
+  Arena(const Ensemble& ensemble, std::size_t shares);
 
   struct Own {
     Worker worker;
@@ -41,7 +41,8 @@ struct Arena {
 
 class Runner {
  public:
-  Runner(const Ensemble& ensemble, Arena& arena) : ensemble_(ensemble), arena_(arena) {}
+  // `turn`: who shares the steps of each image; null: nobody does.
+  Runner(const Ensemble& ensemble, Arena& arena, const Team::Turn* turn);
 
   // Image `index` of a request, whose images have so many bytes.
   void run(const RunRequest& request, std::size_t index, std::size_t image_bytes);

@@ -270,6 +270,9 @@ Convolution::Convolution(const Conv& conv, const KernelSet& set, Forms forms)
   scratch_ = choice.scratch;
   weights_ = choice.pack(wanted);
   const int out = round_up(out_, kBlock);
+  transforms_ = choice.function == &KernelSet::winograd_int || choice.function == &KernelSet::winograd_float;
+  element_ = integer_ ? Element::u8 : choice.function == &KernelSet::tiles_bf16 ? Element::bf16 : Element::f32;
+  block_bytes_ = static_cast<std::ptrdiff_t>(weights_.size()) / (out / kBlock);
   if (integer_) scale_ = padded(conv.scale.data(), out_, out);
   bias_ = padded(conv.bias.data(), out_, out);
   packed_ = weights_.as<void>();

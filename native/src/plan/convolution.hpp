@@ -51,6 +51,11 @@ class Convolution {
 
   const void* weights() const { return packed_; }
 
+  // Of packed weights, from one block of output channels to the next.
+  std::ptrdiff_t block_bytes() const { return block_bytes_; }
+  bool transforms() const { return transforms_; }  // the input, tile by tile: Winograd's algorithm
+  Element element() const { return element_; }     // of what it takes
+
   // Needs the output's size and the strides.
   std::size_t scratch_bytes(const ConvArgs& args) const { return scratch_(args, set_); }
   const std::string& kernel_name() const { return name_; }
@@ -65,6 +70,9 @@ class Convolution {
   bool integer_;
   const KernelSet& set_;
   int run_;  // see ConvArgs
+  bool transforms_;
+  Element element_;
+  std::ptrdiff_t block_bytes_;
   friend Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);
 
   ConvFunction function_;

@@ -1,7 +1,9 @@
 // A network prepared for execution: what every option of every part does, step by step, and in which memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,7 +19,7 @@ namespace fracskip {
 // One worker's memory.
 struct Memory {
   std::vector<Buffer> buffers;
-  Buffer scratch;
+  std::vector<Buffer> scratch;  // one a share of a step
   Buffer sums;  // of the channels of what a part gives, where its last step adds them up: floats, or of levels integers
   bool summed = false;  // whether they are those of what the next part takes
 
@@ -33,10 +35,28 @@ struct Memory {
 // The channels' means of the levels that a part takes: of their sums, if those are there. `args` lack pointers.
 void mean_of_levels(Memory& memory, LevelMeanFunction function, LevelMeanArgs args, const Place& in, float* out);
 
+// One of so many shares of a step's work, which may be done at the same time.
+struct Share {
+  std::uint32_t index = 0, count = 1;
+
+  // Its part of so many, in whole units; may be none. Returns the first, and sets `many` to how many they are.
+  int take(int& many, int unit = 1) const {
+    const auto up_to = [&](std::int64_t part) { return static_cast<int>(std::min<std::int64_t>(many, (many + unit - 1) / unit * part / count * unit)); };
+    const int first = up_to(index), end = up_to(std::int64_t{index} + 1);
+    many = end - first;
+    return first;
+  }
+};
+
 class Step {
  public:
   virtual ~Step() = default;
-  virtual void run(Memory& memory) const = 0;
+
+  // All of it, or a share, if it can be shared. Whatever the shares, each value is computed in the same way.
+  virtual void run(Memory& memory, Share share) const = 0;
+  virtual bool can_be_shared() const { return true; }
+
+  bool is_shared = false;  // whether it takes so long that sharing it pays
 };
 
 // What one option of a part does.
@@ -45,10 +65,6 @@ struct Course {
   std::string option;                // its label
   std::vector<std::string> kernels;  // of its convolutions
   bool sums = false;                 // whether the last step leaves channel sums
-
-  void run(Memory& memory) const {
-    for (const auto& step : steps) step->run(memory);
-  }
 };
 
 struct PlannedPart {

@@ -264,7 +264,7 @@ void Planner::plan_mean(std::size_t k) {
   Value& out = now_[k + 1];
   if (!in.stream) {
     out.place = destination(k, false);
-    pass(values_.mean, in.place, {}, out.place, Act::none);
+    pass(values_.mean, in.place, {}, out.place, Act::none).by_pixel = false;
     return;
   }
   auto step = std::make_unique<LevelMeanStep>();

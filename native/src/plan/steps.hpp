@@ -1,8 +1,10 @@
 // The steps that programs come to. Arguments are complete but for pointers into a worker's memory.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "plan/plan.hpp"
@@ -40,17 +42,25 @@ struct ConvolutionStep final : Step {
   int out_buffer = -1, channels = 0;  // of what it gives, padded
   bool sums = false;                  // whether it adds up its channels
 
-  void run(Memory& memory) const override {
-    if (sums) std::memset(memory.sums.as<void>(), 0, static_cast<std::size_t>(channels) * sizeof(float));
+  // Sums are added up by channel, so who shares has some of the channels.
+  void run(Memory& memory, Share share) const override {
+    if (sums) clear_sums(memory, share);
     for (int h = 0; h < phases_h; ++h) {
       for (int w = 0; w < phases_w; ++w) {
-        for (const Piece& piece : pieces) run(memory, piece, h, w);
+        for (const Piece& piece : pieces) run(memory, piece, share, h, w);
       }
     }
   }
+  bool can_be_shared() const override { return !sums || pieces.size() == 1; }
 
  private:
-  void run(Memory& memory, const Piece& piece, int h, int w) const {
+  void clear_sums(Memory& memory, Share share) const {
+    int blocks = channels / kBlock;
+    const int first = share.take(blocks);
+    std::memset(memory.sums.as<float>() + first * kBlock, 0, static_cast<std::size_t>(blocks) * kBlock * sizeof(float));
+  }
+
+  void run(Memory& memory, const Piece& piece, Share share, int h, int w) const {
     ConvArgs a = piece.args;
     if (phases_h > 1 || phases_w > 1) {
       a.out_h = (a.out_h - h + phases_h - 1) / phases_h;
@@ -62,8 +72,38 @@ struct ConvolutionStep final : Step {
     a.out = at(piece.out);
     if (piece.residual.buffer >= 0) a.residual = at(piece.residual);
     if (sums) a.sums = memory.sums.as<float>() + piece.channel;
-    a.scratch = memory.scratch.as<void>();
+    a.scratch = memory.scratch[share.index].as<void>();
+    if (share.count > 1 && !narrow(a, piece, share)) return;
     piece.conv->run(a);
+  }
+
+  // Leaves of a convolution what a share has of it: some rows, or some output channels where weights are what takes most to
+  // fetch, or where channels are summed up. Gives whether that is anything.
+  bool narrow(ConvArgs& a, const Piece& piece, Share share) const {
+    const std::ptrdiff_t pixels = static_cast<std::ptrdiff_t>(a.out_h) * a.out_w;
+    const std::ptrdiff_t values = pixels * (a.stride_h * a.stride_w * a.in_channels * static_cast<std::ptrdiff_t>(size_of(piece.conv->element())) + a.out_blocks * kBlock * static_cast<std::ptrdiff_t>(size_of(a.out_type)));
+    if (sums || a.out_blocks * piece.conv->block_bytes() > values) {
+      const int block = share.take(a.out_blocks);
+      a.weights = static_cast<const char*>(a.weights) + block * piece.conv->block_bytes();
+      if (a.scale) a.scale += block * kBlock;
+      a.bias += block * kBlock;
+      if (a.sums) a.sums = static_cast<float*>(a.sums) + block * kBlock;
+      forward(a.out, block * kBlock, a.out_type);
+      if (a.residual) forward(a.residual, block * kBlock, a.residual_type == Residual::u8 ? Element::u8 : Element::f32);
+      return a.out_blocks > 0;
+    }
+    const bool by_rows = a.out_h > 1;  // else one long row
+    const int first = by_rows ? share.take(a.out_h, piece.conv->transforms() ? kTile : 1) : share.take(a.out_w, kTile * kTile);
+    forward(a.in, first * (by_rows ? a.stride_h * a.in_row : static_cast<std::ptrdiff_t>(a.stride_w) * a.in_pixel), piece.conv->element());
+    forward(a.out, first * (by_rows ? a.out_row : a.out_pixel), a.out_type);
+    if (a.residual) forward(a.residual, first * (by_rows ? a.residual_row : a.residual_pixel), a.residual_type == Residual::u8 ? Element::u8 : Element::f32);
+    return a.out_h > 0 && a.out_w > 0;
+  }
+
+  template <class Pointer>
+  static void forward(Pointer& pointer, std::ptrdiff_t elements, Element element) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+    pointer = static_cast<Byte*>(pointer) + elements * static_cast<std::ptrdiff_t>(size_of(element));
   }
 };
 
@@ -79,10 +119,12 @@ struct DepthwiseStep final : Step {
   Place in, out;
   std::ptrdiff_t first_tap = 0;
 
-  void run(Memory& memory) const override {
+  void run(Memory& memory, Share share) const override {
     DepthwiseArgs a = args;
-    a.in = memory.at(in) + first_tap * static_cast<std::ptrdiff_t>(in.layout.bytes_each());
-    a.out = memory.at(out);
+    const int row = share.take(a.out_h);
+    if (a.out_h == 0) return;
+    a.in = memory.at(in) + (first_tap + row * a.stride_h * a.in_row) * static_cast<std::ptrdiff_t>(in.layout.bytes_each());
+    a.out = memory.row(out, row);
     function(a);
   }
 };
@@ -92,14 +134,18 @@ struct ValueStep final : Step {
   ValueArgs args;
   Buffer gain, bias;
   Place in, other, out;  // `other` of two values alone
+  bool by_pixel = true;  // else of all pixels: a mean
 
-  void run(Memory& memory) const override {
+  void run(Memory& memory, Share share) const override {
     ValueArgs a = args;
-    a.in = reinterpret_cast<const float*>(memory.at(in));
-    if (other.is_some()) a.other = reinterpret_cast<const float*>(memory.at(other));
-    a.out = reinterpret_cast<float*>(memory.at(out));
+    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(share.take(a.pixels)) * a.channels;
+    if (a.pixels == 0) return;
+    a.in = reinterpret_cast<const float*>(memory.at(in)) + first;
+    if (other.is_some()) a.other = reinterpret_cast<const float*>(memory.at(other)) + (a.spread ? 0 : first);
+    a.out = reinterpret_cast<float*>(memory.at(out)) + first;
     function(a);
   }
+  bool can_be_shared() const override { return by_pixel; }
 };
 
 struct StageStep final : Step {
@@ -107,13 +153,16 @@ struct StageStep final : Step {
   StageArgs args;
   Place in, factor, out;  // `factor` may be none
 
-  void run(Memory& memory) const override {
+  void run(Memory& memory, Share share) const override {
     StageArgs a = args;
-    a.in = memory.at(in);
+    const int row = share.take(a.h);
+    if (a.h == 0) return;
+    a.in = memory.at(in) + row * a.in_row * static_cast<std::ptrdiff_t>(in.layout.bytes_each());
     if (factor.is_some()) a.factor = reinterpret_cast<const float*>(memory.at(factor));
-    a.out = memory.at(out);
+    a.out = memory.row(out, row);
     function(a);
   }
+  bool can_be_shared() const override { return args.border == 0; }
 };
 
 struct PoolStep final : Step {
@@ -121,10 +170,16 @@ struct PoolStep final : Step {
   PoolArgs args;
   Place in, out;
 
-  void run(Memory& memory) const override {
+  void run(Memory& memory, Share share) const override {
     PoolArgs a = args;
-    a.in = memory.at(in);
-    a.out = memory.at(out);
+    const int row = share.take(a.out_h);
+    if (a.out_h == 0) return;
+    // Of the input, what begins with the first window's first row.
+    const int begin = row * a.stride_h - a.pad_top, above = std::max(begin, 0);
+    a.pad_top = above - begin;
+    a.in_h -= above;
+    a.in = memory.row(in, above);
+    a.out = memory.row(out, row);
     function(a);
   }
 };
@@ -135,9 +190,11 @@ struct RoundStep final : Step {
   RoundArgs args;  // of a row
   Place in, residual, out;  // `residual` may be none, or where `out` is
 
-  void run(Memory& memory) const override {
+  void run(Memory& memory, Share share) const override {
     RoundArgs a = args;
-    for (int h = 0; h < in.layout.h; ++h) {
+    int rows = in.layout.h;
+    const int first = share.take(rows);
+    for (int h = first; h < first + rows; ++h) {
       a.in = reinterpret_cast<const float*>(memory.row(in, h));
       if (residual.is_some()) a.residual = memory.row(residual, h);
       a.out = reinterpret_cast<std::uint8_t*>(memory.row(out, h));
@@ -152,14 +209,15 @@ struct LevelMeanStep final : Step {
   LevelMeanArgs args;
   Place in, out;
 
-  void run(Memory& memory) const override { mean_of_levels(memory, function, args, in, reinterpret_cast<float*>(memory.at(out))); }
+  void run(Memory& memory, Share) const override { mean_of_levels(memory, function, args, in, reinterpret_cast<float*>(memory.at(out))); }
+  bool can_be_shared() const override { return false; }
 };
 
 // An image's pixels, each with room for padded channels.
 struct SpreadStep final : Step {
   Place in, out;
 
-  void run(Memory& memory) const override {
+  void run(Memory& memory, Share) const override {
     const Layout &from = in.layout, &to = out.layout;
     for (int h = 0; h < from.h; ++h) {
       const float* pixel = reinterpret_cast<const float*>(memory.at(in)) + h * from.row;
@@ -170,6 +228,7 @@ struct SpreadStep final : Step {
       }
     }
   }
+  bool can_be_shared() const override { return false; }
 };
 
 }  // namespace fracskip
