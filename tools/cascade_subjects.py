@@ -200,12 +200,11 @@ def _photos(lite: Path, photos: Path) -> Experiment:
         images = sized.images(full.plan.image)
         plain = BundlePlain(name, "efficientnet-lite", full.digest, None, images.image, bundle=full)  # type: ignore[arg-type]
         statics.append(Static(name, plain, images, names, read_bundle(lite / f"{name}.fsk")))
+    # Along the line between the static points at 8 bits, and its last two members.
     cascades = {
-        "lite0-192 lite2-224": ("lite0-192", "lite2-224"),
-        "lite0-160 lite0-192 lite2-224": ("lite0-160", "lite0-192", "lite2-224"),
         "lite0-160 lite1-192 lite2-224": ("lite0-160", "lite1-192", "lite2-224"),
+        "lite1-192 lite2-224": ("lite1-192", "lite2-224"),
     }
-    peers = ("lite0-160", "lite0-192", "lite0-224", "lite1-192", "lite1-224", "lite2-192",
-             "lite2-224", "lite2-260")  # fmt: skip
+    peers = ("lite0-160", "lite0-192", "lite1-192", "lite1-224", "lite2-224")
     test = next(static.images.test for static in statics if static.name == "lite2-224")
     return Experiment(test, None, statics, peers, cascades, _from_second)
