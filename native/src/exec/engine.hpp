@@ -47,6 +47,10 @@ struct RunRequest {
   float* gate_us = nullptr;  // (count, gated blocks): what deciding took in all members, which are of one network; or null
 };
 
+inline constexpr int kMaxThreads = 256;
+
+void check_threads(int threads);  // throws std::invalid_argument
+
 // Immutable once built, so any number of threads may call `run` at once; each call takes an arena
 // of its own from a pool.
 class Engine {
