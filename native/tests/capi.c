@@ -3,6 +3,7 @@
  *
  *   capi describe BUNDLE
  *   capi run BUNDLE IMAGES ASKED...      default, bBUDGET or pPOINT; IMAGES is a file of pixels
+ *   capi open BUNDLE...
  *   capi errors BUNDLE IMAGES
  *   capi threads BUNDLE IMAGES
  */
@@ -187,6 +188,15 @@ static void file_error(const char *what, const char *path) {
   if (session) stop("a session in spite of an error");
 }
 
+static void open_all(char **paths, int count) {
+  for (int k = 0; k < count; ++k) {
+    fracskip_error error;
+    fracskip_session *session;
+    print_error(paths[k], fracskip_open_file(paths[k], NULL, &session, &error), &error);
+    fracskip_close(session);
+  }
+}
+
 static void open_errors(const char *path) {
   fracskip_error error;
   size_t bytes;
@@ -335,8 +345,9 @@ static void threads(const char *path, const char *images_path) {
 int main(int argc, char **argv) {
   if (argc == 3 && !strcmp(argv[1], "describe")) describe(argv[2]);
   else if (argc > 4 && !strcmp(argv[1], "run")) run(argv[2], argv[3], argv + 4, argc - 4);
+  else if (argc > 2 && !strcmp(argv[1], "open")) open_all(argv + 2, argc - 2);
   else if (argc == 4 && !strcmp(argv[1], "errors")) open_errors(argv[2]), run_errors(argv[2], argv[3]);
   else if (argc == 4 && !strcmp(argv[1], "threads")) threads(argv[2], argv[3]);
-  else stop("capi describe|run|errors|threads BUNDLE [IMAGES [ASKED...]]");
+  else stop("capi describe|run|open|errors|threads BUNDLE [IMAGES [ASKED...]]");
   return 0;
 }
