@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fracskip import __version__
 from fracskip.data import load_sample
 from fracskip.errors import BundleError
+from fracskip.operating.cascade import CascadePoint, CascadePoints
 from fracskip.runtime import engines
 from fracskip.runtime.bundle import parse_bundle, resolve
 from fracskip.runtime.cascade_bundle import cascade_of, parse_any
@@ -45,6 +46,8 @@ add_executable(capi capi.c)
 target_link_libraries(capi PRIVATE fracskip::fracskip Threads::Threads)
 """
 SMALL: dict[str, Any] = {"image": (8, 8), "widths": (4, 8), "depth": 2}
+NARROW: dict[str, Any] = {"widths": (4, 8), "depth": 1}
+LOW = (0.35, 0.275)  # thresholds between the scores of networks that were never trained
 BUDGETS = {**SMALL, "output": "sensitivity", "options": ("skip", 2, 4, 8)}
 BUNDLES: dict[str, Callable[[], bytes]] = {
     "bundled": lambda: resolve("bundled").read_bytes(),
@@ -53,13 +56,15 @@ BUNDLES: dict[str, Callable[[], bytes]] = {
     "budget input": lambda: with_budgets(random_bundle(2, budget_input=True, **BUDGETS)),
     "gated, one budget": lambda: random_bundle(3, **SMALL),
     "static": lambda: random_bundle(4, options=(8,), **SMALL),
-    "cascade of sizes": lambda: small_cascade(((8, 8), (11, 10), (12, 12)), averaged=True).data,
+    "cascade of sizes": lambda: (
+        small_cascade(((8, 8), (11, 10), (12, 12)), LOW, averaged=True, **NARROW).data
+    ),
     "gated cascade": lambda: gated_cascade(),
 }
 
 
 def gated_cascade() -> bytes:
-    """A gated network at two budgets, and a static one."""
+    """A gated network at two budgets, and a static one; also all three in one chain."""
     gated = parse_bundle(BUNDLES["curve and cascade"]())
     own = ((0.25,) * len(gated.plan.options),) * len(gated.plan.gated)
     members = [
@@ -68,7 +73,13 @@ def gated_cascade() -> bytes:
         member(1, 4e6),
     ]
     static = parse_bundle(BUNDLES["static"]())
-    return cascade_of([gated, static], points(members, (0.9, 0.4))).data
+    known = points(members, LOW)
+    chain = CascadePoint(
+        chain=(0, 1, 2), thresholds=(0.275, 0.43), rates=(1.0, 0.5, 0.2), quantiles=((0.2, 0.9),),
+        correct=999, against=((40, 5),) * 3,
+    )  # fmt: skip
+    more = CascadePoints(**{**dict(known), "points": (*known.points, chain)})
+    return cascade_of([gated, static], more).data
 
 
 def docs_cmake() -> str:
@@ -339,9 +350,18 @@ def put(*way: str | int, value: Any) -> Callable[[Parts], None]:
 
 
 CURVE, CASCADE = "curve and cascade", "gated cascade"
+
+
+def without_macs() -> Any:
+    cost = Parts.of(BUNDLES[CURVE]()).plan["cost"]
+    blocks = [{**block, "branch_macs": 0, "shortcut_macs": 0} for block in cost["blocks"]]
+    return {**cost, "stem_macs": 0, "head_macs": 0, "blocks": blocks}
+
+
 FAULTS: dict[str, tuple[str, tuple[str | int, ...], Any, str]] = {
     "no blocks": (CURVE, ("cost", "blocks"), [], "cost does not list the network's gated parts"),
     "a block's name": (CURVE, ("cost", "blocks", 1, "name"), "b", "does not list the network's"),
+    "no MACs": (CURVE, ("cost",), without_macs(), "cost counts no MACs"),
     "MACs": (CURVE, ("cost", "head_macs"), -1, "cost.head_macs must be an integer from 0"),
     "MACs as float": (CURVE, ("cost", "stem_macs"), 1.5, "cost.stem_macs must be an integer"),
     "a block's bits": (CURVE, ("cost", "blocks", 0, "fixed_bits"), 33, "integer from 1 to 32"),

@@ -1,4 +1,4 @@
-// What a budget stands for: which members answer, by which multipliers and thresholds (docs/bundle.md, "Operating").
+// What a budget stands for: which members answer, by which multipliers and thresholds (docs/bundle.md, "Cascade").
 // `fracskip.operating` says the same in Python, for whatever executes a network there.
 #pragma once
 
