@@ -49,7 +49,7 @@ typedef enum fracskip_status {
   FRACSKIP_BAD_BUNDLE = 4,       /* damaged, of another version, or no bundle */
   FRACSKIP_NOT_FINITE = 5,       /* logits: the bundle's weights are too large for float32 */
   FRACSKIP_OUT_OF_MEMORY = 6,
-  FRACSKIP_INTERNAL_ERROR = 7 /* a bug of this library */
+  FRACSKIP_INTERNAL_ERROR = 7    /* a bug of this library */
 } fracskip_status;
 
 typedef struct fracskip_error {
@@ -160,15 +160,15 @@ typedef struct fracskip_answer {
   /* Of a network the mean cost of its gated blocks, (bits / 32)^2; of a cascade BitOps over those of its last member's
    * plain network at 32 bits. All members that an image met count. */
   float *costs;
-  size_t costs_room;     /* count */
-  float *microseconds;   /* that each image took */
+  size_t costs_room;        /* count */
+  float *microseconds;      /* that each image took */
   size_t microseconds_room; /* count */
-  uint8_t *networks;     /* that answered */
-  size_t networks_room;  /* count */
-  uint8_t *escalations;  /* how many members answered before and were not sure */
-  size_t escalations_room; /* count */
-  uint8_t *decisions;    /* indices of options, of the network that answered, by gated block; then FRACSKIP_NO_DECISION */
-  size_t decisions_room; /* count * blocks */
+  uint8_t *networks;        /* that answered */
+  size_t networks_room;     /* count */
+  uint8_t *escalations;     /* how many members answered before and were not sure */
+  size_t escalations_room;  /* count */
+  uint8_t *decisions;       /* indices of options, of the network that answered, by gated block; then FRACSKIP_NO_DECISION */
+  size_t decisions_room;    /* count * blocks */
 } fracskip_answer;
 
 #define FRACSKIP_NO_DECISION 255

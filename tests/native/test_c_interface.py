@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,13 @@ from numpy.typing import NDArray
 from fracskip import __version__
 from fracskip.data import load_sample
 from fracskip.errors import BundleError
-from fracskip.operating.cascade import CascadePoint, CascadePoints
 from fracskip.runtime import engines
-from fracskip.runtime.bundle import parse_bundle, resolve
-from fracskip.runtime.cascade_bundle import cascade_of, parse_any
+from fracskip.runtime.bundle import resolve
+from fracskip.runtime.cascade_bundle import parse_any
 from fracskip.runtime.session import InferenceSession
-from support.cascades import with_budgets
+from support.c_programs import BUNDLES, built, driven
 from support.hostile_files import Parts
-from support.native_build import ROOT, build_consumer, compiler, install, missing_tools, run
-from support.random_bundle import random_bundle
-from support.small_cascades import member, points, small_cascade
+from support.native_build import ROOT, compiler, missing_tools, run
 
 pytest.importorskip("fracskip.runtime._native", reason="built without a C++ compiler")
 NM = shutil.which("nm")
@@ -36,68 +32,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 HEADER = ROOT / "native" / "include" / "fracskip.h"
-FLAGS = (
-    "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all "
-    "-Wall -Wextra -Wpedantic -Werror"
-)
-DRIVER = """
-find_package(Threads REQUIRED)
-add_executable(capi capi.c)
-target_link_libraries(capi PRIVATE fracskip::fracskip Threads::Threads)
-"""
-SMALL: dict[str, Any] = {"image": (8, 8), "widths": (4, 8), "depth": 2}
-NARROW: dict[str, Any] = {"widths": (4, 8), "depth": 1}
-LOW = (0.35, 0.275)  # thresholds between the scores of networks that were never trained
-BUDGETS = {**SMALL, "output": "sensitivity", "options": ("skip", 2, 4, 8)}
-BUNDLES: dict[str, Callable[[], bytes]] = {
-    "bundled": lambda: resolve("bundled").read_bytes(),
-    "bundled cascade": lambda: resolve("cascade-cifar10").read_bytes(),
-    "curve and cascade": lambda: with_budgets(random_bundle(1, **BUDGETS)),
-    "budget input": lambda: with_budgets(random_bundle(2, budget_input=True, **BUDGETS)),
-    "gated, one budget": lambda: random_bundle(3, **SMALL),
-    "static": lambda: random_bundle(4, options=(8,), **SMALL),
-    "cascade of sizes": lambda: (
-        small_cascade(((8, 8), (11, 10), (12, 12)), LOW, averaged=True, **NARROW).data
-    ),
-    "gated cascade": lambda: gated_cascade(),
-}
-
-
-def gated_cascade() -> bytes:
-    """A gated network at two budgets, and a static one; also all three in one chain."""
-    gated = parse_bundle(BUNDLES["curve and cascade"]())
-    own = ((0.25,) * len(gated.plan.options),) * len(gated.plan.gated)
-    members = [
-        member(0, 1e6, budget=0.02, shares=own),
-        member(0, 2e6, budget=0.3, shares=own, temperature=0.5),
-        member(1, 4e6),
-    ]
-    static = parse_bundle(BUNDLES["static"]())
-    known = points(members, LOW)
-    chain = CascadePoint(
-        chain=(0, 1, 2), thresholds=(0.275, 0.43), rates=(1.0, 0.5, 0.2), quantiles=((0.2, 0.9),),
-        correct=999, against=((40, 5),) * 3,
-    )  # fmt: skip
-    more = CascadePoints(**{**dict(known), "points": (*known.points, chain)})
-    return cascade_of([gated, static], more).data
-
-
-def docs_cmake() -> str:
-    """What docs/c.md tells to write."""
-    found = re.search(r"```cmake\n(.*?)```", (ROOT / "docs" / "c.md").read_text(), re.DOTALL)
-    assert found is not None
-    return found.group(1)
-
-
-def built(folder: Path, shared: bool) -> Path:
-    """The example and the driver, linked with an installed library."""
-    install("address", folder / "installed", shared)
-    shutil.copy(ROOT / "examples" / "classify.c", folder)
-    shutil.copy(ROOT / "native" / "tests" / "capi.c", folder)
-    cmake = docs_cmake() if shared else docs_cmake().replace("LANGUAGES C", "LANGUAGES C CXX")
-    (folder / "CMakeLists.txt").write_text(cmake + DRIVER)
-    build_consumer(folder, folder / "installed", FLAGS)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +57,6 @@ def write_images(folder: Path, images: NDArray[np.uint8]) -> Path:
     path = folder / "images"
     path.write_bytes(images.tobytes())
     return path
-
-
-def driven(programs: Path, *arguments: object) -> list[str]:
-    return run([str(programs / "build" / "capi"), *map(str, arguments)]).splitlines()
 
 
 # -- the example -----------------------------------------------------------------------------------
@@ -286,7 +216,7 @@ def test_threads_share_a_session(programs: Path, files: Path, tmp_path: Path) ->
 
 # -- errors ----------------------------------------------------------------------------------------
 
-INVALID, SMALL_BUFFER, UNREADABLE, BAD = 1, 2, 3, 4
+INVALID, SMALL_BUFFER, UNREADABLE, BAD, NOT_FINITE = 1, 2, 3, 4, 5
 ERRORS: dict[str, tuple[int, str]] = {
     "missing file": (UNREADABLE, "bundle no/such/bundle.fsk does not exist: give a .fsk file"),
     "folder": (UNREADABLE, "bundle / is no regular file but a folder, a device, a pipe"),
@@ -337,16 +267,20 @@ def test_errors_are_codes_and_texts(programs: Path, files: Path, tmp_path: Path)
         assert bool(text) == bool(found[what][1]), what
 
 
-def put(*way: str | int, value: Any) -> Callable[[Parts], None]:
-    """Another value in a plan."""
-
-    def change(parts: Parts) -> None:
-        at = parts.plan
-        for key in way[:-1]:
-            at = at[key]
-        at[way[-1]] = value
-
-    return change
+def test_logits_that_are_no_numbers_are_said(programs: Path, tmp_path: Path) -> None:
+    parts = Parts.of(BUNDLES["static"]())
+    last = len(parts.network["parts"]) - 1
+    parts.values(f"parts.{last}.full.1.weight", [3e38] * 8)
+    (tmp_path / "large.fsk").write_bytes(parts.bundle())
+    session = InferenceSession(tmp_path / "large.fsk")
+    images = images_of(session, 3)
+    with pytest.raises(BundleError, match="logits of 3 of 3 images are NaN or infinite"):
+        session.run(images)
+    path = write_images(tmp_path, images)
+    (line,) = driven(programs, "run", tmp_path / "large.fsk", path, "default")
+    found = json.loads(line)
+    assert found["status"] == NOT_FINITE
+    assert found["text"].startswith("logits of 3 of 3 images are NaN or infinite, the first is")
 
 
 CURVE, CASCADE = "curve and cascade", "gated cascade"
