@@ -1,5 +1,5 @@
-// Feeds the reader damaged bundles, and the engine those that are accepted. Any crash, sanitizer
-// report, or exception other than BundleError is a bug.
+// Feeds the reader damaged bundles, the engine those that are accepted, and the operator those that say how they are to be
+// operated. Any crash, sanitizer report, or exception other than BundleError is a bug.
 //
 //   fuzz_bundle --seeds FOLDER --count 20000 --seed 1 [--json FILE]      (deterministic)
 //   fuzz_bundle_libfuzzer [libFuzzer's options] CORPUS
@@ -12,6 +12,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,6 +22,7 @@
 #include "exec/engine.hpp"
 #include "generate.hpp"
 #include "mutate.hpp"
+#include "operating/session.hpp"
 
 namespace fracskip {
 namespace {
@@ -26,8 +30,8 @@ namespace {
 constexpr double kMostMacs = 2e7;    // per image; larger networks are read and not run
 constexpr double kMostBytes = 64e6;  // of activations
 
-enum class Outcome { refused, too_large, ran };
-[[maybe_unused]] constexpr int kOutcomes = 3;
+enum class Outcome { refused, too_large, ran, operated };  // the last two are both run
+[[maybe_unused]] constexpr int kOutcomes = 4;
 
 // MACs of one image with every option executed, and the bytes of all activations.
 struct Work {
@@ -138,8 +142,7 @@ void run_forced(const Engine& engine, RunRequest request, std::size_t index, Ran
   if (decisions != forced) fault("forced decisions were not taken");
 }
 
-void run_once(const std::vector<Network>& networks, Isa isa, Random& random) {
-  const Engine engine(networks, isa, 1);
+void run_once(const Engine& engine, Random& random) {
   std::vector<std::uint8_t> pixels(engine.image().values()), answered(1, 255);
   std::vector<float> floats(pixels.size()), logits(static_cast<std::size_t>(engine.classes())), latency(1);
   for (std::uint8_t& pixel : pixels) pixel = static_cast<std::uint8_t>(random());
@@ -158,6 +161,46 @@ void run_once(const std::vector<Network>& networks, Isa isa, Random& random) {
   run_forced(engine, request, random() % engine.networks(), random);
 }
 
+// By what the bundle says of itself, its digest aside.
+void operate(const Session& session, Random& random) {
+  const Operator& operating = session.operating();
+  std::vector<std::uint8_t> pixels(session.engine().image().values()), decisions(session.blocks());
+  for (std::uint8_t& pixel : pixels) pixel = static_cast<std::uint8_t>(random());
+  float cost = -1.f;
+  std::uint8_t network = 255;
+  Answers answers;
+  answers.costs = &cost;
+  answers.networks = &network;
+  answers.decisions = decisions.data();
+  const auto run = [&](const Operation& operation) {
+    try {
+      session.run(pixels.data(), 1, operation, answers);
+    } catch (const NotFinite&) {
+      return;
+    }
+    if (!(cost >= 0.f) || network >= session.engine().networks()) fault("an answer is out of range");
+  };
+  if (operating.points() > 0) run(operating.at_point(random() % operating.points()));
+  const auto budgets = operating.budgets();
+  const double share = static_cast<double>(random() % 1001) / 1000.0;
+  try {
+    if (budgets) run(operating.at(budgets->first + share * (budgets->second - budgets->first)));
+    run(operating.at({}));
+  } catch (const std::invalid_argument& error) {
+    if (error.what()[0] == '\0') fault("an error says nothing");
+  }
+}
+
+// A session, if the bundle says how it is operated.
+std::unique_ptr<Session> session_of(const std::vector<std::uint8_t>& data, Isa isa) {
+  try {
+    return std::make_unique<Session>(read_whole_bundle(data.data(), data.size(), Digest::ignored), isa, 1);
+  } catch (const BundleError& error) {
+    if (error.what()[0] == '\0') fault("an error says nothing");
+    return nullptr;
+  }
+}
+
 Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random) {
   // A copy of its own: one byte beyond is a report.
   const std::vector<std::uint8_t> exact(data, data + size);
@@ -173,9 +216,15 @@ Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random)
     const Work work = work_of(network);
     if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
   }
-  static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
-  const Isa isa = kIsas[random() % std::size(kIsas)];
-  run_once(networks, isa_supported(isa) ? isa : Isa::automatic, random);
+  static const Isa kTried[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
+  Isa isa = kTried[random() % std::size(kTried)];
+  if (!isa_supported(isa)) isa = Isa::automatic;
+  if (const std::unique_ptr<Session> session = session_of(exact, isa)) {
+    run_once(session->engine(), random);
+    operate(*session, random);
+    return Outcome::operated;
+  }
+  run_once(Engine(networks, isa, 1), random);
   return Outcome::ran;
 }
 
@@ -233,29 +282,27 @@ std::vector<Bytes> read_seeds(const std::string& folder) {
 struct Counts {
   long of[kMutations][kOutcomes] = {};
 
-  long total(Outcome outcome) const {
+  // Of an outcome and those after it.
+  long from(Outcome outcome) const {
     long sum = 0;
-    for (const auto& row : of) sum += row[static_cast<int>(outcome)];
+    for (const auto& row : of) sum = std::accumulate(row + static_cast<int>(outcome), row + kOutcomes, sum);
     return sum;
   }
 };
 
 void write_counts(std::FILE* out, const Counts& counts, std::size_t seeds, unsigned long seed,
                   double seconds) {
-  std::fprintf(out, "{\"mutants\": %ld, \"refused\": %ld, \"accepted\": %ld, \"run\": %ld, ",
-               counts.total(Outcome::refused) + counts.total(Outcome::too_large) +
-                   counts.total(Outcome::ran),
-               counts.total(Outcome::refused),
-               counts.total(Outcome::too_large) + counts.total(Outcome::ran),
-               counts.total(Outcome::ran));
+  const long all = counts.from(Outcome::refused), accepted = counts.from(Outcome::too_large);
+  std::fprintf(out, "{\"mutants\": %ld, \"refused\": %ld, \"accepted\": %ld, \"run\": %ld, \"operated\": %ld, ", all, all - accepted, accepted,
+               counts.from(Outcome::ran), counts.from(Outcome::operated));
   std::fprintf(out, "\"seed\": %lu, \"seed_bundles\": %zu, \"seconds\": %.1f, \"compiler\": \"%s\"",
                seed, seeds, seconds, kCompiler);
   std::fprintf(out, ",\n \"by_mutation\": {");
   for (int m = 0; m < kMutations; ++m) {
     const long* row = counts.of[m];
     std::fprintf(out, "%s\n  \"%s\": {\"refused\": %ld, \"accepted\": %ld, \"run\": %ld}",
-                 m ? "," : "", mutation_name(static_cast<Mutation>(m)), row[0], row[1] + row[2],
-                 row[2]);
+                 m ? "," : "", mutation_name(static_cast<Mutation>(m)), row[0], row[1] + row[2] + row[3],
+                 row[2] + row[3]);
   }
   std::fprintf(out, "}}\n");
 }
@@ -283,7 +330,7 @@ int main(int argc, char** argv) {
   const auto begin = std::chrono::steady_clock::now();
   Random random(seed);
   for (const Bytes& bundle : seeds) {
-    if (read_and_run(bundle.data(), bundle.size(), random) != Outcome::ran) {
+    if (read_and_run(bundle.data(), bundle.size(), random) < Outcome::ran) {
       std::fprintf(stderr, "a seed bundle is refused or too large to run\n");
       return 2;
     }
@@ -299,7 +346,10 @@ int main(int argc, char** argv) {
       std::ofstream(sound + "/" + std::to_string(i) + ".fsk", std::ios::binary)
           .write(reinterpret_cast<const char*>(mutant.data()), static_cast<std::streamsize>(mutant.size()));
     }
-    if (fresh && read_and_run(mutant.data(), mutant.size(), own) == Outcome::refused) fault("a sound network is refused");
+    if (fresh) {
+      const Outcome outcome = read_and_run(mutant.data(), mutant.size(), own);
+      if (outcome == Outcome::refused || outcome == Outcome::ran) fault("a sound network is refused, or can't be operated");
+    }
     auto kind = Mutation::truncate;
     for (std::size_t times = own() % 8 == 0 ? 2 : 1; times > 0; --times) {
       kind = static_cast<Mutation>(own() % kMutations);

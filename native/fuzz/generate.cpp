@@ -72,7 +72,7 @@ class Generator {
     return pack(R"({"schema": "fracskip.bundle", "version": )" + std::to_string(version_) + R"(, "name": "random", "source": "", "data_name": "", "class_names": [)" + names +
                 R"(], "image": {"size": )" + pair_of(image.h, image.w) + R"(, "channels": )" + std::to_string(channels) + R"(, "mean": [)" +
                 per_channel + R"(], "std": [)" + per_channel + R"(]}, "options": )" + list_of(options_) + R"(, "stream": ")" +
-                (stream_ ? "int8" : "float") + R"(", "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [], "stem_bits": 32, "head_bits": 8}, "network": {"classes": )" + std::to_string(classes) +
+                (stream_ ? "int8" : "float") + R"(", "cost": {"stem_macs": 1, "head_macs": 1, "blocks": [)" + blocks_ + R"(], "stem_bits": 32, "head_bits": 8}, "network": {"classes": )" + std::to_string(classes) +
                 R"(, "parts": [)" + parts + R"(]}, "gate": )" + gate_json_ + R"(, "operating_points": {"target": null, "multiplier": )" + (gate_json_ == "null" ? "0" : std::to_string(below(41) - 20)) +
                 R"(, "multiplier_curve": [], "cascade": []}})");
   }
@@ -252,6 +252,8 @@ class Generator {
     }
     const std::string shortcut_option = width();
     if (!shortcut.ops.empty()) tensors_of(name + ".shortcut", shortcut, bits_of(shortcut_option));
+    blocks_ += blocks_.empty() ? "" : ", ";
+    blocks_ += R"({"name": "part)" + std::to_string(index) + R"(", "branch_macs": 9, "shortcut_macs": 1, "gate_macs": 1, "gated": )" + flag(gated) + R"(, "fixed_bits": 8})";
     const bool identity = residual && shortcut.ops.empty(), clamps = residual && below(2) && !(stream_ && identity && grid_.zero != 0);
     at = branch.out;
     grid(name, identity, clamps);
@@ -412,6 +414,7 @@ class Generator {
   bool stream_ = false, begun_ = false;  // of 8 bits; whether it flows
   Grid grid_;
   std::string gate_json_ = "null";
+  std::string blocks_;  // of the plan's cost
   std::vector<Tensor> tensors_;
 };
 

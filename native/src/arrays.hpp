@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -66,17 +65,6 @@ auto* checked(const std::string& name, const Array& array, const std::vector<std
   }
   using Held = std::remove_pointer_t<decltype(array.data())>;
   return static_cast<std::conditional_t<std::is_const_v<Held>, const T*, T*>>(array.data());
-}
-
-// A float is finite unless its exponent is all ones; as integers this vectorises.
-inline bool all_finite(const float* values, std::size_t count) {
-  unsigned bad = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof bits);
-    bad |= (bits & 0x7f800000u) == 0x7f800000u;
-  }
-  return !bad;
 }
 
 }  // namespace fracskip

@@ -18,14 +18,13 @@
 #include "arrays.hpp"
 #include "io/bundle.hpp"
 #include "exec/engine.hpp"
+#include "exec/finite.hpp"
 #include "exec/resize.hpp"
 #include "interrupt.hpp"
 
 namespace fracskip {
 namespace {
 
-constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx};
-constexpr int kMaxThreads = 256;
 constexpr std::size_t kMaxChain = 4, kMaxChannels = 65535;
 
 std::vector<std::string> supported_isas() {
@@ -36,22 +35,10 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
-Isa parse_isa(const std::string& name) {
-  if (name == "auto") return Isa::automatic;
-  std::string allowed = "'auto'";
-  for (Isa isa : kIsas) {
-    if (name == isa_name(isa)) return isa;
-    allowed += std::string(", '") + isa_name(isa) + "'";
-  }
-  throw std::invalid_argument("unknown instruction set '" + name + "': give one of " + allowed);
-}
-
 Score parse_score(const std::string& name) {
+  if (const auto score = score_named(name)) return *score;
   std::string allowed;
-  for (const Score score : kScores) {
-    if (name == score_name(score)) return score;
-    allowed += std::string(allowed.empty() ? "'" : ", '") + score_name(score) + "'";
-  }
+  for (const Score score : kScores) allowed += std::string(allowed.empty() ? "'" : ", '") + score_name(score) + "'";
   throw std::invalid_argument("unknown score '" + name + "': give one of " + allowed);
 }
 
@@ -79,7 +66,7 @@ nb::ndarray<nb::numpy, std::uint8_t> resize(const Readable& images, int height, 
     throw std::invalid_argument("images of shape " + shape_text(shape) + " can't become " + std::to_string(height) + " by " + std::to_string(width) +
                                 ": sizes of at least 1 and at most the images' own, up to " + std::to_string(kMaxResized));
   }
-  const KernelSet& kernels = kernel_set(resolve(parse_isa(isa)));
+  const KernelSet& kernels = kernel_set(resolve(isa_named(isa)));
   const Resizer resizer(static_cast<int>(shape[1]), static_cast<int>(shape[2]), height, width, static_cast<int>(shape[3]), *kernels.resize);
   auto out = std::make_unique<std::uint8_t[]>(shape[0] * resizer.bytes());
   Buffer scratch(resizer.scratch_bytes());
@@ -97,10 +84,8 @@ nb::ndarray<nb::numpy, std::uint8_t> resize(const Readable& images, int height, 
 class PyEngine {
  public:
   PyEngine(nb::bytes data, const std::string& isa, int threads) {
-    const Isa wanted = parse_isa(isa);
-    if (threads < 1 || threads > kMaxThreads) {
-      throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads));
-    }
+    const Isa wanted = isa_named(isa);
+    check_threads(threads);  // before the bundle, which may take long
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.c_str());
     const std::size_t size = data.size();
     nb::gil_scoped_release unlocked;

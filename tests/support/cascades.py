@@ -54,6 +54,18 @@ def other_size(data: bytes, size: tuple[int, int]) -> bytes:
     return parts.bundle()
 
 
+def with_budgets(data: bytes) -> bytes:
+    """The same gated network with a multiplier curve and a cascade of its own."""
+    parts = Parts.of(data)
+    parts.plan["operating_points"].update(
+        target=0.1,
+        multiplier=7.0,
+        multiplier_curve=[[0.01, 40.0], [0.1, 7.0], [0.5, -9.0]],
+        cascade=[[0.02, 0.01, 0.05, 0.3], [0.1, 0.02, 0.2, 0.6], [0.4, 0.1, 0.5, 0.9]],
+    )
+    return parts.bundle()
+
+
 def random_cascade(seed: int) -> bytes:
     """Two networks, the larger one at two sizes with the same weights: three in all."""
     large = random_bundle(seed + 1, **LARGE)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from support.cascades import cascade, random_cascade
+from support.cascades import cascade, random_cascade, with_budgets
 from support.random_bundle import random_bundle
+from support.small_cascades import small_cascade
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,30 +70,78 @@ def build(kind: Kind, *targets: str, definitions: tuple[str, ...] = (), name: st
         definitions: More of CMake's -D options.
         name: Of the folder, if not the kind's.
     """
-    folder = configure(kind, ROOT / "build" / f"native-{name or kind}", definitions)
-    jobs = str(len(os.sched_getaffinity(0)))
-    cmake = _tool("cmake")
-    assert cmake is not None
-    _check([cmake, "--build", str(folder), "--parallel", jobs, "--target", *targets])
+    folder = ROOT / "build" / f"native-{name or kind}"
+    with _alone(folder):
+        _build(configure(kind, folder, definitions), *targets)
     return folder / "native"
+
+
+def install(kind: Kind, prefix: Path, shared: bool) -> None:
+    """Builds the C library in build/native-KIND, where most of it may be already, and installs it.
+
+    Args:
+        kind: The sanitizer.
+        prefix: Where to.
+        shared: Or static.
+    """
+    folder = ROOT / "build" / f"native-{kind}"
+    with _alone(folder):
+        configure(kind, folder, (f"BUILD_SHARED_LIBS={'ON' if shared else 'OFF'}",))
+        _build(folder, "fracskip")
+        _check([_cmake(), "--install", str(folder), "--prefix", str(prefix)])
+
+
+def build_consumer(folder: Path, prefix: Path, flags: str) -> None:
+    """Builds a project of C that finds the installed library, in the folder's own `build`."""
+    options = [
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+        f"-DCMAKE_C_FLAGS={flags}",
+        "-DCMAKE_C_STANDARD=11",
+        "-DCMAKE_C_EXTENSIONS=OFF",
+    ]
+    _check([_cmake(), "-S", str(folder), "-B", str(folder / "build"), *options, *_generator()])
+    _build(folder / "build")
 
 
 def configure(kind: Kind, folder: Path, definitions: tuple[str, ...] = ()) -> Path:
     """Has CMake prepare a build in a folder, and returns it."""
-    cmake, ninja = _tool("cmake"), _tool("ninja")
-    assert cmake is not None
     options = [
         "-DFRACSKIP_TESTS=ON",
+        "-DFRACSKIP_LIBRARY=ON",
         "-DFRACSKIP_PYTHON=OFF",
         f"-DFRACSKIP_SANITIZE={SANITIZERS[kind]}",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
         *(f"-D{definition}" for definition in definitions),
     ]
-    if ninja:
-        options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    _check([cmake, "-S", str(ROOT), "-B", str(folder), *options])
+    _check([_cmake(), "-S", str(ROOT), "-B", str(folder), *options, *_generator()])
     return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Tests that run side by side build in a folder one after the other."""
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _cmake() -> str:
+    found = _tool("cmake")
+    assert found is not None
+    return found
+
+
+def _generator() -> list[str]:
+    ninja = _tool("ninja")
+    return ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+
+
+def _build(folder: Path, *targets: str) -> None:
+    chosen = ["--target", *targets] if targets else []
+    jobs = str(len(os.sched_getaffinity(0)))
+    _check([_cmake(), "--build", str(folder), "--parallel", jobs, *chosen])
 
 
 def _check(command: list[str]) -> None:
@@ -108,11 +160,18 @@ def run(command: list[str]) -> str:
 
 
 def write_seeds(folder: Path) -> Path:
-    """Writes a bundle of every shape, and cascades: of networks of several sizes, and of one."""
+    """Writes a bundle of every shape, and cascades: of networks of several sizes, and of one.
+
+    Some say how they are operated at several budgets.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, keywords in SEEDS.items():
         (folder / f"{name}.fsk").write_bytes(random_bundle(1, **keywords))
     twins = [random_bundle(seed, **SEEDS[name]) for seed, name in ((1, "basic"), (2, "static8"))]
     (folder / "cascade.fsk").write_bytes(random_cascade(1))
     (folder / "cascade_of_one_size.fsk").write_bytes(cascade(twins).bundle())
+    operated = random_bundle(1, **SEEDS["basic"], output="sensitivity")
+    (folder / "operated.fsk").write_bytes(with_budgets(operated))
+    sizes = ((8, 8), (10, 9))
+    (folder / "operated_cascade.fsk").write_bytes(small_cascade(sizes, widths=(4,), depth=1).data)
     return folder

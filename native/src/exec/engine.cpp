@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -113,8 +114,12 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<Arena>> idle;
 };
 
+void check_threads(int threads) {
+  if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads));
+}
+
 Engine::Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving) {
-  if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+  check_threads(threads);
   impl_ = std::make_unique<Impl>(networks, isa, threads, least_saving);
 }
 

@@ -48,6 +48,10 @@ struct RunRequest {
   float* gate_us = nullptr;  // (count, gated blocks): what deciding took in all members, which are of one network; or null
 };
 
+inline constexpr int kMaxThreads = 256;
+
+void check_threads(int threads);  // throws std::invalid_argument
+
 // Handing a step out takes one or two microseconds, and more where threads are late.
 inline constexpr std::chrono::microseconds kLeastSaving{8};
 

@@ -9,7 +9,9 @@
 #include "io/bundle_tensors.hpp"
 #include "io/cascade.hpp"
 #include "io/json.hpp"
+#include "io/manifest.hpp"
 #include "io/safetensors.hpp"
+#include "io/sha256.hpp"
 
 namespace fracskip {
 namespace {
@@ -59,22 +61,57 @@ std::vector<Network> read_networks(const Field& root, Safetensors& file) {
   return networks;
 }
 
-}  // namespace
-
-std::vector<Network> read_bundle(const std::uint8_t* data, std::size_t size) {
+struct Opened {
   Safetensors file;
-  Json json;
+  Json plan;
+
+  std::vector<Network> networks() {
+    const Field root(plan, "");
+    if (is_cascade(root)) return read_networks(root, file);
+    return {read_network(root, file)};
+  }
+};
+
+Opened open(const std::uint8_t* data, std::size_t size) {
+  Opened opened;
   try {
-    file = read_safetensors(data, size);
-    json = parse_json(plan_text(file), {64, kMaxPlanValues});
+    opened.file = read_safetensors(data, size);
+    opened.plan = parse_json(plan_text(opened.file), {64, kMaxPlanValues});
   } catch (const SafetensorsError& error) {
     throw BundleError(error.what());
   } catch (const JsonError& error) {
     throw BundleError(std::string("plan: ") + error.what());
   }
-  const Field root(json, "");
-  if (is_cascade(root)) return read_networks(root, file);
-  return {read_network(root, file)};
+  return opened;
+}
+
+std::string digest_of(const Safetensors& file) {
+  Sha256 sum;
+  sum.update(plan_text(file) + "\n");
+  sum.update(file.body, file.body_bytes);
+  for (const auto& [name, view] : file.tensors) {
+    const auto begin = static_cast<std::size_t>(view.data - file.body);
+    const std::size_t end = begin + view.elements * (view.type == TensorType::f32 ? sizeof(float) : 1);
+    sum.update("\n" + name + " " + type_name(view.type) + " " + shape_name(view.shape) + " " + std::to_string(begin) + " " + std::to_string(end));
+  }
+  return "sha256:" + sum.hex();
+}
+
+}  // namespace
+
+std::vector<Network> read_bundle(const std::uint8_t* data, std::size_t size) { return open(data, size).networks(); }
+
+WholeBundle read_whole_bundle(const std::uint8_t* data, std::size_t size, Digest checked) {
+  Opened opened = open(data, size);
+  const std::string digest = digest_of(opened.file);
+  if (checked == Digest::verified && opened.file.metadata.at("digest") != digest) {
+    throw BundleError("it does not match its digest: at least one byte was changed since it was written; copy it again");
+  }
+  WholeBundle bundle;
+  bundle.networks = opened.networks();
+  bundle.manifest = read_manifest(Field(opened.plan, ""), bundle.networks);
+  bundle.manifest.digest = digest;
+  return bundle;
 }
 
 }  // namespace fracskip

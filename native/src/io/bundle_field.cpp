@@ -34,9 +34,9 @@ std::vector<float> read_floats(const Field& field, std::size_t count, bool posit
 }
 
 // What float32 holds.
-float read_multiplier(const Field& field) {
+double read_multiplier(const Field& field) {
   if (!(std::fabs(field.number()) <= 1e38)) field.fail("must be from -1e38 to 1e38");
-  return static_cast<float>(field.number());
+  return field.number();
 }
 
 }  // namespace
@@ -103,43 +103,49 @@ bool read_gate(const Field& field, Network& network) {
   return field["budget_input"].flag();
 }
 
-// Curve and cascade are for those who turn budgets into multipliers and members; here they only have to be sound.
-void read_operating_points(const Field& field, Network& network) {
+// Curve and cascade are for those who turn budgets into multipliers and members: an engine takes the multiplier alone.
+OperatingPoints read_operating_points(const Field& field, bool gated) {
   field.members({"target", "multiplier", "multiplier_curve", "cascade"});
-  const double target = field["target"].is_null() ? 0.0 : field["target"].number();
-  if (!field["target"].is_null() && !(target > 0.0 && target <= 1.0)) field["target"].fail("must be in (0, 1]");
-  network.gate.multiplier = read_multiplier(field["multiplier"]);
-  const std::vector<Field> points = field["multiplier_curve"].items(), rows = field["cascade"].items();
-  if (points.size() == 1) field["multiplier_curve"].fail("must have two points at least, or none");
-  double cost = 0.0, multiplier = std::numeric_limits<double>::infinity(), cheapest = 0.0;
-  for (const Field& point : points) {
+  OperatingPoints points;
+  const Field target = field["target"];
+  if (!target.is_null()) points.target = target.number();
+  if (points.target && !(*points.target > 0.0 && *points.target <= 1.0)) target.fail("must be in (0, 1]");
+  points.multiplier = read_multiplier(field["multiplier"]);
+  double cost = 0.0, multiplier = std::numeric_limits<double>::infinity();
+  for (const Field& point : field["multiplier_curve"].items()) {
     const std::vector<Field> both = point.items();
     if (both.size() != 2) point.fail("must be a cost and a multiplier");
-    read_multiplier(both[1]);
-    if (!(both[0].number() > cost && both[0].number() <= 1.0 && both[1].number() < multiplier)) {
+    const double dearer = both[0].number(), smaller = read_multiplier(both[1]);
+    if (!(dearer > cost && dearer <= 1.0 && smaller < multiplier)) {
       point.fail("must cost more than the one before, with a smaller multiplier");
     }
-    cost = both[0].number();
-    multiplier = both[1].number();
-    if (cheapest == 0.0) cheapest = cost;
+    points.curve.emplace_back(dearer, smaller);
+    cost = dearer;
+    multiplier = smaller;
   }
-  if (rows.size() == 1 || (!rows.empty() && points.empty())) {
+  if (points.curve.size() == 1) field["multiplier_curve"].fail("must have two points at least, or none");
+  const std::vector<Field> rows = field["cascade"].items();
+  if (rows.size() == 1 || (!rows.empty() && points.curve.empty())) {
     field["cascade"].fail("must have two rows at least and a multiplier curve, or none");
   }
-  if (network.gate.kind == GateKind::none && !points.empty()) field.fail("must have no multiplier curve without a gate");
-  double budget = 0.0, smallest = 0.0;
+  if (!gated && !points.curve.empty()) field.fail("must have no multiplier curve without a gate");
+  double budget = 0.0;
   for (const Field& line : rows) {
-    const std::vector<Field> row = line.items();
-    if (row.size() != 4) line.fail("must be a budget, those of two members and a threshold");
-    if (!(row[0].number() > budget && row[0].number() <= 1.0)) line.fail("must ascend");
-    if (!(row[1].number() >= cheapest && row[1].number() <= row[2].number() && row[2].number() <= cost)) {
+    const std::vector<Field> four = line.items();
+    if (four.size() != 4) line.fail("must be a budget, those of two members and a threshold");
+    const OperatingPoints::Row row = {four[0].number(), four[1].number(), four[2].number(), four[3].number()};
+    if (!(row.budget > budget && row.budget <= 1.0)) line.fail("must ascend");
+    if (!(row.first >= points.curve.front().first && row.first <= row.second && row.second <= cost)) {
       line.fail("must have members on the multiplier curve, the dearer one second");
     }
-    if (!(row[3].number() >= 0.0 && row[3].number() <= 1.0)) line.fail("must have a threshold in [0, 1]");
-    budget = row[0].number();
-    if (smallest == 0.0) smallest = budget;
+    if (!(row.threshold >= 0.0 && row.threshold <= 1.0)) line.fail("must have a threshold in [0, 1]");
+    budget = row.budget;
+    points.cascade.push_back(row);
   }
-  if (!rows.empty() && (target < smallest || target > budget)) field["target"].fail("must be among the cascade's budgets");
+  if (!rows.empty() && !(points.target && *points.target >= points.cascade.front().budget && *points.target <= budget)) {
+    field["target"].fail("must be among the cascade's budgets");
+  }
+  return points;
 }
 
 void read_texts(const Field& root, const Network& network) {

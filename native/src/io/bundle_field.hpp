@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 
 #include "io/bundle.hpp"
 #include "io/json.hpp"
+#include "plan/manifest.hpp"
 #include "plan/network.hpp"
 
 namespace fracskip {
@@ -84,13 +86,16 @@ class Field {
     return *found;
   }
 
-  int integer(int low, int high) const {
+  // Up to 2^53.
+  std::int64_t whole(std::int64_t low, std::int64_t high) const {
     const auto found = json_->integer();
     if (!found || *found < low || *found > high) {
       fail("must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
     }
-    return static_cast<int>(*found);
+    return *found;
   }
+
+  int integer(int low, int high) const { return static_cast<int>(whole(low, high)); }
 
   std::pair<int, int> pair(int low, int high) const {
     const auto both = integers<2>(low, high, "must be two integers");
@@ -122,7 +127,7 @@ int read_executed(const Field& field);  // one that is not skip
 
 void read_image(const Field& field, Network& network);
 bool read_gate(const Field& field, Network& network);  // after the options; whether it takes a budget
-void read_operating_points(const Field& field, Network& network);  // after the gate
+OperatingPoints read_operating_points(const Field& field, bool gated);
 void read_texts(const Field& root, const Network& network);  // after the classes
 
 }  // namespace fracskip

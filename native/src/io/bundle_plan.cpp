@@ -189,7 +189,7 @@ BundlePlan read_plan(const Field& root) {
   network.classes = own["classes"].integer(1, kMaxExtent);
   read_parts(own["parts"], version, network);
   plan.budget_input = read_gate(root["gate"], network);
-  read_operating_points(root["operating_points"], network);
+  network.gate.multiplier = static_cast<float>(read_operating_points(root["operating_points"], network.gate.kind != GateKind::none).multiplier);
   read_texts(root, network);
   plan.gated_channels = check_shapes(network);
   return plan;

@@ -1,7 +1,6 @@
 #include "io/cascade.hpp"
 
 #include <algorithm>
-#include <iterator>
 #include <limits>
 #include <string>
 
@@ -21,8 +20,7 @@ void read_objects(const Field& field) {
 }
 
 void read_operating_data(const Field& root) {
-  const auto is_name = [&](Score score) { return root["score"].text() == score_name(score); };
-  if (std::none_of(std::begin(kScores), std::end(kScores), is_name)) root["score"].fail("is unknown");
+  if (!score_named(root["score"].text())) root["score"].fail("is unknown");
   root["averaged"].flag();
   root["images"].integer(0, std::numeric_limits<int>::max());
   read_objects(root["members"]);

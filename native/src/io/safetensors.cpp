@@ -107,6 +107,8 @@ Safetensors read_safetensors(const std::uint8_t* data, std::size_t size) {
   if (!root.object()) fail("the header is no object");
 
   Safetensors out;
+  out.body = body;
+  out.body_bytes = static_cast<std::size_t>(body_bytes);
   std::vector<Span> spans;
   for (const auto& [name, entry] : *root.object()) {
     if (name == "__metadata__") {

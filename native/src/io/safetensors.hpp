@@ -26,6 +26,8 @@ struct TensorView {
 struct Safetensors {
   std::map<std::string, std::string> metadata;
   std::map<std::string, TensorView> tensors;
+  const std::uint8_t* body = nullptr;  // what follows the header
+  std::size_t body_bytes = 0;
 };
 
 inline constexpr std::size_t kMaxHeaderBytes = std::size_t{16} << 20;

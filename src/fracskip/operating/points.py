@@ -181,7 +181,7 @@ class OperatingPoints(Frozen):
         """
         costs, multipliers = _columns(self.multiplier_curve)
         _check_range(budgets, self.multiplier_curve[0][0], self.multiplier_curve[-1][0])
-        between = np.interp(np.log(budgets), np.log(costs), multipliers)
+        between = np.interp(_logs(budgets), np.log(costs), multipliers)
         return np.asarray(between, dtype=np.float32)
 
     def members_at(self, budgets: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
@@ -194,9 +194,14 @@ class OperatingPoints(Frozen):
         """
         _check_range(budgets, self.cascade[0][0], self.cascade[-1][0])
         known, *members, threshold = _columns(self.cascade)
-        at, known = np.log(budgets), np.log(known)
+        at, known = _logs(budgets), np.log(known)
         asked = (np.exp(np.interp(at, known, np.log(member))) for member in members)
         return tuple(each.astype(np.float32) for each in (*asked, np.interp(at, known, threshold)))
+
+
+def _logs(budgets: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logarithms that what is rounded to float32 in the end does not show: engines agree."""
+    return np.log(budgets.astype(np.float64))
 
 
 @lru_cache(maxsize=64)

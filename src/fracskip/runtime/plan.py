@@ -356,6 +356,8 @@ def _check_cost(cost: NetworkProfile) -> None:
         macs += [block.branch_macs, block.shortcut_macs, block.gate_macs]
     if not all(0 <= count <= MAX_MACS for count in macs):
         raise ValueError("MACs are 0 to 2^53")
+    if not cost.backbone_macs:
+        raise ValueError("cost counts no MACs, so nothing could be priced in their units")
     widths = [cost.stem_bits, cost.head_bits, *(block.fixed_bits for block in cost.blocks)]
     if any(not 0 < bits <= FULL_BITS for bits in widths):
         raise ValueError(f"what is fixed has 1 to {FULL_BITS} bits")

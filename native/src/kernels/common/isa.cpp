@@ -65,6 +65,16 @@ const char* isa_name(Isa isa) {
   return "?";
 }
 
+Isa isa_named(const std::string& name) {
+  if (name == isa_name(Isa::automatic)) return Isa::automatic;
+  std::string allowed = "'auto'";
+  for (const Isa isa : kIsas) {
+    if (name == isa_name(isa)) return isa;
+    allowed += std::string(", '") + isa_name(isa) + "'";
+  }
+  throw std::invalid_argument("unknown instruction set '" + name + "': give one of " + allowed);
+}
+
 const KernelSet& kernel_set(Isa isa) {
 #if defined(FRACSKIP_X86)
 #if defined(FRACSKIP_AMX)

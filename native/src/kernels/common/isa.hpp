@@ -1,6 +1,8 @@
 // Which instruction sets this processor offers, and their kernels.
 #pragma once
 
+#include <string>
+
 #include "kernels/common/kernels.hpp"
 
 namespace fracskip {
@@ -8,10 +10,13 @@ namespace fracskip {
 // Instruction sets, each able to run what stands before it. `automatic` takes the best of this CPU.
 enum class Isa { automatic, scalar, avx2, avx512_vnni, amx };
 
+inline constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx};
+
 // AMX is supported where the system grants it to this process, which is asked for here.
 bool isa_supported(Isa isa);
 Isa best_isa();
 const char* isa_name(Isa isa);
+Isa isa_named(const std::string& name);  // or 'auto'; throws std::invalid_argument, which lists them
 const KernelSet& kernel_set(Isa isa);  // of a supported one
 
 // The set itself, or the best one for `automatic`. Throws std::invalid_argument if the CPU lacks it.
