@@ -173,7 +173,6 @@ Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random)
     const Work work = work_of(network);
     if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
   }
-  static const Isa kIsas[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
   const Isa isa = kIsas[random() % std::size(kIsas)];
   run_once(networks, isa_supported(isa) ? isa : Isa::automatic, random);
   return Outcome::ran;

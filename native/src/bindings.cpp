@@ -24,7 +24,6 @@
 namespace fracskip {
 namespace {
 
-constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx};
 constexpr int kMaxThreads = 256;
 constexpr std::size_t kMaxChain = 4, kMaxChannels = 65535;
 
