@@ -52,8 +52,9 @@ template <class Math, int Pixels, class Prepare>
   }
 }
 
+// Kept out of line, where everything stays in registers.
 template <class Math, int Pixels, Residual R, Element O>
-inline void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
+[[gnu::noinline]] void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
   using Sum = typename Math::Sum;
   constexpr int kGroup = Math::kGroup;
   const int padded = (a.in_channels + kGroup - 1) / kGroup * kGroup;

@@ -46,7 +46,11 @@ struct NarrowMath : Integers {
   using Sum = int16x8_t;
   static constexpr bool kOffsets = false, kInRuns = true;
   static constexpr int kGroup = 4, kLanes = 4;
-  static Levels load(const In* from) { return vreinterpretq_s8_u8(vld1q_u8(from)); }
+  static Levels load(const In* from) {
+    int8x16_t levels = vreinterpretq_s8_u8(vld1q_u8(from));
+    asm("" : "+w"(levels));  // else GCC loads each pair anew, through a general register
+    return levels;
+  }
   static Levels spread(const In* from) {
     std::int32_t four;
     __builtin_memcpy(&four, from, sizeof four);

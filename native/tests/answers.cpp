@@ -1,0 +1,77 @@
+// What every instruction set of this processor answers, as text: for builds that run elsewhere to be compared with.
+//
+//   answers FOLDER [images]
+//
+// One line a bundle, set and kind: number, set, `free` or `forced`, decisions and a dash, logits (the bits of float32), in
+// hexadecimal digits; then the kernels that each set's plans name, and the set that is taken where none is named.
+#include <cstring>
+#include <random>
+#include <set>
+
+#include "kernels/common/isa.hpp"
+#include "support.hpp"
+
+using namespace fracskip;
+
+namespace {
+
+void print(std::size_t bundle, Isa isa, const char* kind, const Answers& answers) {
+  std::printf("%zu %s %s ", bundle, isa_name(isa), kind);
+  for (const auto& member : answers.decisions) {
+    for (const std::uint8_t decision : member) std::printf("%02x", decision);
+  }
+  std::printf("- ");  // static networks decide nothing
+  for (const float logit : answers.logits) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &logit, sizeof bits);
+    std::printf("%08x", bits);
+  }
+  std::printf("\n");
+}
+
+// A network by itself, at decisions that are drawn.
+Answers run_forced(const Engine& engine, std::size_t index, const std::vector<std::uint8_t>& images, std::size_t count) {
+  const Executor& network = engine.network(index);
+  std::mt19937 random(static_cast<unsigned>(index) + 1);
+  std::vector<std::uint8_t> forced;
+  for (std::size_t i = 0; i < count; ++i) {
+    for (const int first : network.first_options) {
+      forced.push_back(static_cast<std::uint8_t>(first + static_cast<int>(random() % static_cast<unsigned>(network.options() - first))));
+    }
+  }
+  Call call(engine, images, count);
+  Answers& answers = call.answers;
+  answers.decisions.assign(1, std::vector<std::uint8_t>(forced.size(), 255));
+  Member member;
+  member.network = index;
+  member.decisions = answers.decisions[0].data();
+  call.request.chain = {member};
+  call.request.forced = forced.data();
+  engine.run(call.request);
+  return answers;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) fault("answers FOLDER [images]");
+  const std::size_t count = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 8;
+  const std::vector<Networks> bundles = read_bundles(argv[1]);
+  for (const Isa isa : kIsas) {
+    if (!isa_supported(isa)) continue;
+    std::set<std::string> kernels;
+    for (std::size_t b = 0; b < bundles.size(); ++b) {
+      const Engine engine(bundles[b], isa, 1);
+      const std::vector<std::uint8_t> images = make_images(engine, count);
+      print(b, isa, "free", run(engine, images, count));
+      for (std::size_t k = 0; k < engine.networks(); ++k) {
+        print(b, isa, "forced", run_forced(engine, k, images, count));
+        for (const KernelInfo& info : engine.network(k).kernel_infos()) kernels.insert(info.kernels.begin(), info.kernels.end());
+      }
+    }
+    std::printf("kernels %s", isa_name(isa));
+    for (const std::string& name : kernels) std::printf(" %s", name.c_str());
+    std::printf("\n");
+  }
+  std::printf("best %s\n", isa_name(best_isa()));
+}
