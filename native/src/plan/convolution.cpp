@@ -228,7 +228,7 @@ constexpr Choice kChoices[] = {
         "_int8_winograd",
         &KernelSet::winograd_int,
         [](const Wanted& w) { return w.integer() && w.fits_winograd() && w.winograd_beats_narrow() && winograd_is_exact(w.conv); },
-        [](const Wanted& w) { return pack_winograd<std::int16_t>(w.conv, w.conv.weight_i8, 2); },
+        [](const Wanted& w) { return pack_winograd<std::int16_t>(w.conv, w.conv.weight_i8, w.set.winograd_group); },
         scratch_of_winograd<std::int16_t>,
     },
     {

@@ -29,6 +29,7 @@ struct DirectDot {
 
 // Functions of the plain set, through it: which file is compiled how stays its own affair.
 void conv_float(const ConvArgs& a) { kNeonKernels.conv_float(a); }
+void float_winograd(const ConvArgs& a) { kNeonKernels.winograd_float(a); }
 int gate(const GateArgs& a) { return kNeonKernels.gate(a); }
 
 }  // namespace
@@ -39,6 +40,7 @@ constexpr KernelSet kDotprodKernels = [] {
   set.name = "neon_dotprod";
   set.conv_int = neon::dispatch<neon::DirectDot>;
   set.conv_float = neon::conv_float;
+  set.winograd_float = neon::float_winograd;
   set.int_group = 4;
   set.int_offsets = true;
   set.gate = neon::gate;

@@ -53,6 +53,7 @@ struct DirectMatrix {
 
 // Functions of the plain set, through it: which file is compiled how stays its own affair.
 void conv_float(const ConvArgs& a) { kNeonKernels.conv_float(a); }
+void float_winograd(const ConvArgs& a) { kNeonKernels.winograd_float(a); }
 int gate(const GateArgs& a) { return kNeonKernels.gate(a); }
 
 }  // namespace
@@ -63,6 +64,7 @@ constexpr KernelSet kI8mmKernels = [] {
   set.name = "neon_i8mm";
   set.conv_int = neon::dispatch<neon::DirectMatrix>;
   set.conv_float = neon::conv_float;
+  set.winograd_float = neon::float_winograd;
   set.int_group = 8;
   set.gate = neon::gate;
   set.values = &kNeonValues;

@@ -131,6 +131,9 @@ constexpr KernelSet kNeonKernels = [] {
   set.conv_int = neon::dispatch<neon::DirectInt>;
   set.conv_narrow = neon::dispatch<neon::DirectNarrow>;
   set.conv_float = neon::dispatch<neon::DirectFloat>;
+  set.winograd_int = neon::winograd_int;
+  set.winograd_float = neon::winograd_float;
+  set.winograd_group = 1;
   set.int_group = set.narrow_group = 2;
   set.int_multiple = 4;
   set.int_offsets = true;

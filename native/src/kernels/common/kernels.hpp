@@ -220,6 +220,7 @@ struct KernelSet {
   int int_multiple = 1;     // and of what number their count is to be a multiple
   bool int_offsets = false; // whether a block's weights begin with 128 times the sums of each output's, in int32
   bool int_widens = false;  // whether conv_int needs `widened_scratch`, and weights of 16 bits
+  int winograd_group = 2;   // input channels whose weights winograd_int wants side by side
   // Of conv_narrow the same, which two channels' products it adds to one sum, and the largest level that it takes.
   int narrow_group = 4, narrow_apart = 1, narrow_top = 255;
   // Into bfloat16, without act and factor, levels as they are: it holds integers up to 256 exactly (null where `tiles_bf16` is).
