@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from support.cross_build import SETS, cross_build, emulated, missing_cross_tools
+from support.disassembly import disassembled, disassembler, loops
 from support.driver_answers import DriverAnswers
 from support.native_build import build, run, write_seeds
 from support.random_bundle import random_bundle
 
-pytestmark = pytest.mark.skipif(bool(missing_cross_tools()), reason=missing_cross_tools() or "never")
+pytestmark = pytest.mark.skipif(
+    bool(missing_cross_tools()), reason=missing_cross_tools() or "never"
+)
 
 # Integers from the first convolution to the last: answers are the same to the bit.
 INTEGERS: dict[str, Any] = {"options": ("skip", 2, 3, 4, 6, 7, 8), "first": 8, "ends": 8}
@@ -76,3 +79,33 @@ def test_arm_gives_the_answers_of_this_processor(cpu: str, tests: Path, folder: 
             elif kind == "forced":  # float sums in another order, and levels on an edge
                 assert np.abs(logits - reference).max() <= 0.02 * np.abs(reference).max()
         assert equal >= 0.999 * total > 0
+
+
+# Of each kernel's loop: what multiplies, how many products an instruction, what else it must and must not do, and the most
+# instructions that a product may cost, a quarter more than GCC 12 takes: accumulators in memory would double them.
+LOOPS = [
+    ("direct_neon", "smull2?|smlal2?", 8, "sadalp", "fmla", 0.33),
+    ("direct_neon", "smlal2?", 8, "dup", "sadalp", 0.24),
+    ("direct_neon", "fmla", 4, "fmla", "smlal", 0.43),
+    ("winograd_neon", "smlal2?", 4, "smlal", "sadalp", 0.37),
+    ("winograd_neon", "fmla", 4, "fmla", "smlal", 0.43),
+    ("direct_dotprod", "sdot", 16, "sdot", "smlal", 0.112),
+    ("direct_i8mm", "usmmla", 32, "usmmla", "sdot", 0.07),
+]
+
+
+@pytest.mark.skipif(disassembler() is None, reason="no objdump that knows aarch64")
+def test_loops_multiply_by_the_instructions_of_their_set(tests: Path) -> None:
+    objects = {path.name.partition(".")[0]: path for path in tests.parents[1].rglob("*.o")}
+    text = {name: disassembled(path) for name, path in objects.items() if "core" in str(path)}
+    for name, multiplies, products, needed, absent, most in LOOPS:
+        costs = [
+            len(loop.lines) / (products * loop.count(multiplies))
+            for loop in loops(text[name])
+            if loop.count(multiplies) >= 32 and loop.count(needed) and not loop.count(absent)
+        ]
+        assert min(costs, default=1.0) <= most, (name, multiplies)
+    # The module loads on any processor: what is not in each lies in the files that are named for it.
+    for name, code in text.items():
+        assert ("dot\t" in code) == (name == "direct_dotprod"), name
+        assert ("mmla\t" in code) == (name == "direct_i8mm"), name

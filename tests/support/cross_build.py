@@ -27,7 +27,9 @@ def missing_cross_tools() -> str:
     if missing := missing_tools():
         return missing
     if shutil.which(GCC) is None and not _has_zig():
-        return f"no compiler for aarch64: apt-get install {GCC.replace('-g++', '').join(('g++-', ''))}, or pip install ziglang"
+        return (
+            "no compiler for aarch64: apt-get install g++-aarch64-linux-gnu, or pip install ziglang"
+        )
     if emulator() is None:
         return "no emulator of aarch64: apt-get install qemu-user"
     return ""
@@ -42,9 +44,9 @@ def emulator() -> str | None:
     return next((found for name in _QEMU if (found := shutil.which(name))), None)
 
 
-def cross_build(*targets: str) -> Path:
-    """Builds targets for aarch64, optimised and static; returns the build's folder."""
-    definitions = (
+def cross_definitions() -> tuple[str, ...]:
+    """CMake's definitions of an optimised, static build for aarch64."""
+    return (
         "CMAKE_SYSTEM_NAME=Linux",
         "CMAKE_SYSTEM_PROCESSOR=aarch64",
         f"CMAKE_CXX_COMPILER={shutil.which(GCC) or _zig()}",
@@ -52,7 +54,11 @@ def cross_build(*targets: str) -> Path:
         "CMAKE_BUILD_TYPE=Release",
         "FRACSKIP_WERROR=ON",
     )
-    return build("plain", *targets, definitions=definitions, name="aarch64").parent
+
+
+def cross_build(*targets: str) -> Path:
+    """Builds targets for aarch64 and returns the build's folder."""
+    return build("plain", *targets, definitions=cross_definitions(), name="aarch64").parent
 
 
 def _zig() -> str:

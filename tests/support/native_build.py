@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -66,11 +67,15 @@ def build(kind: Kind, *targets: str, definitions: tuple[str, ...] = (), name: st
         definitions: More of CMake's -D options.
         name: Of the folder, if not the kind's.
     """
-    folder = configure(kind, ROOT / "build" / f"native-{name or kind}", definitions)
+    folder = ROOT / "build" / f"native-{name or kind}"
+    folder.mkdir(parents=True, exist_ok=True)
     jobs = str(len(os.sched_getaffinity(0)))
     cmake = _tool("cmake")
     assert cmake is not None
-    _check([cmake, "--build", str(folder), "--parallel", jobs, "--target", *targets])
+    with (folder / "lock").open("w") as lock:  # tests of one build may be in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure(kind, folder, definitions)
+        _check([cmake, "--build", str(folder), "--parallel", jobs, "--target", *targets])
     return folder / "native"
 
 
