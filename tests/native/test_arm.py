@@ -81,8 +81,9 @@ def test_arm_gives_the_answers_of_this_processor(cpu: str, tests: Path, folder: 
         assert equal >= 0.999 * total > 0
 
 
-# Of each kernel's loop: what multiplies, how many products an instruction, what else it must and must not do, and the most
-# instructions that a product may cost, a quarter more than GCC 12 takes: accumulators in memory would double them.
+# Of each kernel's loop: what multiplies, how many products an instruction, what else is there and
+# what is not, and the most instructions that a product may cost: a quarter more than GCC 12 takes,
+# because accumulators in memory would cost half as much again.
 LOOPS = [
     ("direct_neon", "smull2?|smlal2?", 8, "sadalp", "fmla", 0.33),
     ("direct_neon", "smlal2?", 8, "dup", "sadalp", 0.24),
@@ -105,7 +106,7 @@ def test_loops_multiply_by_the_instructions_of_their_set(tests: Path) -> None:
             if loop.count(multiplies) >= 32 and loop.count(needed) and not loop.count(absent)
         ]
         assert min(costs, default=1.0) <= most, (name, multiplies)
-    # The module loads on any processor: what is not in each lies in the files that are named for it.
+    # The module loads on any processor: what some lack lies in the files that are named for it.
     for name, code in text.items():
         assert ("dot\t" in code) == (name == "direct_dotprod"), name
         assert ("mmla\t" in code) == (name == "direct_i8mm"), name

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
-import sys
 from pathlib import Path
 
-from support.native_build import ROOT, build, missing_tools, run
+from support.native_build import build, missing_tools, run
 
 # What each emulated processor is able to run, its best last; `max` has all that QEMU knows.
 SETS: dict[str, tuple[str, ...]] = {
@@ -26,17 +23,11 @@ def missing_cross_tools() -> str:
     """What a build for aarch64 lacks here, or to run it; empty if nothing."""
     if missing := missing_tools():
         return missing
-    if shutil.which(GCC) is None and not _has_zig():
-        return (
-            "no compiler for aarch64: apt-get install g++-aarch64-linux-gnu, or pip install ziglang"
-        )
+    if shutil.which(GCC) is None:
+        return "no compiler for aarch64: apt-get install g++-aarch64-linux-gnu"
     if emulator() is None:
         return "no emulator of aarch64: apt-get install qemu-user"
     return ""
-
-
-def _has_zig() -> bool:
-    return importlib.util.find_spec("ziglang") is not None
 
 
 def emulator() -> str | None:
@@ -49,7 +40,7 @@ def cross_definitions() -> tuple[str, ...]:
     return (
         "CMAKE_SYSTEM_NAME=Linux",
         "CMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"CMAKE_CXX_COMPILER={shutil.which(GCC) or _zig()}",
+        f"CMAKE_CXX_COMPILER={shutil.which(GCC)}",
         "CMAKE_EXE_LINKER_FLAGS=-static",
         "CMAKE_BUILD_TYPE=Release",
         "FRACSKIP_WERROR=ON",
@@ -59,16 +50,6 @@ def cross_definitions() -> tuple[str, ...]:
 def cross_build(*targets: str) -> Path:
     """Builds targets for aarch64 and returns the build's folder."""
     return build("plain", *targets, definitions=cross_definitions(), name="aarch64").parent
-
-
-def _zig() -> str:
-    """Zig's compiler, which is a program and its first argument, as one program."""
-    wrapper = ROOT / "build" / "zig-aarch64"
-    wrapper.parent.mkdir(exist_ok=True)
-    arguments = "-m ziglang c++ -target aarch64-linux-musl"
-    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-    wrapper.chmod(0o755)
-    return os.fspath(wrapper)
 
 
 def emulated(cpu: str, command: list[str], *options: str) -> str:
