@@ -216,8 +216,7 @@ Outcome read_and_run(const std::uint8_t* data, std::size_t size, Random& random)
     const Work work = work_of(network);
     if (work.macs > kMostMacs || work.bytes > kMostBytes) return Outcome::too_large;
   }
-  static const Isa kTried[] = {Isa::automatic, Isa::scalar, Isa::avx2, Isa::avx512_vnni};
-  Isa isa = kTried[random() % std::size(kTried)];
+  Isa isa = kIsas[random() % std::size(kIsas)];
   if (!isa_supported(isa)) isa = Isa::automatic;
   if (const std::unique_ptr<Session> session = session_of(exact, isa)) {
     run_once(session->engine(), random);

@@ -198,7 +198,7 @@ int run_checks(int rounds) {
   std::mt19937 random(7);
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
   int checks = 0;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+  for (const Isa isa : kIsas) {
     if (!isa_supported(isa)) {
       std::printf("%s: not on this CPU, not checked\n", isa_name(isa));
       continue;
@@ -330,7 +330,7 @@ int check_gates(int rounds) {
   for (int round = 0; round < rounds; ++round) {
     RandomGate gate(1 + round * 7 % 600, static_cast<std::uint32_t>(round));
     const std::vector<float> expected = gate.scores(Isa::scalar);
-    for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+    for (const Isa isa : kIsas) {
       if (!isa_supported(isa)) continue;
       for (const bool bf16 : {false, true}) {
         gate.use(bf16);
@@ -365,8 +365,8 @@ void bench_gate(Isa isa, int channels, bool bf16) {
 
 int main(int argc, char** argv) {
   if (argc > 1 && !std::strcmp(argv[1], "--bench")) {
-    for (const Isa isa : {Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
-      if (!isa_supported(isa)) continue;
+    for (const Isa isa : kIsas) {
+      if (isa == Isa::scalar || !isa_supported(isa)) continue;
       const KernelState state(kernel_set(isa));
       for (const int channels : {16, 32, 64, 2048}) {
         for (const bool bf16 : {false, true}) bench_gate(isa, channels, bf16);

@@ -27,7 +27,7 @@ int check_resizing(int rounds) {
       return out;
     };
     const std::vector<std::uint8_t> expected = resized(Isa::scalar);
-    for (const Isa isa : {Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+    for (const Isa isa : kIsas) {
       if (!isa_supported(isa)) continue;
       if (resized(isa) != expected) {
         std::printf("%d by %d to %d by %d, %d channels, %s: other pixels than plain code's\n", from_h, from_w, h, w, channels, isa_name(isa));

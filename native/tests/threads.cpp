@@ -42,7 +42,7 @@ int main(int argc, char** argv) {
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 20;
   const std::vector<Networks> bundles = read_bundles(argv[1]);
   for (const Networks& networks : bundles) {
-    for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+    for (const Isa isa : kIsas) {
       if (!isa_supported(isa)) continue;
       for (int threads : {2, 3}) check(networks, isa, threads, rounds);
     }

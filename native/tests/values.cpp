@@ -433,7 +433,7 @@ class Checks {
 
 int check_values(int rounds) {
   int failures = 0;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx}) {
+  for (const Isa isa : kIsas) {
     if (isa_supported(isa)) failures += Checks(kernel_set(isa), 11).run(rounds);
   }
   std::printf("%d rounds of values, %d failures\n", rounds, failures);

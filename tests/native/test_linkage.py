@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support.cross_build import cross_definitions, missing_cross_tools
 from support.native_build import configure, missing_tools
 
 NM = shutil.which("nm")
@@ -19,13 +21,29 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_instruction_sets_define_nothing_that_files_could_share(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cross",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                bool(missing_cross_tools()), reason=missing_cross_tools() or "never"
+            ),
+        ),
+    ],
+    ids=["here", "aarch64"],
+)
+def test_instruction_sets_define_nothing_that_files_could_share(
+    cross: bool, tmp_path: Path
+) -> None:
     """Of a weak symbol the linker keeps one file's copy for all: perhaps one in AVX-512.
 
     Compiled without optimisation, so that every function that may have a copy has one.
     """
-    commands = json.loads((configure("plain", tmp_path) / "compile_commands.json").read_text())
-    entries = [entry for entry in commands if "/kernels/x86/" in entry["file"]]
+    folder = configure("plain", tmp_path, cross_definitions() if cross else ())
+    commands = json.loads((folder / "compile_commands.json").read_text())
+    entries = [entry for entry in commands if re.search("/kernels/(x86|arm)/", entry["file"])]
     shared = {}
     for entry in entries:
         source = Path(entry["file"])
@@ -43,7 +61,8 @@ def test_instruction_sets_define_nothing_that_files_could_share(tmp_path: Path) 
         if weak:
             shared[source.name] = weak
     assert shared == {}
-    on_x86 = any("-DFRACSKIP_X86" in entry["command"] for entry in commands)
-    assert {Path(entry["file"]).stem.rpartition("_")[2] for entry in entries} >= (
-        {"avx2", "avx512"} if on_x86 else set()
-    )
+    words = commands[0]["command"]
+    x86 = {"avx2", "avx512"} if "-DFRACSKIP_X86" in words else set()
+    arm = {"neon", "dotprod", "i8mm"} if "-DFRACSKIP_ARM" in words else set()
+    assert {Path(entry["file"]).stem.rpartition("_")[2] for entry in entries} >= x86 | arm
+    assert arm or not cross

@@ -10,14 +10,16 @@
 namespace fracskip {
 namespace {
 
-// [block][kernel_h][kernel_w][groups][kBlock][group], zero where there is no such channel.
+// [block][kernel_h][kernel_w][groups][kBlock][group], zero where there is no such channel. `ahead`: of a block's weights,
+// so many zeros.
 template <class To, class From>
-Buffer pack_direct(const Conv& conv, const std::vector<From>& weight, int group) {
-  const int blocks = round_up(conv.out, kBlock) / kBlock, groups = (conv.in + group - 1) / group;
+Buffer pack_direct(const Conv& conv, const std::vector<From>& weight, int group, int multiple = 1, int ahead = 0) {
+  const int blocks = round_up(conv.out, kBlock) / kBlock, groups = round_up(conv.in, std::max(group, multiple)) / group;
   const int taps = conv.window.kernel_h * conv.window.kernel_w;
-  Buffer buffer(sizeof(To) * blocks * taps * groups * kBlock * group);
+  Buffer buffer(sizeof(To) * blocks * (static_cast<std::size_t>(ahead) + static_cast<std::size_t>(taps) * groups * kBlock * group));
   To* to = buffer.as<To>();
   for (int block = 0; block < blocks; ++block) {
+    to += ahead;
     for (int tap = 0; tap < taps; ++tap) {
       for (int g = 0; g < groups; ++g) {
         for (int o = 0; o < kBlock; ++o) {
@@ -131,11 +133,12 @@ bool winograd_is_exact(const Conv& conv) {
 
 // How many groups of four channels, in the order of taps, the narrow kernel may add up in 16 bits, whatever the
 // levels: each of them adds one pair's products to a sum.
-int exact_run(const Conv& conv) {
+int exact_run(const Conv& conv, int apart) {
   int most = 1;
   for (std::size_t row = 0; row < conv.weight_i8.size(); row += static_cast<std::size_t>(conv.in)) {
-    for (int i = 0; i < conv.in; i += 2) {
-      const int other = i + 1 < conv.in ? conv.weight_i8[row + i + 1] : 0;
+    for (int i = 0; i < conv.in; ++i) {
+      if (i / apart % 2 == 1) continue;
+      const int other = i + apart < conv.in ? conv.weight_i8[row + i + apart] : 0;
       most = std::max(most, std::abs(conv.weight_i8[row + i]) + std::abs(other));
     }
   }
@@ -183,9 +186,24 @@ std::size_t scratch_of_winograd(const ConvArgs& a, const KernelSet&) {
   return winograd_scratch(a.in_channels, sizeof(Element));
 }
 
+// What sums begin with, for kernels that take levels less 128: 128 times the sum of an output's weights.
+void put_offsets(const Conv& conv, Buffer& packed) {
+  const std::size_t each = conv.weight_i8.size() / conv.out;
+  const std::size_t block = packed.size() / (static_cast<std::size_t>(round_up(conv.out, kBlock)) / kBlock);
+  for (int o = 0; o < conv.out; ++o) {
+    std::int32_t sum = 0;
+    for (std::size_t i = 0; i < each; ++i) sum += conv.weight_i8[o * each + i];
+    reinterpret_cast<std::int32_t*>(packed.as<char>() + o / kBlock * block)[o % kBlock] = 128 * sum;
+  }
+}
+
 Buffer pack_integers(const Wanted& w) {
-  if (w.set.int_group == 2) return pack_direct<std::int16_t>(w.conv, w.conv.weight_i8, 2);
-  return pack_direct<std::int8_t>(w.conv, w.conv.weight_i8, w.set.int_group);
+  const KernelSet& set = w.set;
+  if (set.int_widens) return pack_direct<std::int16_t>(w.conv, w.conv.weight_i8, set.int_group);
+  const int ahead = set.int_offsets ? kBlock * static_cast<int>(sizeof(std::int32_t)) : 0;
+  Buffer packed = pack_direct<std::int8_t>(w.conv, w.conv.weight_i8, set.int_group, set.int_multiple, ahead);
+  if (set.int_offsets) put_offsets(w.conv, packed);
+  return packed;
 }
 
 // The first that the set has and that fits is taken; of the direct ones, one always does.
@@ -210,7 +228,7 @@ constexpr Choice kChoices[] = {
         "_int8_winograd",
         &KernelSet::winograd_int,
         [](const Wanted& w) { return w.integer() && w.fits_winograd() && w.winograd_beats_narrow() && winograd_is_exact(w.conv); },
-        [](const Wanted& w) { return pack_winograd<std::int16_t>(w.conv, w.conv.weight_i8, 2); },
+        [](const Wanted& w) { return pack_winograd<std::int16_t>(w.conv, w.conv.weight_i8, w.set.winograd_group); },
         scratch_of_winograd<std::int16_t>,
     },
     {
@@ -224,7 +242,7 @@ constexpr Choice kChoices[] = {
         "_int8_narrow",
         &KernelSet::conv_narrow,
         [](const Wanted& w) { return w.integer() && w.narrow(); },
-        [](const Wanted& w) { return pack_direct<std::int8_t>(w.conv, w.conv.weight_i8, 4); },
+        [](const Wanted& w) { return pack_direct<std::int8_t>(w.conv, w.conv.weight_i8, w.set.narrow_group, 4); },
         no_scratch,
     },
     {
@@ -262,7 +280,7 @@ bool runs_in_bf16(const Window& window, const KernelSet& kernels) {
 Convolution::Convolution(const Conv& conv, const KernelSet& set, Forms forms)
     : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()), set_(set) {
   check_interrupt();
-  run_ = integer_ && set.conv_narrow ? exact_run(conv) : 0;
+  run_ = integer_ && set.conv_narrow && conv.most_level <= set.narrow_top ? exact_run(conv, set.narrow_apart) : 0;
   const Wanted wanted{conv, set, forms, run_};
   const Choice& choice = choose(wanted);
   function_ = set.*choice.function;

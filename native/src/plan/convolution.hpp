@@ -11,7 +11,7 @@
 
 namespace fracskip {
 
-// Largest |acc| that the exact integer Winograd kernel can bring back; see winograd_avx2.cpp.
+// Largest |acc| that the exact integer Winograd kernel can bring back; see winograd.inl.
 inline constexpr std::int64_t kWinogradLimit = std::int64_t{1} << 25;
 
 // What a convolution computes. Weights are (out, kernel_h, kernel_w, in), C order; exactly one of the two is filled.

@@ -27,7 +27,10 @@ EXTRAS = {
     "bench": ("onnx", "onnxruntime", "openvino"),
 }
 TIMED = 24  # images on which blocks are timed
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+CPU_FLAGS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     fields = {key.strip(): value.strip() for key, value in lines.items()}
-    known = set(fields.get("flags", "").split())
+    known = set((fields.get("flags") or fields.get("Features") or "").split())
     present = [flag for flag in CPU_FLAGS if flag in known]
     return (
         f"{fields.get('model name', platform.machine())}, {os.cpu_count()} threads; "

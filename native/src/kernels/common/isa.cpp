@@ -8,6 +8,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(FRACSKIP_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(FRACSKIP_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace fracskip {
 
@@ -22,6 +27,33 @@ namespace fracskip {
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
   return granted;
+#else
+  return false;
+#endif
+}
+
+// What an Arm processor offers besides ARMv8.0.
+[[maybe_unused]] static bool arm_has_dotprod() {
+#if defined(FRACSKIP_ARM) && defined(__linux__)
+  constexpr unsigned long kDotprod = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotprod) != 0;
+#elif defined(FRACSKIP_ARM) && defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+
+[[maybe_unused]] static bool arm_has_i8mm() {
+#if defined(FRACSKIP_ARM) && defined(__linux__)
+  constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM
+  return (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#elif defined(FRACSKIP_ARM) && defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has != 0;
 #else
   return false;
 #endif
@@ -42,16 +74,25 @@ bool isa_supported(Isa isa) {
     case Isa::amx:
       return amx_granted() && isa_supported(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
 #endif
+#if defined(FRACSKIP_ARM)
+    case Isa::neon:
+      return true;
+    case Isa::neon_dotprod:
+      return arm_has_dotprod();
+    case Isa::neon_i8mm:
+      return arm_has_dotprod() && arm_has_i8mm();
+#endif
     default:
       return false;
   }
 }
 
 Isa best_isa() {
-  for (const Isa isa : {Isa::amx, Isa::avx512_vnni, Isa::avx2}) {
-    if (isa_supported(isa)) return isa;
+  Isa best = Isa::scalar;
+  for (const Isa isa : kIsas) {
+    if (isa_supported(isa)) best = isa;
   }
-  return Isa::scalar;
+  return best;
 }
 
 const char* isa_name(Isa isa) {
@@ -61,6 +102,9 @@ const char* isa_name(Isa isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512_vnni: return "avx512_vnni";
     case Isa::amx: return "amx";
+    case Isa::neon: return "neon";
+    case Isa::neon_dotprod: return "neon_dotprod";
+    case Isa::neon_i8mm: return "neon_i8mm";
   }
   return "?";
 }
@@ -82,6 +126,11 @@ const KernelSet& kernel_set(Isa isa) {
 #endif
   if (isa == Isa::avx2) return kAvx2Kernels;
   if (isa == Isa::avx512_vnni) return kAvx512Kernels;
+#endif
+#if defined(FRACSKIP_ARM)
+  if (isa == Isa::neon) return kNeonKernels;
+  if (isa == Isa::neon_dotprod) return kDotprodKernels;
+  if (isa == Isa::neon_i8mm) return kI8mmKernels;
 #endif
   (void)isa;
   return kScalarKernels;

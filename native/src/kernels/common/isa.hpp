@@ -7,10 +7,11 @@
 
 namespace fracskip {
 
-// Instruction sets, each able to run what stands before it. `automatic` takes the best of this CPU.
-enum class Isa { automatic, scalar, avx2, avx512_vnni, amx };
+// Instruction sets. `automatic` takes the best of this CPU.
+enum class Isa { automatic, scalar, avx2, avx512_vnni, amx, neon, neon_dotprod, neon_i8mm };
 
-inline constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx};
+// All but `automatic`; of a processor's, each is able to run what stands before it.
+inline constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512_vnni, Isa::amx, Isa::neon, Isa::neon_dotprod, Isa::neon_i8mm};
 
 // AMX is supported where the system grants it to this process, which is asked for here.
 bool isa_supported(Isa isa);

@@ -210,14 +210,19 @@ struct KernelSet {
   // integer ones, and those of bfloat16 values, by tiles, of a stride up to `kTileStride` (null: this
   // set has none).
   ConvFunction conv_int = nullptr;
-  ConvFunction conv_narrow = nullptr;  // integers of few bits, faster (null: conv_int is as fast); see direct_avx2.cpp
+  ConvFunction conv_narrow = nullptr;  // integers of few bits, faster (null: conv_int is as fast); see direct_avx2.cpp, direct_neon.cpp
   ConvFunction conv_float = nullptr;
   ConvFunction winograd_int = nullptr;
   ConvFunction winograd_float = nullptr;
   ConvFunction tiles_int = nullptr;
   ConvFunction tiles_bf16 = nullptr;
   int int_group = 1;        // input channels whose weights conv_int wants side by side
-  bool int_widens = false;  // whether conv_int needs `widened_scratch`
+  int int_multiple = 1;     // and of what number their count is to be a multiple
+  bool int_offsets = false; // whether a block's weights begin with 128 times the sums of each output's, in int32
+  bool int_widens = false;  // whether conv_int needs `widened_scratch`, and weights of 16 bits
+  int winograd_group = 2;   // input channels whose weights winograd_int wants side by side
+  // Of conv_narrow the same, which two channels' products it adds to one sum, and the largest level that it takes.
+  int narrow_group = 4, narrow_apart = 1, narrow_top = 255;
   // Into bfloat16, without act and factor, levels as they are: it holds integers up to 256 exactly (null where `tiles_bf16` is).
   StageFunction u8_to_bf16 = nullptr, f32_to_bf16 = nullptr;
   GateFunction gate = nullptr;
@@ -231,6 +236,12 @@ struct KernelSet {
 extern const KernelSet kScalarKernels;
 extern const ValueKernels kScalarValues;
 extern const ResizeKernels kScalarResize;
+#if defined(FRACSKIP_ARM)
+extern const ValueKernels kNeonValues;
+extern const KernelSet kNeonKernels;
+extern const KernelSet kDotprodKernels;
+extern const KernelSet kI8mmKernels;
+#endif
 #if defined(FRACSKIP_X86)
 extern const ValueKernels kAvx2Values;
 extern const ResizeKernels kAvx2Resize;
