@@ -15,7 +15,7 @@ TORCH ?= torch>=2.8
 NATIVE := CMakeLists.txt $(shell find native/src -type f)
 
 .PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
-  bench-cascade bench-cascade-photos promise-proof hold-proof fuzz attack native-sanitize onednn-check bench-kernels engine-parity clean
+  bench-cascade bench-cascade-photos promise-proof hold-proof fuzz attack native-sanitize arm-check onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fracskip demo
@@ -169,6 +169,10 @@ attack: $(VENV)/test.stamp
 # Threads, kernels and lifetimes of native engines under sanitizers, at length.
 native-sanitize: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python tools/sanitize_native.py
+
+# The engine for aarch64 on processors that QEMU emulates, and its instructions counted.
+arm-check: $(VENV)/test.stamp
+	PYTHONPATH=tests $(BIN)/python tools/check_arm.py
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -45,7 +45,7 @@ class InferenceSession:
 
     Args:
         path: A .fsk file, of a network or of a cascade, or 'bundled'.
-        threads: Over which the images of a batch are spread.
+        threads: Over which images are spread; the native engine's also share one image.
         engine: 'native', 'portable' (torch), or 'auto': native where it is installed.
         isa: The native engine's instruction set: 'auto' is the best of this processor;
             `instruction_sets` lists them.
@@ -207,7 +207,7 @@ class InferenceSession:
 
     @property
     def threads(self) -> int:
-        """How many threads a batch is spread over."""
+        """How many threads a batch is spread over, or share one image."""
         return self._engine.threads
 
     def kernels(self) -> list[tuple[str, str, list[str]]]:
