@@ -109,7 +109,9 @@ bench-imagenet: $(VENV)/bench.stamp $(VENV)-zoo/zoo.stamp
 # Cascades of networks that are quantised after training, beside all of their static networks and OpenVINO's.
 bench-cascade: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10
+	$(BIN)/fracskip data cifar100
 	$(BIN)/python tools/bench_cascade.py cifar10 --json results/cascade_cifar10.json --figure results/cascade_cifar10.svg
+	$(BIN)/python tools/bench_cascade.py cifar100 --json results/cascade_cifar100.json --figure results/cascade_cifar100.svg
 
 # The same of EfficientNet-Lite networks on photographs. LITE holds the weights and gets the bundles.
 LITE := build/lite
