@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 import fracskip
 from fracskip.bench import conditions
 from fracskip.bench.contender import Contender, Logits
+from fracskip.bench.openvino_engine import ov_nncf
 from fracskip.bench.peers import Bench, int8_contender
 from fracskip.bench.record import SCHEMA, row
 from fracskip.bench.selection import first_accuracy
@@ -276,6 +277,7 @@ def main() -> None:
     parser.add_argument("--photos", help="photos5.tar, or the folder that it was unpacked to")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--no-peers", action="store_true", help="leave OpenVINO out")
+    parser.add_argument("--nncf", action="store_true", help="OpenVINO's by NNCF's mixed preset")
     options = parser.parse_args()
     load_before = conditions.load_average()
     experiment = subjects.load(options.experiment, options.lite, options.photos)
@@ -291,10 +293,16 @@ def main() -> None:
     for static in () if options.no_peers else experiment.statics:
         if static.name not in experiment.peers:
             continue
-        bench = Bench(static.images, 1, cores(), say)
-        reference = first_accuracy(static.float_contender(), static.images.test.labels)
-        one = int8_contender("openvino", static.plain, bench, reference, "frontier")
-        peers[static.name] = replace(one, name=f"openvino int8 {static.name}", network=static.name)
+        if options.nncf:
+            say(f"quantising {static.name} for openvino: nncf MIXED")
+            one = ov_nncf(static.plain, static.images, "MIXED", threads=1, cores=cores())
+        else:
+            bench = Bench(static.images, 1, cores(), say)
+            reference = first_accuracy(static.float_contender(), static.images.test.labels)
+            one = int8_contender("openvino", static.plain, bench, reference, "frontier")
+        peers[static.name] = replace(
+            one, name=f"openvino int8 {static.name}", network=static.name, role="frontier"
+        )
     contenders += peers.values()
     for label, members in experiment.cascades.items():
         say(f"choosing thresholds of {label}")
