@@ -164,6 +164,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "resnet38_45k_blocks": trusted,
     "photos5_resnet18": photographs,
     "cascade_cifar10": lambda: accuracy_latency(plain("cascade_cifar10"), mean=True),
+    "cascade_cifar100": lambda: accuracy_latency(plain("cascade_cifar100"), mean=True),
+    "cascade_photos": lambda: accuracy_latency(plain("cascade_photos"), mean=True),
     "bench_photos5": lambda: accuracy_latency(plain("bench_photos5")),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
 }
