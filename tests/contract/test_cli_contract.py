@@ -88,7 +88,7 @@ SURFACE = {
     },
     "report": {"records": ("RUN_OR_RECORD", True, "+"), "--out": ("FILE", False, 1)},
     "data": {"name": ("NAME", True, 1), "--from": ("DIR", False, 1)},
-    "doctor": {},
+    "doctor": {"bundle": ("FILE", False, "?")},
 }
 
 

@@ -37,6 +37,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "feedforward sensitivity": {"output": "sensitivity", "gate": "feedforward", "depth": 3},
     "uneven": {"uneven": True, "stem7": True, "image": (30, 27), "widths": (16, 24), "first": 8},
     "uneven bottleneck": {"uneven": True, "blocks": "bottleneck", "image": (11, 14)},
+    "few bits": {
+        "options": ("skip", 2, 3, 4, 5),
+        "first": 8,
+        "widths": (16, 40),
+        "image": (15, 18),
+    },
     "many channels": {"widths": (120, 136), "depth": 1, "image": (8, 8), "first": 8},
 }
 
@@ -74,6 +80,30 @@ def test_uneven_paddings_run_on_the_same_kernels(isa: str, tmp_path: Path) -> No
         path, _ = write(tmp_path, 1, uneven=uneven, **shape)
         found.append(InferenceSession(path, engine="native", isa=isa).kernels())
     assert found[0] == found[1]
+
+
+# What executes 3x3 convolutions of stride 1, of 16 channels and 32, by bits.
+FEW_BITS = {
+    "avx2": {
+        2: {"4x2"},
+        3: {"4x2", "4x2_wide"},
+        4: {"2x2", "2x2_wide"},
+        6: {""},
+        8: {""},
+    },
+    "avx512_vnni": {2: {"2x2_wide", "4x2_wide"}, 3: {"2x2_wide", "4x2_wide"}, 4: {"2x2_wide"}},
+}
+
+
+@pytest.mark.parametrize("isa", sorted({*FEW_BITS} & {*instruction_sets()}))
+def test_few_bits_run_on_kernels_of_their_own(isa: str, tmp_path: Path) -> None:
+    path, _ = write(tmp_path, 3, options=("skip", 2, 3, 4, 6, 8), widths=(16, 32), first=8)
+    session = InferenceSession(path, engine="native", isa=isa)
+    last = session.plan.gated_names[-1]
+    found = {label: set(names) for block, label, names in session.kernels() if block == last}
+    for bits, suffixes in FEW_BITS[isa].items():
+        allowed = {f"{isa}_int8_winograd_{suffix}".rstrip("_") for suffix in suffixes}
+        assert found[str(bits)] <= allowed, bits
 
 
 @pytest.mark.parametrize("engine", ["native", "portable"])

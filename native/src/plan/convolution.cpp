@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <iterator>
 #include <limits>
+#include <map>
 
 #include "interrupt.hpp"
+#include "plan/winograd_bytes.hpp"
 
 namespace fracskip {
 namespace {
@@ -117,16 +119,30 @@ Buffer pack_winograd(const Conv& conv, const std::vector<From>& weight, int grou
   return buffer;
 }
 
-// Whether every accumulator stays within the exact kernel's reach, whatever the levels.
-bool winograd_is_exact(const Conv& conv) {
+// The largest |acc| of an output, whatever the levels.
+std::int64_t reach_of(const Conv& conv, int out) {
   const std::size_t each = conv.weight_i8.size() / conv.out;
+  std::int64_t positive = 0, negative = 0;
+  for (std::size_t i = 0; i < each; ++i) {
+    const int w = conv.weight_i8[out * each + i];
+    (w > 0 ? positive : negative) += w;
+  }
+  return conv.most_level * std::max(positive, -negative);
+}
+
+// Whether every accumulator stays within the exact kernel's reach.
+bool winograd_is_exact(const Conv& conv) {
   for (int o = 0; o < conv.out; ++o) {
-    std::int64_t positive = 0, negative = 0;
-    for (std::size_t i = 0; i < each; ++i) {
-      const int w = conv.weight_i8[o * each + i];
-      (w > 0 ? positive : negative) += w;
-    }
-    if (255 * std::max(positive, -negative) >= kWinogradLimit) return false;
+    if (reach_of(conv, o) >= kWinogradLimit) return false;
+  }
+  return true;
+}
+
+// Whether every value, with a residual in levels, fits an int32 by far.
+bool is_bounded(const Conv& conv) {
+  constexpr float kMost = 1 << 30;
+  for (int o = 0; o < conv.out; ++o) {
+    if (!(static_cast<float>(reach_of(conv, o)) * std::abs(conv.scale[o]) + std::abs(conv.bias[o]) < kMost)) return false;
   }
   return true;
 }
@@ -149,6 +165,9 @@ int exact_run(const Conv& conv, int apart) {
 
 // Bytes of transformed weights, beyond which fetching them takes longer than Winograd's algorithm saves over the narrow kernel.
 constexpr std::size_t kMostNarrowWinograd = std::size_t{2} << 20;
+// The same of weights in bytes: of tiles of 4x2 over those of 2x2, and of either where the set's direct kernel takes weights of 8
+// bits, which are fewer. There tiles of 4x2 are for weights so small that a whole network's stay near.
+constexpr std::size_t kMostTall = std::size_t{4} << 20, kMostTallOverDirect = std::size_t{32} << 10, kMostOverDirect = std::size_t{2} << 20;
 
 // A convolution that shall be executed, and what is known of it.
 struct Wanted {
@@ -156,6 +175,7 @@ struct Wanted {
   const KernelSet& set;
   Forms forms;
   int run;  // of the narrow kernel; 0 where there is none
+  mutable std::map<int, ByteWeights> in_bytes;  // by rows of a tile, those asked for so far
 
   bool integer() const { return conv.is_integer(); }
   bool narrow() const { return run >= kLeastRun; }
@@ -164,6 +184,20 @@ struct Wanted {
   bool fits_winograd() const {
     const Window& w = conv.window;
     return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_top + w.pad_bottom == 2 && w.pad_left + w.pad_right == 2;
+  }
+  // Transformed weights are made to be proved.
+  ByteWeights& bytes(int rows) const { return in_bytes.try_emplace(rows, conv, rows).first->second; }
+  // Sums of 32 bits cost in the outputs: with one block of channels more than fewer products save, and in any that must be widened often.
+  // Rows of a tile that are not there may be anything to two others alone: four come from six that cancel out as levels do.
+  bool fits_bytes(int rows, bool wide) const {
+    if (rows == 4 && !forms.zeros) return false;
+    const std::size_t size = static_cast<std::size_t>(byte_positions(rows)) * conv.in * conv.out;
+    const bool over_direct = !set.winograd_int;
+    if (rows == 4 && size > (over_direct ? kMostTallOverDirect : kMostTall)) return false;
+    if (over_direct && size > kMostOverDirect) return false;
+    if (!wide) return bytes(rows).short_sums();
+    const bool worth = rows == 2 || conv.in > kBlock || !bytes(2).short_sums();
+    return worth && bytes(rows).run() >= kByteRun;
   }
   bool winograd_beats_narrow() const {
     return !narrow() || sizeof(std::int16_t) * kTileArea * conv.in * conv.out <= kMostNarrowWinograd;
@@ -176,6 +210,8 @@ struct Choice {
   bool (*fits)(const Wanted&);
   Buffer (*pack)(const Wanted&);
   std::size_t (*scratch)(const ConvArgs&, const KernelSet&);
+  int rows = 1;                    // of the output, made together
+  bool begins_with_blocks = true;  // packed weights: else something comes before them
 };
 
 std::size_t no_scratch(const ConvArgs&, const KernelSet&) { return 0; }
@@ -195,6 +231,19 @@ void put_offsets(const Conv& conv, Buffer& packed) {
     for (std::size_t i = 0; i < each; ++i) sum += conv.weight_i8[o * each + i];
     reinterpret_cast<std::int32_t*>(packed.as<char>() + o / kBlock * block)[o % kBlock] = 128 * sum;
   }
+}
+
+template <int Rows, bool Wide>
+constexpr Choice in_bytes(const char* name, ConvFunction KernelSet::*function) {
+  return {
+      name,
+      function,
+      [](const Wanted& w) { return w.integer() && w.fits_winograd() && w.fits_bytes(Rows, Wide); },
+      [](const Wanted& w) { return w.bytes(Rows).take(Wide); },
+      [](const ConvArgs& a, const KernelSet&) { return byte_scratch(a.in_channels, Rows, Wide ? 4 : 2); },
+      Rows,
+      false,
+  };
 }
 
 Buffer pack_integers(const Wanted& w) {
@@ -224,12 +273,17 @@ constexpr Choice kChoices[] = {
         },
         scratch_of_tiles,
     },
+    in_bytes<4, false>("_int8_winograd_4x2", &KernelSet::winograd_4x2_short),
+    in_bytes<4, true>("_int8_winograd_4x2_wide", &KernelSet::winograd_4x2_wide),
+    in_bytes<2, false>("_int8_winograd_2x2", &KernelSet::winograd_2x2_short),
+    in_bytes<2, true>("_int8_winograd_2x2_wide", &KernelSet::winograd_2x2_wide),
     {
         "_int8_winograd",
         &KernelSet::winograd_int,
         [](const Wanted& w) { return w.integer() && w.fits_winograd() && w.winograd_beats_narrow() && winograd_is_exact(w.conv); },
         [](const Wanted& w) { return pack_winograd<std::int16_t>(w.conv, w.conv.weight_i8, w.set.winograd_group); },
         scratch_of_winograd<std::int16_t>,
+        kTile,
     },
     {
         "_fp32_winograd",
@@ -237,6 +291,7 @@ constexpr Choice kChoices[] = {
         [](const Wanted& w) { return !w.integer() && w.fits_winograd(); },
         [](const Wanted& w) { return pack_winograd<float>(w.conv, w.conv.weight_f32, 1); },
         scratch_of_winograd<float>,
+        kTile,
     },
     {
         "_int8_narrow",
@@ -281,16 +336,17 @@ Convolution::Convolution(const Conv& conv, const KernelSet& set, Forms forms)
     : window_(conv.window), in_(conv.in), out_(conv.out), integer_(conv.is_integer()), set_(set) {
   check_interrupt();
   run_ = integer_ && set.conv_narrow && conv.most_level <= set.narrow_top ? exact_run(conv, set.narrow_apart) : 0;
-  const Wanted wanted{conv, set, forms, run_};
+  bounded_ = integer_ && is_bounded(conv);
+  const Wanted wanted{conv, set, forms, run_, {}};
   const Choice& choice = choose(wanted);
   function_ = set.*choice.function;
   name_ = std::string(set.name) + choice.name;
   scratch_ = choice.scratch;
   weights_ = choice.pack(wanted);
   const int out = round_up(out_, kBlock);
-  transforms_ = choice.function == &KernelSet::winograd_int || choice.function == &KernelSet::winograd_float;
+  rows_ = choice.rows;
   element_ = integer_ ? Element::u8 : choice.function == &KernelSet::tiles_bf16 ? Element::bf16 : Element::f32;
-  block_bytes_ = static_cast<std::ptrdiff_t>(weights_.size()) / (out / kBlock);
+  block_bytes_ = choice.begins_with_blocks ? static_cast<std::ptrdiff_t>(weights_.size()) / (out / kBlock) : 0;
   if (integer_) scale_ = padded(conv.scale.data(), out_, out);
   bias_ = padded(conv.bias.data(), out_, out);
   packed_ = weights_.as<void>();

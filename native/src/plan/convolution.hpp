@@ -38,6 +38,7 @@ struct Forms {
   bool winograd = true;
   bool half = false;   // in bfloat16, where the set has kernels for it; see `runs_in_bf16`
   bool tiles = true;   // of integers: input whose pixels lie side by side and have no channels but these
+  bool zeros = true;   // beyond the input's border, up to whole tiles, lie zeros, not just anything
 };
 
 class Convolution {
@@ -49,12 +50,17 @@ class Convolution {
   ConvArgs arguments() const;
   void run(const ConvArgs& args) const { function_(args); }
 
+  // Whether levels of its values need no other clamp than packing; see `Result`.
+  bool bounds(const ConvArgs& args) const {
+    return bounded_ && args.out_type == Element::u8 && args.input == 1.f && args.residual_type != Residual::f32;
+  }
+
   const void* weights() const { return packed_; }
 
-  // Of packed weights, from one block of output channels to the next.
+  // Of packed weights, from one block of output channels to the next; 0 where they can't be taken one by one.
   std::ptrdiff_t block_bytes() const { return block_bytes_; }
-  bool transforms() const { return transforms_; }  // the input, tile by tile: Winograd's algorithm
-  Element element() const { return element_; }     // of what it takes
+  int rows_together() const { return rows_; }   // of the output: a tile's
+  Element element() const { return element_; }  // of what it takes
 
   // Needs the output's size and the strides.
   std::size_t scratch_bytes(const ConvArgs& args) const { return scratch_(args, set_); }
@@ -69,8 +75,9 @@ class Convolution {
   int in_, out_;
   bool integer_;
   const KernelSet& set_;
-  int run_;  // see ConvArgs
-  bool transforms_;
+  int run_;       // see ConvArgs
+  bool bounded_;  // whether values fit an int32 in the unit of its scale
+  int rows_;      // see rows_together
   Element element_;
   std::ptrdiff_t block_bytes_;
   friend Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);

@@ -1,5 +1,6 @@
 // Convolutions of programs: what they read, where they write, and what their epilogues do on the way.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -19,6 +20,39 @@ template <class Args>
 void set_clamp(Args& args, Act act) {
   args.relu = act != Act::none;
   args.most = act == Act::relu6 ? kMostOfRelu6 : std::numeric_limits<float>::infinity();
+}
+
+// Finds numbers with which `relevel_short` gives what `relevel` does, for each of the 256 levels.
+bool relevels_short(StageArgs& a, const ValueKernels& values) {
+  if (!values.relevel_short || a.act != Act::none) return false;
+  constexpr int kLevels = 256, kBits = 16, kMost = (1 << kBits) - 1;
+  std::uint8_t in[kLevels], out[kLevels];
+  for (int q = 0; q < kLevels; ++q) in[q] = static_cast<std::uint8_t>(q);
+  StageArgs all = a;
+  all.in = in;
+  all.out = out;
+  all.h = 1;
+  all.w = kLevels / kBlock;
+  all.channels = all.used = kBlock;
+  all.in_pixel = all.out_pixel = kBlock;
+  all.in_row = all.out_row = kLevels;
+  all.border = 0;
+  values.relevel(all);
+  const double scale = static_cast<double>(a.step) * a.scale, begin = a.zero - a.in_zero * scale + 0.5;
+  for (int shift = kBits - 1; shift > 0; --shift) {
+    const double unit = 1 << shift, factor = std::round(scale * unit * kLevels), first = std::round(begin * unit);
+    if (first < 1 || factor + first + 2 > kMost) continue;
+    for (const int more : {0, 1, -1, 2}) {
+      a.factor16 = static_cast<std::uint16_t>(factor);
+      a.begin16 = static_cast<std::uint16_t>(static_cast<int>(first) + more);
+      a.shift16 = shift;
+      const auto level = [&](int q) { return std::min(((q * a.factor16 >> 8) + a.begin16) >> shift, static_cast<int>(a.top)); };
+      int q = 0;
+      while (q < kLevels && level(q) == out[q]) ++q;
+      if (q == kLevels) return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -80,7 +114,8 @@ Place Planner::staged(const Op& op, const Terms& terms, bool half, const Value& 
   Layout layout = form_of(from, border, element);
   if (is_sparse(w)) layout = Layout::dense(rows, columns, from.c, element);
   const Place out = memory_.acquire(layout, terms.zero == 0);
-  StageArgs& a = stage(function, in, out).args;
+  StageStep& placed = stage(function, in, out);
+  StageArgs& a = placed.args;
   a.in_row *= step_h;
   a.in_pixel *= step_w;
   a.h = rows;
@@ -89,6 +124,7 @@ Place Planner::staged(const Op& op, const Terms& terms, bool half, const Value& 
   a.zero = static_cast<float>(terms.zero);
   a.top = top_;
   a.border = terms.zero == 0 ? 0 : border;
+  if (function == values_.relevel && !in.factor.is_some() && relevels_short(a, values_)) placed.function = values_.relevel_short;
   return out;
 }
 
@@ -285,6 +321,7 @@ const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Te
     forms.winograd = !spread.is_some() && (terms.is_integer() || kTileArea * sizeof(float) * conv.in * conv.out <= kMostWinograd);
     forms.half = half;
     forms.tiles = grouping.pieces == 1 && spread.apart_w == 1;
+    forms.zeros = terms.zero == 0;  // as `staged` takes memory
     plan_.convolutions.push_back(std::make_unique<Convolution>(conv, set_, forms));
     pieces.push_back(plan_.convolutions.back().get());
   }
@@ -327,6 +364,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
     a.input = target.input;
     a.top = target.top;
     set_clamp(a, target.act);
+    a.bounded = conv->bounds(a);
     const Window& w = op.window;
     const bool by_pixels = w.kernel_h == 1 && w.kernel_w == 1 && w.stride_h == 1 && w.stride_w == 1 && !w.pads();
     if (by_pixels && in.is_dense() && target.out.is_dense()) {  // one long row

@@ -51,7 +51,7 @@ struct ConvolutionStep final : Step {
       }
     }
   }
-  bool can_be_shared() const override { return !sums || pieces.size() == 1; }
+  bool can_be_shared() const override { return !sums || (pieces.size() == 1 && pieces.front().conv->block_bytes() > 0); }
 
  private:
   void clear_sums(Memory& memory, Share share) const {
@@ -93,7 +93,7 @@ struct ConvolutionStep final : Step {
       return a.out_blocks > 0;
     }
     const bool by_rows = a.out_h > 1;  // else one long row
-    const int first = by_rows ? share.take(a.out_h, piece.conv->transforms() ? kTile : 1) : share.take(a.out_w, kTile * kTile);
+    const int first = by_rows ? share.take(a.out_h, piece.conv->rows_together()) : share.take(a.out_w, kTile * kTile);
     forward(a.in, first * (by_rows ? a.stride_h * a.in_row : static_cast<std::ptrdiff_t>(a.stride_w) * a.in_pixel), piece.conv->element());
     forward(a.out, first * (by_rows ? a.out_row : a.out_pixel), a.out_type);
     if (a.residual) forward(a.residual, first * (by_rows ? a.residual_row : a.residual_pixel), a.residual_type == Residual::u8 ? Element::u8 : Element::f32);

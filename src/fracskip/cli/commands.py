@@ -365,6 +365,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     """The machine and the installation; 2 if something a user must mend is wrong."""
     from fracskip.cli.doctor import examine
 
-    findings = examine()
+    findings = examine(options.bundle)
     console.show_findings(findings)
     return 0 if all(finding.ok for finding in findings) else 2

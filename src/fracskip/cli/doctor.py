@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from fracskip import __version__
 from fracskip.bench.blocks import gate_time, kernels_by_option, option_times
 from fracskip.data import DATASETS, cache_dir, load_sample
-from fracskip.errors import FracskipError, MissingExtraError
+from fracskip.errors import ConfigError, FracskipError, MissingExtraError
 from fracskip.machine import version_of
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.engines import instruction_sets
 
+NOISE = 1.03  # times closer than this are the same
 EXTRAS = {
     "train": ("torch",),
     "report": ("jinja2", "matplotlib"),
@@ -95,15 +97,52 @@ def _bundled() -> list[Finding]:
     ]
 
 
+def _network(name: str) -> list[Finding]:
+    """A network's blocks on noise: what they take does not depend on what images show.
+
+    Raises:
+        BundleError: if it is no bundle that the engine runs.
+        ConfigError: if it is a cascade, has one option, or there is no native engine.
+    """
+    session = InferenceSession(name, engine="native")
+    if session.cascade is not None:
+        count = len(session.networks)
+        raise ConfigError(f"{name} is a cascade of {count} networks: give the bundle of one")
+    if len(session.options) < 2:
+        raise ConfigError(f"{name} has one option, and so no widths to compare: give another")
+    shape = (TIMED, *session.image.size, session.image.channels)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    words = f"{session.plan.name}, {session.digest[:19]}... ({session.isa})"
+    return [Finding("network", words), *_kernels(session, noise)]
+
+
+def order_of(micros: dict[str, float]) -> str:
+    """Whether fewer bits take less time, in words: of options of 8 bits and less, by label.
+
+    Empty where there are none to compare.
+    """
+    times = sorted((int(label), time) for label, time in micros.items() if label.isdecimal())
+    times = [(bits, time) for bits, time in times if bits <= 8]
+    if len(times) < 2:
+        return ""
+    worse = [
+        f"{few} longer than {many}"
+        for (few, less), (many, more) in pairwise(times)
+        if less > NOISE * more
+    ]
+    return f"; {', '.join(worse)}" if worse else "; no longer the fewer the bits"
+
+
 def _kernels(session: InferenceSession, pixels: NDArray[np.uint8]) -> list[Finding]:
-    """What executes each option, and what it takes: the bundled network's blocks, measured."""
+    """What executes each option, and what it takes: a network's blocks, measured."""
     findings = []
     for label, kernels in kernels_by_option(session).items():
         words = ", ".join(f"{name} ({count})" for name, count in sorted(kernels.items()))
         findings.append(Finding(f"kernels, {label}", words or "none: the shortcut alone"))
     for times in option_times(session, pixels):
         words = ", ".join(f"{label} {micros:.1f}" for label, micros in times.micros.items())
-        findings.append(Finding(f"block, {times.shape.words}", f"µs above {times.lowest}: {words}"))
+        found = f"µs above {times.lowest}: {words}{order_of(times.micros)}"
+        findings.append(Finding(f"block, {times.shape.words}", found))
     if session.plan.gate is not None:
         findings.append(Finding("gate", f"{gate_time(session, pixels):.2f} µs"))
     return findings
@@ -117,8 +156,14 @@ def _torch() -> list[Finding]:
     return [Finding("device", describe(device)), Finding("trains in", kind)]
 
 
-def examine() -> list[Finding]:
-    """Looks at versions, processor, extras, data sets and the bundled network."""
+def examine(network: str | None = None) -> list[Finding]:
+    """Looks at versions, processor, extras, data sets and the bundled network, or at one network.
+
+    Args:
+        network: A bundle whose blocks are timed, instead of all else.
+    """
+    if network is not None:
+        return [Finding("processor", _cpu()), *_network(network)]
     findings = [
         Finding("fracskip", f"{__version__}, Python {platform.python_version()}"),
         Finding("processor", _cpu()),

@@ -348,7 +348,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--from", dest="source", metavar="DIR", help="take the files from this folder instead"
     )
 
-    command("doctor", "Say what this machine and this installation can do.", "doctor")
+    doctor = command(
+        "doctor", "Say what this machine and this installation can do.", "doctor network.fsk"
+    )
+    doctor.add_argument(
+        "bundle",
+        metavar="FILE",
+        nargs="?",
+        help="time the blocks of this network, a bundle (.fsk), at each width and say no more",
+    )
     return parser
 
 

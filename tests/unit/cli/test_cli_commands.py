@@ -17,6 +17,8 @@ from fracskip.data import DatasetSummary, load_split
 from fracskip.evaluation import predict
 from fracskip.report import load_record
 from fracskip.runtime import InferenceSession, bundle
+from fracskip.runtime.engines import instruction_sets
+from support.random_bundle import random_bundle
 from support.small_cascades import small_cascade
 
 Run = Callable[..., Any]  # conftest.Answer
@@ -342,6 +344,38 @@ def test_doctor(
     answer = fracskip("doctor")
     assert answer.code == 2
     assert "PROBLEM: bundle" in answer.out
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="built without a C++ compiler")
+def test_doctor_of_a_network(fracskip: Run, bundle_file: Path) -> None:
+    answer = fracskip("doctor", str(bundle_file))
+    assert (answer.code, answer.err) == (0, "")
+    for words in ("resnet8, sha256:", "kernels, skip", "block, 16 to 32 channels at 8x8"):
+        assert words in answer.out, words
+    assert "data sets" not in answer.out
+    Path("cascade.fsk").write_bytes(small_cascade(((8, 8), (8, 8))).data)
+    Path("static.fsk").write_bytes(random_bundle(1, options=(8,), first=8))
+    for name, message in (
+        ("cascade.fsk", "cascade.fsk is a cascade of 2 networks: give the bundle of one"),
+        ("static.fsk", "static.fsk has one option, and so no widths to compare: give another"),
+        ("gone.fsk", "bundle gone.fsk does not exist"),
+    ):
+        answer = fracskip("doctor", name)
+        assert answer.code == 2
+        assert message in answer.error
+
+
+@pytest.mark.parametrize(
+    ("micros", "words"),
+    [
+        ({"2": 5, "4": 5.1, "8": 7, "16": 4, "full": 3}, "; no longer the fewer the bits"),
+        ({"2": 5.1, "3": 5.0, "8": 7.0}, "; no longer the fewer the bits"),
+        ({"8": 5.0, "4": 5.5, "2": 6.0}, "; 2 longer than 4, 4 longer than 8"),
+        ({"8": 5.0, "full": 9.0}, ""),
+    ],
+)
+def test_the_doctor_compares_widths(micros: dict[str, float], words: str) -> None:
+    assert doctor.order_of(micros) == words
 
 
 def _sample(network: Path, right: int) -> Any:

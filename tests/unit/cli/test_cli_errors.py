@@ -57,7 +57,7 @@ Run = Callable[..., Any]  # conftest.Answer
         (["predict", "bundled"], "the following arguments are required: IMAGE"),
         (["report"], "the following arguments are required: RUN_OR_RECORD"),
         (["data"], "the following arguments are required: NAME"),
-        (["doctor", "now\nplease"], "unrecognized arguments: now please"),
+        (["doctor", "a.fsk", "now\nplease"], "unrecognized arguments: now please"),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )

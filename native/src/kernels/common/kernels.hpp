@@ -26,6 +26,14 @@ enum class Element : std::uint8_t { u8, bf16, f32 };
   return element == Element::u8 ? 1 : element == Element::bf16 ? 2 : 4;
 }
 
+// What an epilogue gives. The values behind `bounded_levels` are in the levels' unit (`input` is 1) and fit an int32, each of
+// them whatever the image, so that packing is all the clamp that they need.
+enum class Result : std::uint8_t { levels, bounded_levels, bf16, f32 };
+
+[[gnu::always_inline]] inline constexpr bool is_levels(Result result) {
+  return result == Result::levels || result == Result::bounded_levels;
+}
+
 // One convolution of one image. Rows and pixels are strides in elements.
 struct ConvArgs {
   const void* in;  // at output (0, 0)'s first tap, that is at pixel (-pad_top, -pad_left)
@@ -52,6 +60,7 @@ struct ConvArgs {
   int out_pixel;
   float input;  // u8: what values are multiplied with first, 1 / step of the levels
   float top;    // u8: largest level. Smaller than 0 becomes 0.
+  bool bounded;  // u8: see `Result`
   bool relu;    // bf16 and f32: whether to clamp at 0 and at `most`
   float most;
   void* sums;   // per channel, added to: uint32 for u8, float for f32; or null
@@ -119,6 +128,8 @@ struct StageArgs {
   float step, in_zero;
   float scale, zero, top;
   int border;  // pixels around that are to be filled with `zero`
+  std::uint16_t factor16, begin16;  // `relevel_short`: min(((q * factor16 >> 8) + begin16) >> shift16, top), of numbers below 2^16
+  int shift16;
 };
 
 // Values to levels of an 8-bit stream, in whose unit they are: clamp(rint(act(x) + residual), 0, 255), of so many in a row.
@@ -182,6 +193,7 @@ struct ValueKernels {
   ValueFunction act, add, mul, affine, norm, mean;
   StageFunction copy, levels;                          // f32 to f32, f32 to u8
   StageFunction copy_levels, relevel, values;          // u8 as they are (no act, no product), u8 to u8, u8 to f32
+  StageFunction relevel_short;                         // u8 to u8 in 16-bit integers (no act, no product), or null
   RoundFunction round;
   LevelMeanFunction level_mean;
   PoolFunction pool, pool_levels;  // of f32; of u8, the largest alone
@@ -214,6 +226,9 @@ struct KernelSet {
   ConvFunction conv_float = nullptr;
   ConvFunction winograd_int = nullptr;
   ConvFunction winograd_float = nullptr;
+  // Those of few bits by Winograd's algorithm in bytes (winograd_bytes.hpp): its tiles' outputs, and whether sums take 16 bits or 32.
+  ConvFunction winograd_4x2_short = nullptr, winograd_4x2_wide = nullptr;
+  ConvFunction winograd_2x2_short = nullptr, winograd_2x2_wide = nullptr;
   ConvFunction tiles_int = nullptr;
   ConvFunction tiles_bf16 = nullptr;
   int int_group = 1;        // input channels whose weights conv_int wants side by side

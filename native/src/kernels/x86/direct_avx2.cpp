@@ -134,7 +134,7 @@ static inline void accumulate_runs(const ConvArgs& a, int step, int h, int w, co
   widen<Pixels>(part, sum);
 }
 
-template <class Math, int Pixels, Residual R, Element O>
+template <class Math, int Pixels, Residual R, Result O>
 static inline void row_piece(const ConvArgs& a, int step, int h, int w, int block, Sums& sums) {
   using Weight = typename Math::Weight;
   const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(a.kernel_h) * a.kernel_w * Math::groups(a) * Math::kGroup * kBlock;
@@ -154,7 +154,7 @@ static inline void row_piece(const ConvArgs& a, int step, int h, int w, int bloc
   }
 }
 
-template <class Math, Residual R, Element O>
+template <class Math, Residual R, Result O>
 static void direct(ConvArgs a) {
   // Where pixels lie side by side, a row of taps is one long run of channels.
   const int step = a.stride_w * a.in_pixel;
@@ -203,15 +203,15 @@ static ConvArgs widened(const ConvArgs& a) {
   return wide;
 }
 
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct DirectInt {
   static void run(const ConvArgs& a) { direct<IntMath, R, O>(widened(a)); }
 };
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct DirectNarrow {
   static void run(const ConvArgs& a) { direct<NarrowMath, R, O>(a); }
 };
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct DirectFloat {
   static void run(const ConvArgs& a) { direct<FloatMath, R, O>(a); }
 };
@@ -222,11 +222,15 @@ struct DirectFloat {
 constexpr KernelSet kAvx2Kernels = [] {
   KernelSet set;
   set.name = "avx2";
-  set.conv_int = avx2::dispatch<avx2::DirectInt>;
-  set.conv_narrow = avx2::dispatch<avx2::DirectNarrow>;
+  set.conv_int = avx2::dispatch<avx2::DirectInt, true>;
+  set.conv_narrow = avx2::dispatch<avx2::DirectNarrow, true>;
   set.conv_float = avx2::dispatch<avx2::DirectFloat>;
   set.winograd_int = avx2::winograd_int;
   set.winograd_float = avx2::winograd_float;
+  set.winograd_2x2_short = avx2::winograd_2x2_short;
+  set.winograd_2x2_wide = avx2::winograd_2x2_wide;
+  set.winograd_4x2_short = avx2::winograd_4x2_short;
+  set.winograd_4x2_wide = avx2::winograd_4x2_wide;
   set.int_group = 2;
   set.int_widens = true;
   set.gate = gate_avx2::decide;

@@ -1,7 +1,7 @@
 // AVX-512 VNNI: direct convolutions of any shape. vpdpbusd multiplies four unsigned levels by four
 // signed weights and adds them to 32 bits without saturating anything on the way: exact.
 //
-// Winograd's algorithm and elementwise passes are AVX2's.
+// Winograd's algorithm on floats is AVX2's.
 #include <immintrin.h>
 
 #include "kernels/x86/epilogue_avx512.hpp"
@@ -66,7 +66,7 @@ __attribute__((always_inline)) static inline void add_taps(typename Math::Sum (&
 
 // `Pixels` pixels of a row by `Blocks` blocks of 16 output channels; `Taps` divides the kernel's width,
 // and is 1 where the stride is not.
-template <class Math, int Taps, int Pixels, int Blocks, Residual R, Element O>
+template <class Math, int Taps, int Pixels, int Blocks, Residual R, Result O>
 static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* sums) {
   constexpr int kGroupSize = kBlock * Math::kGroup;
   const int groups = (a.in_channels + Math::kGroup - 1) / Math::kGroup;
@@ -104,7 +104,7 @@ static inline void row_piece(const ConvArgs& a, int h, int w, int block, Sums* s
   }
 }
 
-template <class Math, int Taps, int Blocks, Residual R, Element O>
+template <class Math, int Taps, int Blocks, Residual R, Result O>
 static inline void blocks_of_channels(const ConvArgs& a, int block) {
   constexpr int kWide = Blocks == 1 ? 16 : 8, kSeven = 7;
   const bool sevens = a.out_w % kSeven == 0 && a.out_w % kWide != 0;  // rows of 7 and 14, that most networks end with
@@ -121,14 +121,14 @@ static inline void blocks_of_channels(const ConvArgs& a, int block) {
   for (int b = 0; b < Blocks; ++b) add_sums<O>(a, block + b, sums[b]);
 }
 
-template <class Math, int Taps, Residual R, Element O>
+template <class Math, int Taps, Residual R, Result O>
 static void all_blocks(const ConvArgs& a) {
   int block = 0;
   for (; block + 2 <= a.out_blocks; block += 2) blocks_of_channels<Math, Taps, 2, R, O>(a, block);
   if (block < a.out_blocks) blocks_of_channels<Math, Taps, 1, R, O>(a, block);
 }
 
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct DirectInt {
   static void run(const ConvArgs& a) {
     if (a.kernel_w == 3 && a.stride_w == 1) all_blocks<IntMath, 3, R, O>(a);
@@ -136,7 +136,7 @@ struct DirectInt {
   }
 };
 
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct DirectFloat {
   static void run(const ConvArgs& a) {
     // A stride of its own keeps pixels apart where a row of taps is one long run of channels.
@@ -150,7 +150,7 @@ struct DirectFloat {
   }
 };
 
-static void conv_int(const ConvArgs& a) { dispatch<DirectInt>(a); }
+static void conv_int(const ConvArgs& a) { dispatch<DirectInt, true>(a); }
 static void conv_float(const ConvArgs& a) { dispatch<DirectFloat>(a); }
 
 }  // namespace
@@ -167,6 +167,8 @@ constexpr KernelSet kAvx512Kernels = [] {
   set.conv_int = avx512::conv_int;
   set.conv_float = avx512::conv_float;
   set.winograd_float = avx512::winograd_float;
+  set.winograd_2x2_wide = avx512::winograd_2x2_wide;
+  set.winograd_4x2_wide = avx512::winograd_4x2_wide;
   set.int_group = 4;
   set.gate = avx512::gate;
   set.values = &kAvx512Values;

@@ -11,6 +11,10 @@ namespace avx2 {
 
 void winograd_int(const ConvArgs& a);
 void winograd_float(const ConvArgs& a);
+void winograd_2x2_short(const ConvArgs& a);
+void winograd_2x2_wide(const ConvArgs& a);
+void winograd_4x2_short(const ConvArgs& a);
+void winograd_4x2_wide(const ConvArgs& a);
 
 namespace {
 
@@ -53,10 +57,11 @@ inline constexpr int kMostPixels = 240;
 template <Residual R>
 __attribute__((always_inline)) inline void add_residual(const ConvArgs& a, std::ptrdiff_t at, __m256& low, __m256& high) {
   if (R == Residual::u8) {
-    const std::uint8_t* from = static_cast<const std::uint8_t*>(a.residual) + at;
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    low = _mm256_add_ps(low, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
-    high = _mm256_add_ps(high, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))));
+    const auto levels = [from = static_cast<const std::uint8_t*>(a.residual) + at](int c) {
+      return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + c))));
+    };
+    low = _mm256_add_ps(low, levels(0));
+    high = _mm256_add_ps(high, levels(8));
   } else if (R == Residual::f32) {
     const float* from = static_cast<const float*>(a.residual) + at;
     low = _mm256_add_ps(low, _mm256_loadu_ps(from));
@@ -65,23 +70,26 @@ __attribute__((always_inline)) inline void add_residual(const ConvArgs& a, std::
 }
 
 // y[pixel][half] with scale and bias already in it. `both`: whether the second pixel exists.
-template <Residual R, Element O>
+template <Residual R, Result O>
 __attribute__((always_inline)) inline void emit(const ConvArgs& a, int h, int w, int channel, bool both, __m256 y[2][2],
                         Sums& sums) {
   const std::ptrdiff_t from = h * a.residual_row + static_cast<std::ptrdiff_t>(w) * a.residual_pixel + channel;
   add_residual<R>(a, from, y[0][0], y[0][1]);
   if (R != Residual::none && both) add_residual<R>(a, from + a.residual_pixel, y[1][0], y[1][1]);
   const std::ptrdiff_t to = h * a.out_row + static_cast<std::ptrdiff_t>(w) * a.out_pixel + channel;
-  if (O == Element::u8) {
+  if constexpr (is_levels(O)) {
     const __m256 top = _mm256_set1_ps(a.top), input = _mm256_set1_ps(a.input);
     __m256i q[2][2];
     for (int p = 0; p < 2; ++p) {
       // Saturation clamps at 0; the minimum keeps what is larger than an int away from it.
-      for (int half = 0; half < 2; ++half) q[p][half] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(y[p][half], input), top));
+      for (int half = 0; half < 2; ++half) {
+        if (O == Result::levels) y[p][half] = _mm256_min_ps(_mm256_mul_ps(y[p][half], input), top);
+        q[p][half] = _mm256_cvtps_epi32(y[p][half]);
+      }
     }
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i bytes = _mm256_permutevar8x32_epi32(
-        _mm256_packus_epi16(_mm256_packs_epi32(q[0][0], q[0][1]), _mm256_packs_epi32(q[1][0], q[1][1])), order);
+    __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(q[0][0], q[0][1]), _mm256_packs_epi32(q[1][0], q[1][1]));
+    if (O == Result::bounded_levels) bytes = _mm256_min_epu8(bytes, _mm256_set1_epi8(static_cast<char>(static_cast<int>(a.top))));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     std::uint8_t* out = static_cast<std::uint8_t*>(a.out) + to;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(bytes));
     __m256i counted = bytes;
@@ -119,17 +127,20 @@ inline __m256 finish(const ConvArgs& a, int channel, __m256 sum) {
   return _mm256_add_ps(sum, _mm256_loadu_ps(a.bias + channel));
 }
 
-// Calls Kernel<residual, output>::run for the arguments' types.
-template <template <Residual, Element> class Kernel>
+// Calls Kernel<residual, result>::run for the arguments' types.
+template <template <Residual, Result> class Kernel, Result O>
+void dispatch_residual(const ConvArgs& a) {
+  if (a.residual_type == Residual::none) return Kernel<Residual::none, O>::run(a);
+  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, O>::run(a);
+  if constexpr (O != Result::bounded_levels) return Kernel<Residual::f32, O>::run(a);
+}
+template <template <Residual, Result> class Kernel, bool Integer = false>
 void dispatch(const ConvArgs& a) {
-  if (a.out_type == Element::u8) {
-    if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::u8>::run(a);
-    if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::u8>::run(a);
-    return Kernel<Residual::f32, Element::u8>::run(a);
+  if (a.out_type == Element::f32) return dispatch_residual<Kernel, Result::f32>(a);
+  if constexpr (Integer) {
+    if (a.bounded) return dispatch_residual<Kernel, Result::bounded_levels>(a);
   }
-  if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::f32>::run(a);
-  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::f32>::run(a);
-  return Kernel<Residual::f32, Element::f32>::run(a);
+  return dispatch_residual<Kernel, Result::levels>(a);
 }
 
 }  // namespace

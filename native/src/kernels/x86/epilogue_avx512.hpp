@@ -9,6 +9,10 @@
 
 namespace fracskip {
 namespace avx512 {
+
+void winograd_2x2_wide(const ConvArgs& a);
+void winograd_4x2_wide(const ConvArgs& a);
+
 namespace {
 
 inline constexpr int kTogether = 4;  // pixels whose levels are packed into one vector
@@ -61,11 +65,14 @@ __attribute__((always_inline)) inline __m512 value_of(const Target& t, Sum sum, 
 
 // Four pixels' values to levels; each lane then holds four channels of the four pixels. Packing saturates
 // at 0 and 255, and the smallest integer, which stands for what does not fit one, at 0.
+template <Result O>
 __attribute__((always_inline)) inline __m512i levels_of(const __m512 (&y)[kTogether], float top) {
+  constexpr bool kBounded = O == Result::bounded_levels;
   __m512i q[kTogether];
 #pragma GCC unroll 4
-  for (int p = 0; p < kTogether; ++p) q[p] = _mm512_cvtps_epi32(_mm512_min_ps(y[p], _mm512_set1_ps(top)));
-  return _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+  for (int p = 0; p < kTogether; ++p) q[p] = _mm512_cvtps_epi32(kBounded ? y[p] : _mm512_min_ps(y[p], _mm512_set1_ps(top)));
+  const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+  return kBounded ? _mm512_min_epu8(bytes, _mm512_set1_epi8(static_cast<char>(static_cast<int>(top)))) : bytes;
 }
 
 // A channel's four pixels next to one another, then added to its 32 bits.
@@ -80,9 +87,9 @@ __attribute__((always_inline)) inline __m512i by_pixels(__m512i levels) {
 }
 
 // Only what is compiled for bfloat16 may ask for it.
-template <Element O>
+template <Result O>
 __attribute__((always_inline)) inline void store_values(char* to, __m512 values) {
-  if constexpr (O == Element::bf16) {
+  if constexpr (O == Result::bf16) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
   } else {
     _mm512_storeu_ps(to, values);
@@ -90,13 +97,13 @@ __attribute__((always_inline)) inline void store_values(char* to, __m512 values)
 }
 
 // Finishes the `Pixels` pixels from `pixel` on, four at most. Sums are integers or floats.
-template <int Pixels, Residual R, Element O, class Sum>
+template <int Pixels, Residual R, Result O, class Sum>
 __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_t pixel, const Sum (&sum)[kTogether], Sums& sums) {
   __m512 y[kTogether];
 #pragma GCC unroll 4
   for (int p = 0; p < kTogether; ++p) y[p] = p < Pixels ? value_of<R>(t, sum[p], pixel + p) : _mm512_setzero_ps();
   char* const out = t.out + pixel * t.out_pixel;
-  if (O != Element::u8) {
+  if (!is_levels(O)) {
 #pragma GCC unroll 4
     for (int p = 0; p < Pixels; ++p) {
       if (t.relu) y[p] = _mm512_min_ps(_mm512_max_ps(y[p], _mm512_setzero_ps()), _mm512_set1_ps(t.most));
@@ -106,8 +113,8 @@ __attribute__((always_inline)) inline void finish(const Target& t, std::ptrdiff_
     return;
   }
 #pragma GCC unroll 4
-  for (int p = 0; p < kTogether; ++p) y[p] = _mm512_mul_ps(y[p], _mm512_set1_ps(t.input));
-  const __m512i levels = levels_of(y, t.top);
+  for (int p = 0; p < kTogether; ++p) y[p] = O == Result::bounded_levels ? y[p] : _mm512_mul_ps(y[p], _mm512_set1_ps(t.input));
+  const __m512i levels = levels_of<O>(y, t.top);
   if (t.add_up) add_up(sums, levels);
   const __m512i pixels = by_pixels(levels);
   const auto to = [out, &t](int p) { return reinterpret_cast<__m128i*>(out + p * t.out_pixel); };
@@ -126,21 +133,21 @@ struct Present {
 };
 
 // Finishes four pixels whose levels, and whose residual's, lie side by side. Values are in the levels' unit.
-template <Residual R>
+template <Residual R, Result O>
 __attribute__((always_inline)) inline void finish_dense(const Target& t, const __m512i (&sum)[kTogether], const Present& present,
                                                         Sums& sums) {
   __m512 y[kTogether];
 #pragma GCC unroll 4
   for (int p = 0; p < kTogether; ++p) y[p] = value_of<R>(t, sum[p], p);
-  const __m512i levels = _mm512_maskz_mov_epi8(present.levels, levels_of(y, t.top));
+  const __m512i levels = _mm512_maskz_mov_epi8(present.levels, levels_of<O>(y, t.top));
   if (t.add_up) add_up(sums, levels);
   _mm512_mask_storeu_epi8(t.out, present.pixels, by_pixels(levels));
 }
 
-template <Element O>
+template <Result O>
 inline void add_sums(const ConvArgs& a, int block, const Sums& sums) {
   if (!a.sums) return;
-  if (O == Element::u8) {
+  if (is_levels(O)) {
     std::uint32_t* to = static_cast<std::uint32_t*>(a.sums) + block * kBlock;
     _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), sums.levels));
   } else {
@@ -150,16 +157,19 @@ inline void add_sums(const ConvArgs& a, int block, const Sums& sums) {
 }
 
 // Calls the right instance of a kernel's template.
-template <template <Residual, Element> class Kernel>
+template <template <Residual, Result> class Kernel, Result O>
+void dispatch_residual(const ConvArgs& a) {
+  if (a.residual_type == Residual::none) return Kernel<Residual::none, O>::run(a);
+  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, O>::run(a);
+  if constexpr (O != Result::bounded_levels) return Kernel<Residual::f32, O>::run(a);
+}
+template <template <Residual, Result> class Kernel, bool Integer = false>
 void dispatch(const ConvArgs& a) {
-  if (a.out_type == Element::u8) {
-    if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::u8>::run(a);
-    if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::u8>::run(a);
-    return Kernel<Residual::f32, Element::u8>::run(a);
+  if (a.out_type == Element::f32) return dispatch_residual<Kernel, Result::f32>(a);
+  if constexpr (Integer) {
+    if (a.bounded) return dispatch_residual<Kernel, Result::bounded_levels>(a);
   }
-  if (a.residual_type == Residual::none) return Kernel<Residual::none, Element::f32>::run(a);
-  if (a.residual_type == Residual::u8) return Kernel<Residual::u8, Element::f32>::run(a);
-  return Kernel<Residual::f32, Element::f32>::run(a);
+  return dispatch_residual<Kernel, Result::levels>(a);
 }
 
 }  // namespace

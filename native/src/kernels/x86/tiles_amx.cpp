@@ -107,7 +107,7 @@ struct Place {
 };
 
 // Finishes the 16 rows of sums that begin at a place. Of quads, tile p holds pixels p.
-template <class Math, Residual R, Element O>
+template <class Math, Residual R, Result O>
 void finish_tile(const ConvArgs& a, const Geometry& g, Place place, int block, const float* from, Sums& totals) {
   const std::ptrdiff_t apart = g.quads ? kTileSum : kBlock, next = g.quads ? kBlock : kTogether * kBlock;
   Sums sums = totals;
@@ -245,11 +245,11 @@ std::ptrdiff_t quads_bytes(const ConvArgs& a) {  // of one block of channels
 // Finishes quads one by one where input, output and residual lie in memory alike, so that a quad is the
 // same cache line's distance away in all of them. The border's quads are masked: branches that are
 // guessed wrong would cost more, since what is guessed includes the products to come.
-template <Residual R>
+template <Residual R, Result O>
 class QuadFinisher {
  public:
   static bool fits(const ConvArgs& a, const Geometry& g) {
-    return g.quads && g.flat && a.out_type == Element::u8 && a.input == 1.f && a.out_pixel == kBlock && a.out_row == a.in_row &&
+    return g.quads && g.flat && is_levels(O) && a.input == 1.f && a.out_pixel == kBlock && a.out_row == a.in_row &&
            (R == Residual::none || (R == Residual::u8 && a.residual_pixel == kBlock && a.residual_row == a.in_row));
   }
 
@@ -274,7 +274,7 @@ class QuadFinisher {
 
   __attribute__((always_inline)) inline void quads(int count) {
     for (; count > 0 && ready_ > 0; --count, --ready_) {
-      avx512::finish_dense<R>(target_,
+      avx512::finish_dense<R, O>(target_,
                               {Levels::load(sums_), Levels::load(sums_ + kTileSum), Levels::load(sums_ + 2 * kTileSum),
                                Levels::load(sums_ + 3 * kTileSum)},
                               present_[row_++], totals_);
@@ -284,7 +284,7 @@ class QuadFinisher {
     }
   }
 
-  void add_sums(const ConvArgs& a, int block) const { avx512::add_sums<Element::u8>(a, block, totals_); }
+  void add_sums(const ConvArgs& a, int block) const { avx512::add_sums<O>(a, block, totals_); }
 
  private:
   avx512::Target target_;
@@ -300,12 +300,12 @@ struct NoFinisher {
 };
 
 // While the tiles of one group are multiplied, the vector units finish the group before.
-template <class Math, Residual R, Element O>
+template <class Math, Residual R, Result O>
 struct Tiles {
   static void run(const ConvArgs& a) {
     const Geometry g(a, Math::kElement);
-    if constexpr (Math::kElement == Element::u8) {
-      if (QuadFinisher<R>::fits(a, g)) return alike_quads(a, g);
+    if constexpr (Math::kElement == Element::u8 && is_levels(O)) {
+      if (QuadFinisher<R, O>::fits(a, g)) return alike_quads(a, g);
     }
     const std::ptrdiff_t block_size = quads_bytes(a);
     const int blocks = g.quads || a.out_blocks == 1 ? 1 : 2, group = g.quads ? 1 : kTileSums / blocks;
@@ -342,7 +342,7 @@ struct Tiles {
     void* const masks = now + 2 * kTileSums * kTileSum;
     for (int block = 0; block < a.out_blocks; ++block) {
       const std::int8_t* weights = static_cast<const std::int8_t*>(a.weights) + block * block_size;
-      QuadFinisher<R> finisher(a, g, block, masks);
+      QuadFinisher<R, O> finisher(a, g, block, masks);
       for (int tile = 0; tile < g.tiles; ++tile) {
         multiply_quads(a, g, tile, weights, finisher, pace);
         store(now);
@@ -362,14 +362,14 @@ struct Tiles {
   }
 };
 
-template <Residual R, Element O>
+template <Residual R, Result O>
 using LevelTiles = Tiles<Levels, R, O>;
-template <Residual R, Element O>
+template <Residual R, Result O>
 using HalfTiles = Tiles<Halves, R, O>;
 
-void tiles_int(const ConvArgs& a) { avx512::dispatch<LevelTiles>(a); }
+void tiles_int(const ConvArgs& a) { avx512::dispatch<LevelTiles, true>(a); }
 void tiles_bf16(const ConvArgs& a) {
-  if (a.out_type == Element::bf16) return HalfTiles<Residual::none, Element::bf16>::run(a);  // within a branch
+  if (a.out_type == Element::bf16) return HalfTiles<Residual::none, Result::bf16>::run(a);  // within a branch
   avx512::dispatch<HalfTiles>(a);
 }
 
@@ -380,7 +380,7 @@ __attribute__((always_inline)) inline void to_bf16(const StageArgs& a, Load load
     const In* in = static_cast<const In*>(a.in) + h * a.in_row;
     char* out = static_cast<char*>(a.out) + h * a.out_row * 2;
     for (int w = 0; w < a.w; ++w, in += a.in_pixel, out += a.out_pixel * 2) {
-      for (int c = 0; c < a.channels; c += kBlock) avx512::store_values<Element::bf16>(out + 2 * c, load(in + c));
+      for (int c = 0; c < a.channels; c += kBlock) avx512::store_values<Result::bf16>(out + 2 * c, load(in + c));
     }
   }
 }

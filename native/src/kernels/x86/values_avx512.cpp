@@ -123,7 +123,7 @@ void depthwise_3x3(const DepthwiseArgs& a) {
         for (int p = 0; p < kTogether; ++p) y[p] = _mm512_cvtepi32_ps(sum[p]) * scale + bias;
         const int left = a.out_w - w;
         if constexpr (sizeof(Out) == 1) {
-          const __m512i levels = avx512::by_pixels(avx512::levels_of(y, a.top));
+          const __m512i levels = avx512::by_pixels(avx512::levels_of<Result::levels>(y, a.top));
           const auto to = [=](int p) { return reinterpret_cast<__m128i*>(out + p * a.out_pixel); };
           _mm_storeu_si128(to(0), _mm512_castsi512_si128(levels));
           if (left > 1) _mm_storeu_si128(to(1), _mm512_extracti32x4_epi32(levels, 1));
@@ -148,9 +148,16 @@ void depthwise_levels(const DepthwiseArgs& a) {
   depthwise<std::uint8_t, Out>(a);
 }
 
+// AVX2's, through its set.
+void relevel_short(const StageArgs& a) { kAvx2Values.relevel_short(a); }
+
 }  // namespace
 }  // namespace FRACSKIP_VALUES
 
-constexpr ValueKernels kAvx512Values = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise_levels<float>, FRACSKIP_VALUES::depthwise_levels<std::uint8_t>);
+constexpr ValueKernels kAvx512Values = [] {
+  ValueKernels kernels = FRACSKIP_VALUES::value_kernels(FRACSKIP_VALUES::depthwise_levels<float>, FRACSKIP_VALUES::depthwise_levels<std::uint8_t>);
+  kernels.relevel_short = FRACSKIP_VALUES::relevel_short;
+  return kernels;
+}();
 
 }  // namespace fracskip

@@ -99,18 +99,18 @@ namespace fracskip {
 namespace avx2 {
 namespace {
 
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct WinogradInt {
   static void run(const ConvArgs& a) { winograd<IntMath, R, O>(a); }
 };
-template <Residual R, Element O>
+template <Residual R, Result O>
 struct WinogradFloat {
   static void run(const ConvArgs& a) { winograd<FloatMath, R, O>(a); }
 };
 
 }  // namespace
 
-void winograd_int(const ConvArgs& a) { dispatch<WinogradInt>(a); }
+void winograd_int(const ConvArgs& a) { dispatch<WinogradInt, true>(a); }
 void winograd_float(const ConvArgs& a) { dispatch<WinogradFloat>(a); }
 
 }  // namespace avx2
