@@ -184,15 +184,20 @@ class _Gate:
         return self._tensors[f"{name}.weight"] * x + self._tensors[f"{name}.bias"]
 
     def _linear(self, name: str, x: Floats) -> Floats:
-        return self._tensors[f"{name}.weight"] @ x + self._tensors[f"{name}.bias"]
+        return self._product(f"{name}.weight", x) + self._tensors[f"{name}.bias"]
+
+    def _product(self, name: str, x: Floats) -> Floats:
+        # Not `@`: with five columns OpenBLAS's AVX-512 kernel also multiplies what lies beyond
+        # the row, and numpy warns where that memory happens to hold a signalling NaN.
+        return (self._tensors[name] * x).sum(1)
 
     def outputs(self, block: int, pooled: Floats) -> Floats:
         assert self._plan is not None
         features = self._linear(f"gate.embed.{block}", pooled) + self._embedded
         if self._plan.kind == "feedforward":
             return self._linear(f"gate.out.{block}", np.maximum(features, 0))
-        terms = self._tensors["gate.lstm.weight_ih"] @ features + self._tensors["gate.lstm.bias"]
-        terms = terms + self._tensors["gate.lstm.weight_hh"] @ self._hidden
+        terms = self._product("gate.lstm.weight_ih", features) + self._tensors["gate.lstm.bias"]
+        terms = terms + self._product("gate.lstm.weight_hh", self._hidden)
         entry, forget, new, leave = np.split(terms, 4)
         self._cell = _sigmoid(forget) * self._cell + _sigmoid(entry) * np.tanh(new)
         self._hidden = _sigmoid(leave) * np.tanh(self._cell)
