@@ -98,7 +98,7 @@ class PyEngine {
            const std::vector<std::optional<Readable>>& multipliers, const std::vector<Readable>& thresholds,
            const std::vector<float>& temperatures, const std::string& score, const std::vector<Writable>& scores,
            const Writable& answered, const std::optional<Readable>& forced, const std::optional<Writable>& gate_us,
-           bool averaged) const {
+           bool averaged, const std::vector<Writable>& profile) const {
     const std::size_t count = images.ndim() ? images.shape(0) : 0;
     RunRequest request;
     request.count = count;
@@ -149,12 +149,37 @@ class PyEngine {
       request.gate_us = checked<float>("gate_us", *gate_us, {count, blocks});
     }
 
+    std::vector<StepTimes> profiles;
+    std::vector<double*> totals;
+    if (!profile.empty()) {
+      check_length("profile", profile.size(), engine_->networks());
+      for (std::size_t k = 0; k < profile.size(); ++k) {
+        const std::size_t rows = engine_->network(k).profile_rows().size();
+        totals.push_back(checked<double>("profile[" + std::to_string(k) + "]", profile[k], {rows, 2}));
+        profiles.push_back({std::vector<StepTimes::Row>(rows)});
+      }
+      request.profiles = &profiles;
+    }
+
     // The caller's references keep the arrays alive.
     nb::gil_scoped_release unlocked;
     check_values(request);
     check_forced(request, first);
     const SignalCheck signals;
     if (count > 0) engine_->run(request);
+    for (std::size_t k = 0; k < profiles.size(); ++k) {
+      double* total = totals[k];
+      for (const StepTimes::Row& row : profiles[k].rows) {
+        *total++ += row.us;
+        *total++ += row.calls;
+      }
+    }
+  }
+
+  std::vector<std::tuple<std::string, std::string, std::string, std::int64_t, std::int64_t>> steps(int network) const {
+    std::vector<std::tuple<std::string, std::string, std::string, std::int64_t, std::int64_t>> rows;
+    for (const Executor::ProfileRow& row : at(network).profile_rows()) rows.emplace_back(row.part, row.option, row.info.kernel, row.info.macs, row.info.bytes);
+    return rows;
   }
 
   std::size_t networks() const { return engine_->networks(); }
@@ -253,9 +278,10 @@ NB_MODULE(_native, m) {
            nb::arg("budgets").noconvert(), nb::arg("multipliers").noconvert(), nb::arg("thresholds").noconvert(),
            nb::arg("temperatures"), nb::arg("score"), nb::arg("scores").noconvert(), nb::arg("answered").noconvert(),
            nb::arg("forced").noconvert() = nb::none(), nb::arg("gate_us").noconvert() = nb::none(),
-           nb::arg("averaged") = false, "Classifies images (B, H, W, C) by a chain of members; see _native.pyi.")
+           nb::arg("averaged") = false, nb::arg("profile").noconvert() = std::vector<fracskip::Writable>(), "Classifies images (B, H, W, C) by a chain of members; see _native.pyi.")
       .def("gated_blocks", &PyEngine::gated_blocks, nb::arg("network"))
       .def("options", &PyEngine::options, nb::arg("network"))
+      .def("steps", &PyEngine::steps, nb::arg("network"), "(part, option, kernel, macs, bytes) of each row of a profile.")
       .def("kernels", &PyEngine::kernels, "(network, part, option, kernels) of what runs each option.")
       .def_prop_ro("networks", &PyEngine::networks)
       .def_prop_ro("classes", &PyEngine::classes)

@@ -64,7 +64,7 @@ struct Engine::Impl {
 
   // Images `begin` to `end`: spread over the threads, or each shared by those that `turn` gives.
   void run(const RunRequest& request, std::size_t begin, std::size_t end, const Team::Turn* turn) {
-    const std::size_t workers = turn ? 1 : std::min(end - begin, members());
+    const std::size_t workers = turn || request.profiles ? 1 : std::min(end - begin, members());
     const std::size_t image_bytes = image.values() * (request.pixels == PixelType::u8 ? 1 : sizeof(float));
     // Taken here, where running out of memory can still be reported.
     std::vector<std::unique_ptr<Arena>> arenas;
@@ -79,7 +79,7 @@ struct Engine::Impl {
     const auto work = [&](Arena* arena) {
       const FloatEnvironment environment;
       const KernelState state(kernel_set(isa));
-      Runner runner(ensemble, *arena, turn);
+      Runner runner(ensemble, *arena, turn, request.profiles);
       try {
         for (std::size_t i = next++; i < end; i = next++) {
           runner.run(request, i, image_bytes);
@@ -136,7 +136,7 @@ bool Engine::takes_floats() const { return impl_->takes_floats; }
 void Engine::run(const RunRequest& request) const {
   const std::size_t threads = impl_->members();
   // The last images, too few for all threads, are shared by them one after the other, if that pays.
-  const std::size_t rest = impl_->team ? request.count % threads : 0;
+  const std::size_t rest = !impl_->team ? 0 : request.profiles ? request.count : request.count % threads;
   impl_->run(request, 0, request.count - rest, nullptr);
   if (rest == 0) return;
   const Team::Turn turn(&*impl_->team);

@@ -45,6 +45,7 @@ struct RunRequest {
   float* logits = nullptr;               // (count, classes), of the member that answers
   std::uint8_t* answered = nullptr;      // (count): its position in the chain
   float* latency_us = nullptr;           // (count)
+  std::vector<StepTimes>* profiles = nullptr;  // one a network, added to: images are run one after the other; or null
   float* gate_us = nullptr;  // (count, gated blocks): what deciding took in all members, which are of one network; or null
 };
 

@@ -33,6 +33,25 @@ Executor::Executor(const Network& network, const KernelSet& kernels)
     first_options.push_back(skips && !network.parts[p].residual);
   }
   gated.push_back(network.parts.size());
+  std::size_t index = 0;
+  each_step([&](const std::string&, const std::string&, Step& step) { step.index = index++; });
+}
+
+template <class Function>
+void Executor::each_step(Function function) const {
+  for (const auto& step : plan.spread.steps) function("", "", *step);
+  for (std::size_t p = 0; p < plan.parts.size(); ++p) {
+    for (const Course& course : plan.parts[p].options) {
+      for (const auto& step : course.steps) function(names[p], course.option, *step);
+    }
+  }
+}
+
+std::vector<Executor::ProfileRow> Executor::profile_rows() const {
+  const std::int64_t pixels = plan.image.bytes();
+  std::vector<ProfileRow> rows = {{"", "", {"pixels", 0, pixels + pixels / static_cast<std::int64_t>(sizeof(float))}}, {"", "", {"gates", 0, 0}}};
+  each_step([&](const std::string& part, const std::string& option, const Step& step) { rows.push_back({part, option, step.info}); });
+  return rows;
 }
 
 std::vector<KernelInfo> Executor::kernel_infos() const {
@@ -79,7 +98,10 @@ Worker::Worker(const Executor& executor, std::size_t shares) : executor_(executo
 
 void Worker::begin(const void* image, PixelType pixels) {
   const Plan& plan = executor_.plan;
-  executor_.reader.take(image, pixels, plan.image.layout, reinterpret_cast<float*>(memory_.at(plan.image)));
+  {
+    const StepTimes::Timed timed(profile_, StepTimes::kPixels);
+    executor_.reader.take(image, pixels, plan.image.layout, reinterpret_cast<float*>(memory_.at(plan.image)));
+  }
   run(plan.spread);
   memory_.summed = false;
   execute_fixed(0, executor_.gated[0]);
@@ -119,6 +141,7 @@ void Worker::execute(const PlannedPart& part, std::size_t option) {
 
 void Worker::run(const Course& course) {
   for (const auto& step : course.steps) {
+    const StepTimes::Timed timed(profile_, StepTimes::kSteps + step->index);
     if (turn_ && step->is_shared) turn_->run(*step, memory_);
     else step->run(memory_, {});
   }

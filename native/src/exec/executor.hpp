@@ -8,6 +8,7 @@
 
 #include "exec/gates.hpp"
 #include "exec/image.hpp"
+#include "exec/step_times.hpp"
 #include "exec/team.hpp"
 #include "kernels/common/kernels.hpp"
 #include "plan/plan.hpp"
@@ -26,6 +27,13 @@ struct Executor {
 
   std::vector<KernelInfo> kernel_infos() const;
 
+  // A row of a profile, in the order of `StepTimes::rows`.
+  struct ProfileRow {
+    std::string part, option;
+    StepInfo info;
+  };
+  std::vector<ProfileRow> profile_rows() const;
+
   // Times all steps, and finds those that so many threads should share: it saves more than that. Gives whether there is one.
   bool choose_shared(std::size_t threads, std::chrono::microseconds least_saving);
 
@@ -42,6 +50,10 @@ struct Executor {
   int gated_blocks() const { return static_cast<int>(gates.count); }
   int options() const { return gates.options; }
   const std::string& block_name(std::size_t block) const { return names[gated[block]]; }
+
+ private:
+  template <class Function>
+  void each_step(Function function) const;  // of (part, option, step), as a profile counts them
 };
 
 // One thread's way through a network, with its activations and scratch. Blocks are the gated parts, counted.
@@ -52,6 +64,9 @@ class Worker {
 
   // Who does the steps that are shared, until the next call: null for this thread.
   void share_with(const Team::Turn* turn) { turn_ = turn; }
+  // Where what steps take is added up, until the next call: null for nowhere.
+  void record(StepTimes* profile) { profile_ = profile; }
+  StepTimes* profile() const { return profile_; }
 
   void begin(const void* image, PixelType pixels);       // up to the first block
   const float* pooled(std::size_t block);                // channel means of what a block takes
@@ -70,6 +85,7 @@ class Worker {
 
   const Executor& executor_;
   const Team::Turn* turn_ = nullptr;
+  StepTimes* profile_ = nullptr;
   Memory memory_;
   Buffer pooled_;
   Buffer kept_, kept_sums_;

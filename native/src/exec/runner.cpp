@@ -26,8 +26,11 @@ Arena::Arena(const Ensemble& ensemble, std::size_t shares) {
   mean.resize(static_cast<std::size_t>(ensemble.networks[0]->classes));
 }
 
-Runner::Runner(const Ensemble& ensemble, Arena& arena, const Team::Turn* turn) : ensemble_(ensemble), arena_(arena) {
-  for (Arena::Own& own : arena.networks) own.worker.share_with(turn);
+Runner::Runner(const Ensemble& ensemble, Arena& arena, const Team::Turn* turn, std::vector<StepTimes>* profiles) : ensemble_(ensemble), arena_(arena) {
+  for (std::size_t k = 0; k < arena.networks.size(); ++k) {
+    arena.networks[k].worker.share_with(turn);
+    arena.networks[k].worker.record(profiles ? &(*profiles)[k] : nullptr);
+  }
 }
 
 void Runner::run(const RunRequest& request, std::size_t index, std::size_t image_bytes) {
@@ -113,6 +116,7 @@ void Runner::member(const RunRequest& request, std::size_t index, const Member& 
       option = request.forced[at];
     } else if (gates.kind != GateKind::none) {
       const Clock::time_point begin = request.gate_us ? Clock::now() : Clock::time_point();
+      const StepTimes::Timed timed(worker.profile(), StepTimes::kGates);
       const float multiplier = asked.multipliers ? asked.multipliers[index] : gates.multiplier;
       option = gate.decide(block, worker.pooled(block), multiplier, executor.first_options[block]);
       if (request.gate_us) request.gate_us[at] += microseconds_since(begin);

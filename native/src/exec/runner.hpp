@@ -41,8 +41,8 @@ struct Arena {
 
 class Runner {
  public:
-  // `turn`: who shares the steps of each image; null: nobody does.
-  Runner(const Ensemble& ensemble, Arena& arena, const Team::Turn* turn);
+  // `turn`: who shares the steps of each image; null: nobody does. `profiles`: where what they take is added up, or null.
+  Runner(const Ensemble& ensemble, Arena& arena, const Team::Turn* turn, std::vector<StepTimes>* profiles);
 
   // Image `index` of a request, whose images have so many bytes.
   void run(const RunRequest& request, std::size_t index, std::size_t image_bytes);

@@ -343,6 +343,7 @@ Convolution::Convolution(const Conv& conv, const KernelSet& set, Forms forms)
   name_ = std::string(set.name) + choice.name;
   scratch_ = choice.scratch;
   weights_ = choice.pack(wanted);
+  weight_bytes_ = weights_.size();
   const int out = round_up(out_, kBlock);
   rows_ = choice.rows;
   element_ = integer_ ? Element::u8 : choice.function == &KernelSet::tiles_bf16 ? Element::bf16 : Element::f32;

@@ -57,6 +57,8 @@ class Convolution {
 
   const void* weights() const { return packed_; }
 
+  std::size_t weight_bytes() const { return weight_bytes_; }  // packed
+
   // Of packed weights, from one block of output channels to the next; 0 where they can't be taken one by one.
   std::ptrdiff_t block_bytes() const { return block_bytes_; }
   int rows_together() const { return rows_; }   // of the output: a tile's
@@ -80,6 +82,7 @@ class Convolution {
   int rows_;      // see rows_together
   Element element_;
   std::ptrdiff_t block_bytes_;
+  std::size_t weight_bytes_;
   friend Buffer gather_weights(const std::vector<std::unique_ptr<Convolution>>& convolutions);
 
   ConvFunction function_;

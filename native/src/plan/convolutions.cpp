@@ -55,10 +55,15 @@ bool relevels_short(StageArgs& a, const ValueKernels& values) {
   return false;
 }
 
+std::int64_t macs_of(const Op& op, const Layout& out) {
+  const std::int64_t taps = op.window.kernel_h * op.window.kernel_w;
+  return static_cast<std::int64_t>(out.h) * out.w * op.given * (op.taken / op.groups) * taps;
+}
+
 }  // namespace
 
 // A pass over a value's pixels, all of them.
-StageStep& Planner::stage(StageFunction function, const Value& in, const Place& out) {
+StageStep& Planner::stage(StageFunction function, const char* kernel, const Value& in, const Place& out) {
   auto step = std::make_unique<StageStep>();
   step->function = function;
   step->in = in.place;
@@ -77,9 +82,7 @@ StageStep& Planner::stage(StageFunction function, const Value& in, const Place& 
   a.out_pixel = to.pixel;
   a.step = step_;
   a.in_zero = static_cast<float>(zero_);
-  StageStep& placed = *step;
-  course_->steps.push_back(std::move(step));
-  return placed;
+  return add(std::move(step), kernel, {in.place, in.factor, out});
 }
 
 // Whether a convolution is executed in bfloat16, provided that its input is ready as it is: levels (whose zero is 0) or values of
@@ -109,12 +112,19 @@ Place Planner::staged(const Op& op, const Terms& terms, bool half, const Value& 
     memory_.hold(in.place);
     return in.place;
   }
-  StageFunction function = terms.is_integer() ? values_.levels : half ? set_.f32_to_bf16 : values_.copy;
-  if (in.stream) function = takes_levels ? values_.copy_levels : terms.is_integer() ? values_.relevel : half ? set_.u8_to_bf16 : values_.values;
+  struct Form {
+    StageFunction function;
+    const char* kernel;
+  };
+  Form form = terms.is_integer() ? Form{values_.levels, "quantize"} : half ? Form{set_.f32_to_bf16, "to_bf16"} : Form{values_.copy, "fp32_copy"};
+  if (in.stream) {
+    form = takes_levels ? Form{values_.copy_levels, "int8_copy"} : terms.is_integer() ? Form{values_.relevel, "requantize"}
+           : half ? Form{set_.u8_to_bf16, "to_bf16"} : Form{values_.values, "dequantize"};
+  }
   Layout layout = form_of(from, border, element);
   if (is_sparse(w)) layout = Layout::dense(rows, columns, from.c, element);
   const Place out = memory_.acquire(layout, terms.zero == 0);
-  StageStep& placed = stage(function, in, out);
+  StageStep& placed = stage(form.function, form.kernel, in, out);
   StageArgs& a = placed.args;
   a.in_row *= step_h;
   a.in_pixel *= step_w;
@@ -124,7 +134,7 @@ Place Planner::staged(const Op& op, const Terms& terms, bool half, const Value& 
   a.zero = static_cast<float>(terms.zero);
   a.top = top_;
   a.border = terms.zero == 0 ? 0 : border;
-  if (function == values_.relevel && !in.factor.is_some() && relevels_short(a, values_)) placed.function = values_.relevel_short;
+  if (form.function == values_.relevel && !in.factor.is_some() && relevels_short(a, values_)) placed.function = values_.relevel_short;
   return out;
 }
 
@@ -303,8 +313,9 @@ void Planner::plan_depthwise(const Op& op, const Terms& terms, const Place& in, 
   a.out_pixel = to.pixel;
   a.top = target.top;
   set_clamp(a, target.act);
-  course_->kernels.push_back(std::string(set_.name) + (integer ? "_int8" : "_fp32") + "_depthwise");
-  course_->steps.push_back(std::move(step));
+  const std::string kernel = integer ? "int8_depthwise" : "fp32_depthwise";
+  course_->kernels.push_back(std::string(set_.name) + "_" + kernel);
+  add(std::move(step), kernel, {in, target.out}, macs_of(op, to), weights->taps.size());
 }
 
 // An op's convolutions, made once for all who execute it.
@@ -339,6 +350,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   step->phases_w = spread.apart_w / spread.common_w;
   const std::ptrdiff_t first_tap = -(op.window.pad_top * from.row + static_cast<std::ptrdiff_t>(op.window.pad_left) * from.pixel);
   int piece = 0;
+  std::size_t weight_bytes = 0;
   for (const Convolution* conv : pieces_of(op, terms, half, grouping)) {
     ConvolutionStep::Piece made;
     made.conv = conv;
@@ -376,6 +388,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
     largest.out_h = (a.out_h + step->phases_h - 1) / step->phases_h;
     largest.out_w = (a.out_w + step->phases_w - 1) / step->phases_w;
     plan_.scratch_bytes = std::max(plan_.scratch_bytes, conv->scratch_bytes(largest));
+    weight_bytes += conv->weight_bytes();
     step->pieces.push_back(made);
   }
   std::string name = step->pieces.front().conv->kernel_name();
@@ -383,7 +396,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   if (spread.is_some()) name += "_dilated";
   course_->kernels.push_back(name);
   dense_.push_back(step.get());
-  course_->steps.push_back(std::move(step));
+  add(std::move(step), "", {in, target.residual, target.out}, macs_of(op, to), weight_bytes).info.kernel = name;
 }
 
 }  // namespace fracskip

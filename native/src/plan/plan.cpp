@@ -56,7 +56,8 @@ Place Planner::plan_image(const Network& network) {
   step->in = plan_.image;
   step->out = memory_.acquire(Layout::dense(layout.h, layout.w, network.channels, Element::f32), false);
   const Place value = step->out;
-  plan_.spread.steps.push_back(std::move(step));
+  course_ = &plan_.spread;
+  add(std::move(step), "fp32_copy", {plan_.image, value});
   memory_.let_go(plan_.image);
   return value;
 }

@@ -48,6 +48,13 @@ struct Share {
   }
 };
 
+// What a step does to an image, in words and numbers: for profiles.
+struct StepInfo {
+  std::string kernel;
+  std::int64_t macs = 0;   // as the network defines them, whatever the algorithm
+  std::int64_t bytes = 0;  // of values read and written, and of weights
+};
+
 class Step {
  public:
   virtual ~Step() = default;
@@ -56,6 +63,8 @@ class Step {
   virtual void run(Memory& memory, Share share) const = 0;
   virtual bool can_be_shared() const { return true; }
 
+  StepInfo info;
+  std::size_t index = 0;   // among its network's steps
   bool is_shared = false;  // whether it takes so long that sharing it pays
 };
 

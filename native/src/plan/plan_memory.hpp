@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "plan/memory.hpp"
@@ -15,6 +16,10 @@ struct Place {
 
   bool is_some() const { return buffer >= 0; }
   bool is_levels() const { return layout.element == Element::u8; }
+  // Of its pixels, with the channels that pad them.
+  std::int64_t bytes() const {
+    return is_some() ? static_cast<std::int64_t>(layout.h) * layout.w * layout.pixel * static_cast<std::int64_t>(layout.bytes_each()) : 0;
+  }
   // Whether it has no border and no gaps but padded channels, as programs want their values.
   bool is_dense() const {
     return layout.border == 0 && layout.pixel % kBlock == 0 && layout.row == static_cast<std::ptrdiff_t>(layout.w) * layout.pixel;

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -91,6 +94,15 @@ class Planner {
   void used(int value);
   void finish();
   void round_off(const Place& in, Act act);
+  template <class AnyStep>
+  AnyStep& add(std::unique_ptr<AnyStep> step, const std::string& kernel, std::initializer_list<Place> touched, std::int64_t macs = 0, std::size_t weight_bytes = 0) {
+    step->info = {std::string(set_.name) + "_" + kernel, macs, static_cast<std::int64_t>(weight_bytes)};
+    for (const Place& place : touched) step->info.bytes += place.bytes();
+    AnyStep& added = *step;
+    course_->steps.push_back(std::move(step));
+    return added;
+  }
+  const char* name_of(ValueFunction function) const;
   ValueStep& pass(ValueFunction function, const Place& in, const Place& other, const Place& out, Act act);
   const Op* taker_of(std::size_t value) const;
   const Terms& terms_of(const Op& op) const { return (*terms_)[static_cast<std::size_t>(&op - program_->data())]; }
@@ -105,7 +117,7 @@ class Planner {
   LevelMeanArgs mean_arguments(const Place& in) const;
 
   // -- convolutions
-  StageStep& stage(StageFunction function, const Value& in, const Place& out);
+  StageStep& stage(StageFunction function, const char* kernel, const Value& in, const Place& out);
   bool runs_in_half(const Op& op) const;
   Place staged(const Op& op, const Terms& terms, bool half, const Value& in);
   Layout form_for_takers(std::size_t value, const Layout& result, Act act, bool half) const;

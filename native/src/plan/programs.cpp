@@ -1,5 +1,6 @@
 // Programs: one op after another, and what becomes of the last value.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "plan/planner.hpp"
@@ -87,7 +88,15 @@ void Planner::round_off(const Place& in, Act act) {
   step->args.act = act;
   step->args.residual_type = !end_->residual.is_some() ? Residual::none : end_->residual.is_levels() ? Residual::u8 : Residual::f32;
   step->args.count = in.layout.row;
-  course_->steps.push_back(std::move(step));
+  add(std::move(step), "quantize", {in, end_->residual, end_->out});
+}
+
+const char* Planner::name_of(ValueFunction function) const {
+  const struct {
+    ValueFunction function;
+    const char* name;
+  } names[] = {{values_.act, "act"}, {values_.add, "add"}, {values_.mul, "mul"}, {values_.affine, "affine"}, {values_.norm, "norm"}, {values_.mean, "mean"}};
+  return std::find_if(std::begin(names), std::end(names), [&](const auto& each) { return each.function == function; })->name;
 }
 
 // A pass over values whose pixels lie side by side.
@@ -103,9 +112,7 @@ ValueStep& Planner::pass(ValueFunction function, const Place& in, const Place& o
   step->args.used = in.layout.c;
   step->args.act = act;
   step->args.spread = other.is_some() && (other.layout.h != in.layout.h || other.layout.w != in.layout.w);
-  ValueStep& placed = *step;
-  course_->steps.push_back(std::move(step));
-  return placed;
+  return add(std::move(step), std::string("fp32_") + name_of(function), {in, other, out});
 }
 
 // The one op that takes a value; null if several do, or none.
@@ -129,7 +136,7 @@ Place Planner::plain(int value) {
   if (!v.plain.is_some()) {
     const Layout& from = v.place.layout;
     v.plain = memory_.acquire(Layout::dense(from.h, from.w, from.c, Element::f32), false);
-    stage(values_.values, v, v.plain);
+    stage(values_.values, "dequantize", v, v.plain);
   }
   return v.plain;
 }
@@ -241,7 +248,8 @@ void Planner::plan_pool(std::size_t k) {
   a.pad_left = w.pad_left;
   a.largest = op.largest;
   a.count_padding = op.count_padding;
-  course_->steps.push_back(std::move(step));
+  const Place taken = step->in;
+  add(std::move(step), in.levels ? "int8_pool" : "fp32_pool", {taken, out.place});
 }
 
 // All but pointers, for the levels that the part takes.
@@ -275,7 +283,7 @@ void Planner::plan_mean(std::size_t k) {
   if (here) memory_.hold(step->out);
   out.place = step->out;
   step->args = mean_arguments(in.place);
-  course_->steps.push_back(std::move(step));
+  add(std::move(step), "int8_mean", {in.place, out.place});
 }
 
 }  // namespace fracskip

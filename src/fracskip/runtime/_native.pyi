@@ -43,6 +43,9 @@ class Engine:
     def kernels(self) -> list[tuple[int, str, str, list[str]]]:
         """(network, part, option, kernels) of what runs each option."""
 
+    def steps(self, network: int) -> list[tuple[str, str, str, int, int]]:
+        """(part, option, kernel, MACs, bytes) of each row of a profile."""
+
     def run(
         self,
         images: NDArray[np.uint8] | NDArray[np.float32],
@@ -61,6 +64,7 @@ class Engine:
         forced: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
         averaged: bool = False,
+        profile: Sequence[NDArray[np.float64]] = (),
     ) -> None:
         """Classifies images (B, H, W, C) by a chain of members.
 

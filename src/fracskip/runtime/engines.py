@@ -50,6 +50,7 @@ class Engine(Protocol):
         forced: NDArray[np.uint8] | None,
         gate_us: NDArray[np.float32] | None,
         averaged: bool,
+        profile: Sequence[NDArray[np.float64]],
     ) -> None:
         """Runs a chain of networks on B images and writes answers in place.
 
@@ -71,6 +72,8 @@ class Engine(Protocol):
             gate_us: What each gate took (B, L), of one member; or None.
             averaged: Answers are means over the members so far, of logits over temperatures; else
                 the last member's logits.
+            profile: Of each network, (rows, 2): microseconds and calls of each row of `steps`
+                are added; or empty. Images then run one after the other.
         """
         ...
 

@@ -328,6 +328,7 @@ class InferenceSession:
         forced: NDArray[np.uint8] | None = None,
         time_gates: bool = False,
         scores: list[NDArray[np.float32]] | None = None,
+        profile: Sequence[NDArray[np.float64]] = (),
     ) -> Prediction[NDArray[Any]]:
         """Runs checked images as an operation says.
 
@@ -337,6 +338,7 @@ class InferenceSession:
             forced: Decisions of the one member, (B, L).
             time_gates: See `run`; of one member.
             scores: Given empty, it gets each member's scores (B,), NaN where it saw no image.
+            profile: Of each network, what steps took is added to; see `fracskip.runtime.profiling`.
         """
         count, members = len(images), operation.members
         logits = np.empty((count, len(self.class_names)), np.float32)
@@ -363,6 +365,7 @@ class InferenceSession:
             forced=forced,
             gate_us=gate_us,
             averaged=operation.averaged,
+            profile=profile,
         )
         self._check_logits(logits)
         executions: list[Execution[NDArray[Any]]] = []
