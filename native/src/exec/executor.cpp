@@ -24,7 +24,7 @@ Memory make_memory(const Plan& plan, std::size_t shares) {
 }  // namespace
 
 Executor::Executor(const Network& network, const KernelSet& kernels)
-    : set(kernels), plan(network, kernels), gates(network, kernels, count_gated(network)), reader(network), classes(network.classes), takes_budget(!network.gate.budget_weight.empty()) {
+    : set(kernels), plan(network, kernels), gates(network, kernels, count_gated(network)), reader(network, *kernels.values), classes(network.classes), takes_budget(!network.gate.budget_weight.empty()) {
   const bool skips = network.option_bits.front() == kSkipBits;
   for (std::size_t p = 0; p < network.parts.size(); ++p) {
     names.push_back(network.parts[p].name);

@@ -16,12 +16,11 @@ enum class PixelType { u8, f32 };
 
 class ImageReader {
  public:
-  explicit ImageReader(const Network& network) {
-    for (int c = 0; c < network.channels; ++c) {
-      for (int level = 0; level < 256; ++level) {
-        const float pixel = static_cast<float>(level) * (1.f / 255.f);
-        values_.push_back((pixel - network.mean[c]) * (1.f / network.std[c]));
-      }
+  ImageReader(const Network& network, const ValueKernels& kernels) : pixels_(kernels.pixels) {
+    for (int c = 0; c < network.channels + kBlock; ++c) {
+      const auto channel = static_cast<std::size_t>(c % network.channels);
+      mean_.push_back(network.mean[channel]);
+      inverse_.push_back(1.f / network.std[channel]);
     }
   }
 
@@ -35,15 +34,14 @@ class ImageReader {
         std::memcpy(to, floats + h * row, row * sizeof(float));
         continue;
       }
-      float* value = to;
-      for (int w = 0; w < l.w; ++w) {
-        for (int c = 0; c < l.c; ++c) *value++ = values_[static_cast<std::size_t>(c) * 256 + *pixels++];
-      }
+      pixels_({pixels, to, static_cast<std::ptrdiff_t>(row), l.c, mean_.data(), inverse_.data()});
+      pixels += row;
     }
   }
 
  private:
-  std::vector<float> values_;  // (channels, 256): the normalised value of a byte
+  PixelFunction pixels_;
+  std::vector<float> mean_, inverse_;  // see `PixelArgs`
 };
 
 }  // namespace fracskip

@@ -42,11 +42,11 @@ Buffer pack_direct(const Conv& conv, const std::vector<From>& weight, int group,
 // By chunks: [block][kernel_h][chunks]; a row of taps is a run of kernel_w * in bytes, cut into chunks.
 // By quads: [block][kernel_h][fours][pixels that reach them]; the four's pixels are 16 bytes apart.
 template <class To, class Weight>
-Buffer pack_tiles(const Conv& conv, Element element, Weight weight) {
+Buffer pack_tiles(const Conv& conv, Element element, int pixel, Weight weight) {
   const Window& window = conv.window;
   const int line = 64 / static_cast<int>(sizeof(To)), group = line / 16, tile_size = 16 * line;
   const bool quads = tile_quads(element, conv.in, window.stride_h, window.stride_w);
-  const int blocks = round_up(conv.out, kBlock) / kBlock, channels = round_up(conv.in, kBlock);
+  const int blocks = round_up(conv.out, kBlock) / kBlock, channels = pixel ? pixel : round_up(conv.in, kBlock);
   // Which tile of a row's, and which of its values, a tap has: once, or for each of four pixels.
   struct Place {
     int tile, value;
@@ -64,7 +64,7 @@ Buffer pack_tiles(const Conv& conv, Element element, Weight weight) {
       }
     }
   } else {
-    tiles = tile_chunks(element, window.kernel_w, conv.in);
+    tiles = tile_chunks(element, window.kernel_w, channels);
   }
   Buffer buffer(static_cast<std::size_t>(blocks) * window.kernel_h * tiles * kTileBytes);
   for (int out = 0; out < conv.out; ++out) {
@@ -261,7 +261,7 @@ constexpr Choice kChoices[] = {
         "_int8_tiles",
         &KernelSet::tiles_int,
         [](const Wanted& w) { return w.integer() && w.forms.tiles && w.fits_tiles(); },
-        [](const Wanted& w) { return pack_tiles<std::int8_t>(w.conv, Element::u8, [&](std::size_t i) { return w.conv.weight_i8[i]; }); },
+        [](const Wanted& w) { return pack_tiles<std::int8_t>(w.conv, Element::u8, w.forms.pixel, [&](std::size_t i) { return w.conv.weight_i8[i]; }); },
         scratch_of_tiles,
     },
     {
@@ -269,7 +269,7 @@ constexpr Choice kChoices[] = {
         &KernelSet::tiles_bf16,
         [](const Wanted& w) { return w.forms.half; },
         [](const Wanted& w) {
-          return pack_tiles<std::uint16_t>(w.conv, Element::bf16, [&](std::size_t i) { return to_bf16(w.conv.weight_f32[i]); });
+          return pack_tiles<std::uint16_t>(w.conv, Element::bf16, w.forms.pixel, [&](std::size_t i) { return to_bf16(w.conv.weight_f32[i]); });
         },
         scratch_of_tiles,
     },

@@ -38,6 +38,7 @@ struct Forms {
   bool winograd = true;
   bool half = false;   // in bfloat16, where the set has kernels for it; see `runs_in_bf16`
   bool tiles = true;   // of integers: input whose pixels lie side by side and have no channels but these
+  int pixel = 0;       // of tiles: bytes or values from one of the input's to the next; 0: channels padded to `kBlock`
   bool zeros = true;   // beyond the input's border, up to whole tiles, lie zeros, not just anything
 };
 

@@ -123,6 +123,11 @@ Place Planner::staged(const Op& op, const Terms& terms, bool half, const Value& 
   }
   Layout layout = form_of(from, border, element);
   if (is_sparse(w)) layout = Layout::dense(rows, columns, from.c, element);
+  // Of a stride: else tiles want their pixels in whole lines.
+  else if (in.place.buffer == plan_.image.buffer && terms.is_integer() && from.c <= kImagePixel && w.stride_h > 1 && w.stride_w > 1) {
+    layout = Layout::make(from.h, from.w, from.c, border, element, kImagePixel);
+    form.function = values_.levels_of_image;
+  }
   const Place out = memory_.acquire(layout, terms.zero == 0);
   StageStep& placed = stage(form.function, form.kernel, in, out);
   StageArgs& a = placed.args;
@@ -319,7 +324,7 @@ void Planner::plan_depthwise(const Op& op, const Terms& terms, const Place& in, 
 }
 
 // An op's convolutions, made once for all who execute it.
-const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Terms& terms, bool half, const Grouping& grouping) {
+const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Terms& terms, bool half, const Grouping& grouping, int pixel) {
   std::vector<const Convolution*>& pieces = made_[{&terms, op.window.stride_h, op.window.stride_w}];
   const Spread spread(op);
   for (int piece = static_cast<int>(pieces.size()); piece < grouping.pieces; ++piece) {
@@ -332,6 +337,7 @@ const std::vector<const Convolution*>& Planner::pieces_of(const Op& op, const Te
     forms.winograd = !spread.is_some() && (terms.is_integer() || kTileArea * sizeof(float) * conv.in * conv.out <= kMostWinograd);
     forms.half = half;
     forms.tiles = grouping.pieces == 1 && spread.apart_w == 1;
+    forms.pixel = pixel;
     forms.zeros = terms.zero == 0;  // as `staged` takes memory
     plan_.convolutions.push_back(std::make_unique<Convolution>(conv, set_, forms));
     pieces.push_back(plan_.convolutions.back().get());
@@ -351,7 +357,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   const std::ptrdiff_t first_tap = -(op.window.pad_top * from.row + static_cast<std::ptrdiff_t>(op.window.pad_left) * from.pixel);
   int piece = 0;
   std::size_t weight_bytes = 0;
-  for (const Convolution* conv : pieces_of(op, terms, half, grouping)) {
+  for (const Convolution* conv : pieces_of(op, terms, half, grouping, from.pixel)) {
     ConvolutionStep::Piece made;
     made.conv = conv;
     made.channel = piece * grouping.together * (op.given / op.groups);

@@ -58,7 +58,7 @@ inline Buffer padded(const float* values, int count, int room) {
   return buffer;
 }
 
-// How an activation lies in memory: NHWC with a border of zeros. Below and to the right the border
+// How an activation lies in memory: NHWC with a border of zeros, channels padded to a multiple of so many. Below and to the right the border
 // also covers what is missing to whole Winograd tiles. Rows are whole cache lines.
 struct Layout {
   int h = 0, w = 0, c = 0;
@@ -67,17 +67,17 @@ struct Layout {
   int pixel = 0;           // elements from pixel to pixel
   std::ptrdiff_t row = 0;  // elements from row to row
 
-  static Layout make(int h, int w, int c, int border, Element element, bool padded_channels = true) {
+  static Layout make(int h, int w, int c, int border, Element element, int multiple = kBlock) {
     Layout l;
     l.h = h;
     l.w = w;
     l.c = c;
     l.border = border;
     l.element = element;
-    l.pixel = padded_channels ? round_up(c, kBlock) : c;
+    l.pixel = round_up(c, multiple);
     const auto line = static_cast<std::ptrdiff_t>(kAlignment / l.bytes_each());
     l.row = static_cast<std::ptrdiff_t>(2 * border + round_up(w, kTile)) * l.pixel;
-    if (padded_channels) l.row = (l.row + line - 1) / line * line;
+    if (multiple > 1) l.row = (l.row + line - 1) / line * line;
     return l;
   }
 

@@ -49,7 +49,7 @@ Place Planner::plan_image(const Network& network) {
     as_it_is = as_it_is && op.kind == OpKind::conv && plain;
     if (!integer) border = std::max(border, border_of(op.window));
   }
-  const Layout layout = Layout::make(network.height, network.width, network.channels, as_it_is ? border : 0, Element::f32, false);
+  const Layout layout = Layout::make(network.height, network.width, network.channels, as_it_is ? border : 0, Element::f32, 1);
   plan_.image = memory_.acquire(layout, true);
   if (as_it_is) return plan_.image;
   auto step = std::make_unique<SpreadStep>();

@@ -129,7 +129,7 @@ class Planner {
   Target target_of(std::size_t k, const Tail& tail, const Place& in, const Layout& result, bool depthwise, bool half);
   void plan_depthwise(const Op& op, const Terms& terms, const Place& in, const Target& target);
   void plan_dense(const Op& op, const Terms& terms, bool half, const Place& in, const Target& target);
-  const std::vector<const Convolution*>& pieces_of(const Op& op, const Terms& terms, bool half, const Grouping& grouping);
+  const std::vector<const Convolution*>& pieces_of(const Op& op, const Terms& terms, bool half, const Grouping& grouping, int pixel);
 
   Plan& plan_;
   const KernelSet& set_;

@@ -16,6 +16,7 @@
 namespace fracskip {
 
 inline constexpr int kBlock = 16;  // channels to which everything is padded
+inline constexpr int kImagePixel = 4;  // but levels of an image of up to so many, for convolutions of a stride
 
 [[gnu::always_inline]] inline constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
@@ -182,6 +183,17 @@ struct DepthwiseArgs {
   float most;
 };
 
+// Bytes to normalised values: (byte / 255 - mean) / std, of so many that lie side by side, channel after channel. The numbers of
+// each channel are repeated in tables that hold `kBlock` more than there are channels.
+struct PixelArgs {
+  const std::uint8_t* in;
+  float* out;
+  std::ptrdiff_t count;
+  int channels;
+  const float *mean, *inverse;  // 1 / std
+};
+
+using PixelFunction = void (*)(const PixelArgs&);
 using ValueFunction = void (*)(const ValueArgs&);
 using StageFunction = void (*)(const StageArgs&);
 using RoundFunction = void (*)(const RoundArgs&);
@@ -190,8 +202,10 @@ using PoolFunction = void (*)(const PoolArgs&);
 using DepthwiseFunction = void (*)(const DepthwiseArgs&);
 
 struct ValueKernels {
+  PixelFunction pixels;
   ValueFunction act, add, mul, affine, norm, mean;
   StageFunction copy, levels;                          // f32 to f32, f32 to u8
+  StageFunction levels_of_image;                       // the same, of pixels side by side into `kImagePixel` bytes each (no act, no product)
   StageFunction copy_levels, relevel, values;          // u8 as they are (no act, no product), u8 to u8, u8 to f32
   StageFunction relevel_short;                         // u8 to u8 in 16-bit integers (no act, no product), or null
   RoundFunction round;
@@ -295,8 +309,8 @@ inline constexpr int kTileSums = 4;  // tiles that are summed up at a time
 [[gnu::always_inline]] inline constexpr bool tile_quads(Element element, int in_channels, int stride_h, int stride_w) {
   return element == Element::u8 && in_channels <= kBlock && stride_h == 1 && stride_w == 1;
 }
-[[gnu::always_inline]] inline constexpr int tile_chunks(Element element, int kernel_w, int in_channels) {
-  return round_up(kernel_w * round_up(in_channels, kBlock) * static_cast<int>(size_of(element)), 64) / 64;
+[[gnu::always_inline]] inline constexpr int tile_chunks(Element element, int kernel_w, int in_pixel) {
+  return round_up(kernel_w * in_pixel * static_cast<int>(size_of(element)), 64) / 64;
 }
 // How many fours of input pixels four output pixels reach, and which of the four reach the last ones.
 [[gnu::always_inline]] inline constexpr int tile_fours(int kernel_w) { return (kernel_w + 2) / 4 + 1; }

@@ -183,6 +183,19 @@ void mean(const ValueArgs& a) {
   }
 }
 
+void pixels(const PixelArgs& a) {
+  const Lanes share = all(1.f / 255.f);
+  std::ptrdiff_t i = 0;
+  int channel = 0;
+  for (; i + kBlock <= a.count; i += kBlock) {
+    for (int lane = 0; lane < kBlock; lane += kLanes) {
+      store(a.out + i + lane, (from_levels(a.in + i + lane) * share - load(a.mean + channel + lane)) * load(a.inverse + channel + lane));
+    }
+    channel = (channel + kBlock) % a.channels;
+  }
+  for (; i < a.count; ++i, ++channel) a.out[i] = (static_cast<float>(a.in[i]) * (1.f / 255.f) - a.mean[channel]) * a.inverse[channel];
+}
+
 // -- into the form that convolutions take ---------------------------------------------------------------
 
 inline Lanes value_of(const float* from) { return load(from); }
@@ -273,6 +286,24 @@ void levels(const StageArgs& a) {
   surround(a);
 }
 
+// What the fourth of three channels holds is no matter either.
+void levels_of_image(const StageArgs& a) {
+  constexpr int kRun = 64;
+  const Lanes scale = all(a.scale), zero = all(a.zero), low = all(-a.zero), high = all(a.top - a.zero);
+  std::uint8_t run[kRun * kImagePixel + kBlock] = {};
+  for (int h = 0; h < a.h; ++h) {
+    const float* in = static_cast<const float*>(a.in) + h * a.in_row;
+    std::uint8_t* out = static_cast<std::uint8_t*>(a.out) + h * a.out_row;
+    for (int w = 0; w < a.w; w += kRun) {
+      const int pixels = a.w - w < kRun ? a.w - w : kRun, values = pixels * a.used;
+      for (int i = 0; i < values; i += kLanes) to_levels(run + i, rounded(largest(smallest(load(in + i) * scale, high), low)) + zero);
+      in += values;
+      for (int p = 0; p < pixels; ++p, out += kImagePixel) __builtin_memcpy(out, run + p * a.used, kImagePixel);
+    }
+  }
+  surround(a);
+}
+
 // -- the 8-bit stream -----------------------------------------------------------------------------------
 
 template <class Other>
@@ -321,6 +352,7 @@ namespace {
 
 constexpr ValueKernels value_kernels(DepthwiseFunction u8_to_f32, DepthwiseFunction u8) {
   ValueKernels kernels{};
+  kernels.pixels = pixels;
   kernels.act = act;
   kernels.add = add;
   kernels.mul = mul;
@@ -329,6 +361,7 @@ constexpr ValueKernels value_kernels(DepthwiseFunction u8_to_f32, DepthwiseFunct
   kernels.mean = mean;
   kernels.copy = copy<float>;
   kernels.levels = levels<float>;
+  kernels.levels_of_image = levels_of_image;
   kernels.copy_levels = copy_levels;
   kernels.relevel = levels<std::uint8_t>;
   kernels.values = values;

@@ -3,7 +3,10 @@ namespace fracskip {
 namespace FRACSKIP_VALUES {
 namespace {
 
-void pool_levels(const PoolArgs& a) {
+// So many channels at a time.
+template <int Width>
+void pool_levels_by(const PoolArgs& a) {
+  typedef std::uint8_t Levels __attribute__((vector_size(Width)));
   const int channels = a.channels;
   for (int oh = 0; oh < a.out_h; ++oh) {
     const int top = oh * a.stride_h - a.pad_top, begin_h = top < 0 ? 0 : top;
@@ -12,18 +15,26 @@ void pool_levels(const PoolArgs& a) {
     for (int ow = 0; ow < a.out_w; ++ow, out += channels) {
       const int left = ow * a.stride_w - a.pad_left, begin_w = left < 0 ? 0 : left;
       const int end_w = left + a.kernel_w < a.in_w ? left + a.kernel_w : a.in_w;
-      for (int c = 0; c < channels; c += kBlock) {
-        std::uint8_t most[kBlock] = {};  // levels are not below it
+      for (int c = 0; c < channels; c += Width) {
+        Levels most = {};  // levels are not below it
         for (int h = begin_h; h < end_h; ++h) {
           const std::uint8_t* in = static_cast<const std::uint8_t*>(a.in) + (static_cast<std::ptrdiff_t>(h) * a.in_w + begin_w) * channels + c;
           for (int w = begin_w; w < end_w; ++w, in += channels) {
-            for (int i = 0; i < kBlock; ++i) most[i] = in[i] > most[i] ? in[i] : most[i];
+            Levels level;
+            __builtin_memcpy(&level, in, Width);
+            most = level > most ? level : most;
           }
         }
-        __builtin_memcpy(out + c, most, kBlock);
+        __builtin_memcpy(out + c, &most, Width);
       }
     }
   }
+}
+
+void pool_levels(const PoolArgs& a) {
+  constexpr int kWide = kLanes > 4 ? 4 * kLanes : kBlock;  // a register
+  if (a.channels % kWide == 0) pool_levels_by<kWide>(a);
+  else pool_levels_by<kBlock>(a);
 }
 
 void pool(const PoolArgs& a) {

@@ -183,11 +183,11 @@ static void direct(ConvArgs a) {
 static ConvArgs widened(const ConvArgs& a) {
   ConvArgs wide = a;
   const int rows = (a.out_h - 1) * a.stride_h + a.kernel_h, columns = (a.out_w - 1) * a.stride_w + a.kernel_w;
-  const int channels = round_up(a.in_channels, kBlock);
+  const int channels = a.in_pixel == kImagePixel ? kImagePixel : round_up(a.in_channels, kBlock);
   std::int16_t* to = static_cast<std::int16_t*>(a.scratch);
   wide.in = to;
   wide.in_pixel = channels;
-  wide.in_row = static_cast<std::ptrdiff_t>(columns) * channels;
+  wide.in_row = round_up(columns * channels, kBlock);
   for (int h = 0; h < rows; ++h) {
     // A row's pixels lie side by side, padded channels included, unless some channels are left out.
     const bool dense = a.in_pixel == channels;

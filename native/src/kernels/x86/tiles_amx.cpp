@@ -152,7 +152,7 @@ void store(float* to) {
 template <class Math, int M, int N>
 void multiply(const ConvArgs& a, const Geometry& g, int first, int block) {
   static_assert(M * N <= kTileSums, "");
-  const int chunks = tile_chunks(Math::kElement, a.kernel_w, a.in_channels);
+  const int chunks = tile_chunks(Math::kElement, a.kernel_w, a.in_pixel);
   const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(a.kernel_h) * chunks * kTileBytes;
   const std::int8_t* weight = static_cast<const std::int8_t*>(a.weights) + block * block_size;
   const std::ptrdiff_t step = a.stride_w * g.in_pixel;
