@@ -352,6 +352,7 @@ void Planner::plan_dense(const Op& op, const Terms& terms, bool half, const Plac
   const Spread spread(op);
   step->out_buffer = target.out.buffer;
   step->channels = to.pixel;
+  step->height = to.h;
   step->phases_h = spread.apart_h / spread.common_h;
   step->phases_w = spread.apart_w / spread.common_w;
   const std::ptrdiff_t first_tap = -(op.window.pad_top * from.row + static_cast<std::ptrdiff_t>(op.window.pad_left) * from.pixel);

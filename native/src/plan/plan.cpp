@@ -8,6 +8,9 @@
 namespace fracskip {
 namespace {
 
+// Bytes of a shortcut's values from which it is executed strip by strip, and of a strip.
+constexpr std::int64_t kLeastJoined = std::int64_t{512} << 10, kStrip = std::int64_t{128} << 10;
+
 Layout result_of(const Program& program, const Layout& in) {
   std::vector<Layout> values = {in};
   for (const Op& op : program) values.push_back(result_of(op, values[static_cast<std::size_t>(op.in)]));
@@ -123,8 +126,35 @@ void Planner::plan_way(const Part& part, const Way& way, const Place& in, const 
     course_ = &course;
     for (Act act : part.after) pass(values_.act, out, {}, out, act);
   }
+  // What the shortcut's last step reads is there until the branch has ended.
+  Place read;
+  const std::size_t shortcut = course.steps.size();
+  if (own.is_some() && shortcut > 0) {
+    const auto* last = dynamic_cast<const ConvolutionStep*>(course.steps.back().get());
+    if (last && last->is_plain()) read.buffer = last->pieces.front().in.buffer;
+  }
+  if (read.is_some()) memory_.hold(read);
   if (!skips) plan_program(part.branch, way.terms, way.bits, in, end, course);
+  if (read.is_some()) join(course, shortcut - 1, own);
+  memory_.let_go(read);
   memory_.let_go(own);
+}
+
+// Makes a shortcut's last convolution a part of the branch's, whose residual it gives, where its values are many.
+void Planner::join(Course& course, std::size_t shortcut, const Place& values) {
+  auto* from = dynamic_cast<ConvolutionStep*>(course.steps[shortcut].get());
+  auto* to = dynamic_cast<ConvolutionStep*>(course.steps.back().get());
+  if (values.bytes() < kLeastJoined || !to || !to->is_plain() || from->out_buffer != values.buffer || to->pieces.front().residual.buffer != values.buffer) return;
+  const int unit = std::max(from->pieces.front().conv->rows_together(), to->pieces.front().conv->rows_together());
+  const int fit = static_cast<int>(kStrip / (values.bytes() / values.layout.h));
+  to->strip_rows = std::max(fit / unit, 1) * unit;
+  to->info.kernel = from->info.kernel + " + " + to->info.kernel;
+  to->info.macs += from->info.macs;
+  to->info.bytes += from->info.bytes - 2 * values.bytes();
+  std::unique_ptr<Step> step = std::move(course.steps[shortcut]);
+  course.steps.erase(course.steps.begin() + static_cast<std::ptrdiff_t>(shortcut));
+  step.release();
+  to->shortcut.reset(from);
 }
 
 // Makes the last step leave channel sums, if it can.

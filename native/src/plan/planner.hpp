@@ -87,6 +87,7 @@ class Planner {
   Place plan_part(const Network& network, std::size_t index, const Place& in);
   int border_for(const Network& network, std::size_t index) const;
   void plan_way(const Part& part, const Way& way, const Place& in, const Place& out, Course& course);
+  void join(Course& course, std::size_t shortcut, const Place& values);
   bool add_up(Course& course, const Place& out);
 
   // -- programs, of an option's width

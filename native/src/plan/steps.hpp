@@ -37,27 +37,69 @@ struct ConvolutionStep final : Step {
     int channel;             // of its first output
   };
 
+  // Some rows of the image, and the row at which the values lie that are this strip's alone.
+  struct Strip {
+    int first, rows, values;
+  };
+
   std::vector<Piece> pieces;
   int phases_h = 1, phases_w = 1;
+  int height = 0;  // of what it gives
+  // Gives the residual, in float32: strip by strip, so that it never leaves a near cache. Both are of one piece and no phases.
+  std::unique_ptr<ConvolutionStep> shortcut;
+  int strip_rows = 0;
   int out_buffer = -1, channels = 0;  // of what it gives, padded
   bool sums = false;                  // whether it adds up its channels
 
   // Sums are added up by channel, so who shares has some of the channels.
   void run(Memory& memory, Share share) const override {
     if (sums) clear_sums(memory, share);
+    if (shortcut) return run_strips(memory, share);
     for (int h = 0; h < phases_h; ++h) {
       for (int w = 0; w < phases_w; ++w) {
         for (const Piece& piece : pieces) run(memory, piece, share, h, w);
       }
     }
   }
-  bool can_be_shared() const override { return !sums || (pieces.size() == 1 && pieces.front().conv->block_bytes() > 0); }
+  bool can_be_shared() const override { return !sums || (!shortcut && pieces.size() == 1 && pieces.front().conv->block_bytes() > 0); }
+  bool is_plain() const { return pieces.size() == 1 && phases_h == 1 && phases_w == 1; }
 
  private:
   void clear_sums(Memory& memory, Share share) const {
     int blocks = channels / kBlock;
     const int first = share.take(blocks);
     std::memset(memory.sums.as<float>() + first * kBlock, 0, static_cast<std::size_t>(blocks) * kBlock * sizeof(float));
+  }
+
+  void run_strips(Memory& memory, Share share) const {
+    int rows = height;
+    const int begin = share.take(rows, std::max(pieces.front().conv->rows_together(), shortcut->pieces.front().conv->rows_together()));
+    for (int row = 0; row < rows; row += strip_rows) {
+      const Strip strip{begin + row, std::min(strip_rows, rows - row), begin};
+      shortcut->run(memory, strip, share.index, true);
+      run(memory, strip, share.index, false);
+    }
+  }
+
+  void run(Memory& memory, const Strip& strip, std::size_t scratch, bool gives_values) const {
+    const Piece& piece = pieces.front();
+    ConvArgs a = piece.args;
+    const bool by_rows = a.out_h > 1 || height == 1;  // else one long row
+    const int width = by_rows ? a.out_w : a.out_w / height;
+    const auto rows = [&](int count, std::ptrdiff_t row, std::ptrdiff_t pixel) { return count * (by_rows ? row : width * pixel); };
+    a.in = piece.in.in(memory);
+    a.out = piece.out.in(memory);
+    forward(a.in, rows(strip.first, a.stride_h * a.in_row, static_cast<std::ptrdiff_t>(a.stride_w) * a.in_pixel), piece.conv->element());
+    forward(a.out, rows(gives_values ? strip.values : strip.first, a.out_row, a.out_pixel), a.out_type);
+    if (!gives_values) {
+      a.residual = piece.residual.in(memory);
+      forward(a.residual, rows(strip.values, a.residual_row, a.residual_pixel), Element::f32);
+    }
+    if (by_rows) a.out_h = strip.rows;
+    else a.out_w = strip.rows * width;
+    if (sums) a.sums = memory.sums.as<float>() + piece.channel;
+    a.scratch = memory.scratch[scratch].as<void>();
+    piece.conv->run(a);
   }
 
   void run(Memory& memory, const Piece& piece, Share share, int h, int w) const {
