@@ -295,6 +295,11 @@ class QuadFinisher {
   int ready_ = 0, row_ = 0;
 };
 
+// Tiles whose sums are held at a time: of so many from the first on, for so many blocks of channels.
+struct Group {
+  int first = 0, m = 0, block = 0, n = 0;
+};
+
 struct NoFinisher {
   void quads(int) {}
 };
@@ -308,30 +313,55 @@ struct Tiles {
       if (QuadFinisher<R, O>::fits(a, g)) return alike_quads(a, g);
     }
     const std::ptrdiff_t block_size = quads_bytes(a);
-    const int blocks = g.quads || a.out_blocks == 1 ? 1 : 2, group = g.quads ? 1 : kTileSums / blocks;
+    const int blocks = g.quads || a.out_blocks == 1 ? 1 : 2, most = g.quads ? 1 : kTileSums / blocks, band = band_of(a, g, most);
     float *now = static_cast<float*>(a.scratch), *before = now + kTileSums * kTileSum;
-    for (int block = 0; block < a.out_blocks; block += blocks) {
-      const int n = a.out_blocks - block < blocks ? 1 : blocks;
-      Sums sums[2];
-      const auto finish = [&](int first) {
-        for (int tile = 0; tile < group * n && first + tile / n < g.tiles; ++tile) {
-          finish_tile<Math, R, O>(a, g, Place(g, first + tile / n), block + tile % n, before + tile * kTileSum, sums[tile % n]);
-        }
-      };
-      for (int first = 0; first < g.tiles; first += group) {
-        if (g.quads) {
-          NoFinisher none;
-          multiply_quads(a, g, first, static_cast<const std::int8_t*>(a.weights) + block * block_size, none, 0);
-        } else {
-          multiply<Math>(a, g, first, g.tiles - first < group ? g.tiles - first : group, block, n);
-        }
-        if (first > 0) finish(first - group);
-        store(now);
-        swap(now, before);
+    Sums sums[2];
+    Group last;
+    const auto finish = [&] {
+      for (int tile = 0; tile < last.m * last.n; ++tile) {
+        finish_tile<Math, R, O>(a, g, Place(g, last.first + tile / last.n), last.block + tile % last.n, before + tile * kTileSum, sums[tile % last.n]);
       }
-      finish((g.tiles - 1) / group * group);
-      for (int b = 0; b < n; ++b) avx512::add_sums<O>(a, block + b, sums[b]);
+    };
+    const auto add_up = [&] {
+      for (int b = 0; b < last.n; ++b) {
+        avx512::add_sums<O>(a, last.block + b, sums[b]);
+        sums[b] = Sums();
+      }
+    };
+    for (int begin = 0; begin < g.tiles; begin += band) {
+      const int end = g.tiles - begin < band ? g.tiles : begin + band;
+      for (int block = 0; block < a.out_blocks; block += blocks) {
+        const int n = a.out_blocks - block < blocks ? 1 : blocks;
+        for (int first = begin; first < end; first += most) {
+          const int m = end - first < most ? end - first : most;
+          if (g.quads) {
+            NoFinisher none;
+            multiply_quads(a, g, first, static_cast<const std::int8_t*>(a.weights) + block * block_size, none, 0);
+          } else {
+            multiply<Math>(a, g, first, m, block, n);
+          }
+          finish();
+          if (first == begin) add_up();
+          store(now);
+          swap(now, before);
+          last = {first, m, block, n};
+        }
+      }
     }
+    finish();
+    add_up();
+  }
+
+  // Tiles whose pixels are multiplied with all weights before the next ones are: as many as a near cache holds, where they are
+  // not all in it and weights are less to fetch again.
+  static int band_of(const ConvArgs& a, const Geometry& g, int most) {
+    constexpr std::ptrdiff_t kNear = 16 << 10;
+    const std::ptrdiff_t tile = static_cast<std::ptrdiff_t>(a.stride_h) * kSide * a.stride_w * g.in_pixel;
+    const std::ptrdiff_t weights = static_cast<std::ptrdiff_t>(a.kernel_h) * tile_chunks(Math::kElement, a.kernel_w, a.in_pixel) * kTileBytes;
+    const bool fixed_order = a.sums && !is_levels(O);
+    if (g.quads || fixed_order || a.out_blocks <= 2 || g.tiles * tile <= 2 * kNear || weights >= kNear) return g.tiles;
+    const int near = static_cast<int>(kNear / tile) / most * most;
+    return near > most ? near : most;
   }
 
   // A processor looks ahead by a few quads only: they are finished between the products.
