@@ -12,7 +12,7 @@ namespace {
 void bench(const Case& which, Isa isa, bool winograd) {
   std::mt19937 random(1);
   Problem problem(which, random);
-  const Convolution kernel(problem.conv, kernel_set(isa), Forms{winograd, which.half(), true});
+  const Convolution kernel(problem.conv, kernel_set(isa), Forms{winograd, which.half(), true, problem.in.layout.pixel});
   Image out = make_image(problem.out_h, problem.out_w, which.out, 1, which.output);
   Buffer sums(4 * round_up(which.out, kBlock)), none;
   Buffer scratch(kernel.scratch_bytes(problem.bind(kernel, out, sums, none)));

@@ -26,6 +26,7 @@ void check(const Case& which, Isa isa, bool winograd, std::mt19937& random) {
   Forms forms;
   forms.winograd = winograd;
   forms.half = which.half();
+  forms.pixel = problem.in.layout.pixel;
   forms.zeros = !which.integer() || random() % 4;
   if (!forms.zeros) problem.surround();
   const Convolution kernel(problem.conv, kernel_set(isa), forms);
@@ -91,7 +92,7 @@ int run_checks(int rounds) {
       }
       c.h = pick(std::max(1, c.kernel_h - 2 * c.pad - c.below), 19);
       c.w = pick(std::max(1, c.kernel_w - 2 * c.pad - c.beside), 19);
-      c.in = pick(1, 5) * pick(1, 16);
+      c.in = pick(0, 5) ? pick(1, 5) * pick(1, 16) : pick(1, kImagePixel);
       c.out = pick(1, 5) * pick(1, 10);
       const bool floats = pick(0, 2) == 0, half = kernel_set(isa).tiles_bf16 && pick(0, 1);
       c.element = !floats ? Element::u8 : half ? Element::bf16 : Element::f32;

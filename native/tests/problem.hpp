@@ -46,9 +46,9 @@ struct Image {
   }
 };
 
-inline Image make_image(int h, int w, int c, int border, Element element) {
+inline Image make_image(int h, int w, int c, int border, Element element, int multiple = kBlock) {
   Image image;
-  image.layout = Layout::make(h, w, c, border, element);
+  image.layout = Layout::make(h, w, c, border, element, multiple);
   image.buffer = Buffer(image.layout.bytes());
   return image;
 }
@@ -79,7 +79,8 @@ struct Problem {
     std::uniform_real_distribution<float> real(-1.f, 1.f);
     std::normal_distribution<float> normal(0.f, static_cast<float>(most) / 2.5f);
     const auto few = [&](std::mt19937& from) { return std::clamp(static_cast<int>(std::lround(normal(from))), -most, most); };
-    in = make_image(c.h, c.w, c.in, conv.window.widest_pad(), c.element);
+    const bool image = c.integer() && c.in <= kImagePixel && c.stride > 1;
+    in = make_image(c.h, c.w, c.in, conv.window.widest_pad(), c.element, image ? kImagePixel : kBlock);
     if (c.integer()) {
       for (std::size_t i = 0; i < count; ++i) conv.weight_i8.push_back(static_cast<std::int8_t>(c.extreme ? (random() % 8 ? most : -most) : c.small ? few(random) : weight(random)));
       fill<std::uint8_t>(in, [&] { return c.extreme ? conv.most_level : own_level(random); });

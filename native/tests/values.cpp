@@ -38,6 +38,7 @@ class Checks {
       pixels();
       norm_and_mean();
       stage();
+      image();
       round_and_mean();
       pool();
       pool_levels();
@@ -228,6 +229,54 @@ class Checks {
           const double level = std::min(std::max(std::nearbyint(static_cast<float>(value) * a.scale) + a.zero, 0.f), a.top);
           const double edge = std::abs(std::abs(value * a.scale - std::floor(value * a.scale)) - 0.5);
           expect("levels", buffer.as<std::uint8_t>()[at], edge < 1e-4 && (multiply || a.act > Act::relu6) ? buffer.as<std::uint8_t>()[at] : level, 0);
+        }
+      }
+    }
+  }
+
+  // Bytes to normalised values, exactly as documented, and these to levels that lie four bytes apart.
+  void image() {
+    const int h = pick(1, 9), w = pick(1, 150), used = pick(1, kImagePixel), border = pick(0, 3);
+    const Layout from = Layout::make(h, w, used, border, Element::f32, 1), to = Layout::make(h, w, used, border, Element::u8, kImagePixel);
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(w) * used);
+    std::vector<float> mean, inverse;
+    for (int c = 0; c < used + kBlock; ++c) {
+      mean.push_back(c < used ? real() : mean[static_cast<std::size_t>(c - used)]);
+      inverse.push_back(c < used ? real() + 2.f : inverse[static_cast<std::size_t>(c - used)]);
+    }
+    Buffer in(from.bytes()), out(to.bytes());
+    std::fill_n(out.as<std::uint8_t>(), out.size(), std::uint8_t{77});
+    for (int y = 0; y < h; ++y) {
+      for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(pick(0, 255));
+      float* row = in.as<float>() + from.origin() + y * from.row;
+      values_.pixels({bytes.data(), row, static_cast<std::ptrdiff_t>(bytes.size()), used, mean.data(), inverse.data()});
+      for (std::size_t i = 0; i < bytes.size(); ++i) {
+        const std::size_t c = i % static_cast<std::size_t>(used);
+        expect("pixels", row[i], (static_cast<float>(bytes[i]) * (1.f / 255.f) - mean[c]) * inverse[c], 0);
+      }
+    }
+    StageArgs a{};
+    a.in = in.as<float>() + from.origin();
+    a.in_row = from.row;
+    a.in_pixel = a.channels = a.used = used;
+    a.h = h;
+    a.w = w;
+    a.out = out.as<std::uint8_t>() + to.origin();
+    a.out_row = to.row;
+    a.out_pixel = to.pixel;
+    a.top = static_cast<float>((1 << pick(2, 8)) - 1);
+    a.zero = pick(0, 1) ? static_cast<float>(pick(0, static_cast<int>(a.top))) : 0.f;
+    a.scale = a.top / 5;
+    a.border = a.zero != 0.f ? border : 0;
+    values_.levels_of_image(a);
+    for (int y = -border; y < h + border; ++y) {
+      for (int x = -border; x < w + border; ++x) {
+        const bool inside = y >= 0 && x >= 0 && y < h && x < w;
+        for (int c = 0; c < (inside ? used : kImagePixel); ++c) {
+          const double found = out.as<std::uint8_t>()[to.origin() + y * to.row + x * to.pixel + c];
+          const float value = inside ? in.as<float>()[from.origin() + y * from.row + x * from.pixel + c] : 0.f;
+          if (inside) expect("image", found, std::min(std::max(std::nearbyint(value * a.scale) + a.zero, 0.f), a.top), 0);
+          else expect("image's border", found, a.border ? a.zero : 77.0, 0);
         }
       }
     }

@@ -161,6 +161,30 @@ def test_instruction_sets_give_the_same_bits_from_the_same_levels(
         np.testing.assert_allclose(other.logits, answers[0].logits, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [("skip", 4, 8), (8,)])
+@pytest.mark.parametrize("shape", [{"blocks": "bottleneck", "widths": (8, 44)}, {"widths": (8, 176)}])
+def test_shortcuts_of_many_values_go_strip_by_strip(
+    shape: dict[str, Any], options: tuple[str | int, ...], tmp_path: Path
+) -> None:
+    """A stage's first block: its shortcut's float32 values come to more than half a megabyte."""
+    path, images = write(
+        tmp_path, 5, stream="int8", image=(58, 54), options=options, first=8, ends=8, **shape
+    )
+    portable = InferenceSession(path, engine="portable").run(images)
+    answers = []
+    for isa in instruction_sets():
+        for threads in (1, 3):
+            session = InferenceSession(path, engine="native", isa=isa, threads=threads)
+            joined = [kernel for _, _, kernel, _, _ in session._engine.steps(0) if " + " in kernel]
+            assert len(joined) == len([option for option in options if option != "skip"])
+            answers.append(session.run(images[:2]))
+    for answer in answers:
+        assert (answer.logits == answers[0].logits).all()
+        assert (answer.decisions == portable.decisions[:2]).all()
+    scale = np.abs(portable.logits).max()
+    assert np.abs(answers[0].logits - portable.logits[:2]).max() <= 0.02 * scale
+
+
 def test_threads_and_sharing_change_nothing(tmp_path: Path) -> None:
     path, images = write(tmp_path, 7, image=(16, 16))
     images = np.concatenate([images] * 8)

@@ -95,6 +95,7 @@ class PortableEngine:
         forced: NDArray[np.uint8] | None = None,
         gate_us: NDArray[np.float32] | None = None,
         averaged: bool = False,
+        profile: Sequence[NDArray[np.float64]] = (),
     ) -> None:
         """Classifies a batch by a chain of members; the answers are written in place.
 
@@ -120,10 +121,13 @@ class PortableEngine:
                 chains of one network.
             averaged: Answers are means over the members so far, of logits over temperatures; else
                 the last member's logits.
+            profile: Of the native engine's steps; none here.
 
         Raises:
-            ValueError: if images are float32 and networks differ in theirs.
+            ValueError: if images are float32 and networks differ in theirs, or for a profile.
         """
+        if profile:
+            raise ValueError("the portable engine has no steps to be profiled")
         count = len(images)
         if images.dtype == np.float32 and not self._takes_floats:
             raise ValueError(
