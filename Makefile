@@ -14,7 +14,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(shell find native/src -type f)
 
-.PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-skip budgets-r74 budgets-bundled figures \
+.PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-static bench-skip budgets-r74 budgets-bundled figures \
   bench-cascade bench-cascade-photos promise-proof hold-proof fuzz attack native-sanitize arm-check onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -105,6 +105,12 @@ IMAGENET_RECORD ?= results/bench_imagenet.json
 bench-imagenet: $(VENV)/bench.stamp $(VENV)-zoo/zoo.stamp
 	$(VENV)-zoo/bin/python tools/imagenet_bundles.py build/imagenet
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_imagenet.py build/imagenet --json $(IMAGENET_RECORD)
+
+# Static networks at 8 and 4 bits beside other engines' int8, one thread and two.
+STATIC_RECORD ?= results/bench_static.json
+bench-static: $(VENV)/bench.stamp $(VENV)-zoo/zoo.stamp
+	OMP_NUM_THREADS=1 $(VENV)-zoo/bin/python tools/static_bundles.py build/static
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_static.py build/static --json $(STATIC_RECORD) $(STATIC_OPTIONS)
 
 # Cascades of networks that are quantised after training, beside all of their static networks and OpenVINO's.
 bench-cascade: $(VENV)/bench.stamp
