@@ -3,9 +3,10 @@
     python tools/bench_static.py build/static --json results/bench_static.json
 
 The folder is what tools/static_bundles.py wrote: random weights, so times alone are told. All
-contenders of a network and a number of threads are interleaved in one run; a ratio is that of median
-times within a round, its median over the rounds is kept. OpenVINO counts with the faster of NNCF's
-presets. `--isa` holds both engines to an instruction set; ONNX Runtime can't be held and is left out.
+contenders of a network and a number of threads are interleaved in one run. A ratio is that of
+median times within a round, and the median over the rounds is kept. OpenVINO counts with the faster
+of NNCF's presets. `--isa` holds both engines to an instruction set; ONNX Runtime can't be held and
+is left out.
 """
 
 from __future__ import annotations

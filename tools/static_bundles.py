@@ -1,8 +1,8 @@
 """Static networks of torchvision and timm as bundles, to be timed by tools/bench_static.py.
 
-Of each network one at 8 bits and one at 4, quantised after training, and one in full, of which other
-engines get their models. Weights are random, with norms that hold the statistics of what they see:
-times do not depend on them, and accuracy is not measured.
+Of each network one at 8 bits and one at 4, quantised after training, and one in full, of which
+other engines get their models. Weights are random, with norms that hold the statistics of what they
+see: times do not depend on them, and accuracy is not measured.
 
     python tools/static_bundles.py build/static
 
