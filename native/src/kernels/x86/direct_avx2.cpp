@@ -158,7 +158,7 @@ template <class Math, Residual R, Result O>
 static void direct(ConvArgs a) {
   // Where pixels lie side by side, a row of taps is one long run of channels.
   const int step = a.stride_w * a.in_pixel;
-  if (a.in_pixel == a.in_channels) {
+  if (a.in_pixel == a.in_channels && a.in_channels % Math::kGroup == 0) {
     a.in_channels *= a.kernel_w;
     a.kernel_w = 1;
   }
