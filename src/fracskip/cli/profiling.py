@@ -141,13 +141,11 @@ def _pixels(
 def show(found: Profile, record: dict[str, Any]) -> None:
     """The kernels, the steps that take longest, and what the columns mean."""
     threads, images = found.threads, found.images
-    pictures = (
-        "random images" if not record["data"]["split"] else f"{record['data']['name']} images"
-    )
     console.explain(
         f"{record['model']['model']} on {describe_processor(threads)}, {found.isa}: "
         f"{found.total_us:,.1f} µs an image in its steps, {found.latency_us:,.1f} with what lies "
-        f"between them (means over {images} {pictures}, medians of {found.rounds} rounds)"
+        f"between them (means over {images} {record['data']['name']} images, medians of "
+        f"{found.rounds} rounds)"
     )
     groups: dict[str, list[Step]] = defaultdict(list)
     for step in found.steps:
@@ -207,13 +205,13 @@ def _legend(found: Profile) -> str:
     each = "µs: of an image, on average; a step that few images execute has little."
     peaks = asdict(found.peaks)
     read = peaks.pop("read")
-    rates = ", ".join(f"{1e-9 * rate:,.0f} {name}" for name, rate in peaks.items() if rate)
     if read is None:
         return f"{each} roofline: not measured with plain loops."
+    rates = ", ".join(f"{1e-9 * rate:,.0f} {name}" for name, rate in peaks.items() if rate)
     return (
-        f"{each} roofline: the time for a step's MACs or bytes, whichever is longer, at what "
-        f"{found.threads} thread(s) reached in loops that do nothing else, over its own. That is "
-        f"{rates} GMAC/s, and {1e-9 * read:,.0f} GB/s read from as much memory as the bundle takes. "
-        "It can pass 100%: MACs are those of the network, of which Winograd's algorithm leaves "
-        "most out, and what was just written is nearer than the weights."
+        f"{each} roofline: how long a step's MACs or bytes take at least, over its time. "
+        f"{found.threads} thread(s) reached {rates} GMAC/s in loops that do nothing else, and read "
+        f"{1e-9 * read:,.0f} GB/s of as much memory as the bundle takes. It can pass 100%: MACs "
+        "are the network's, and Winograd's algorithm needs fewer; values that were just written "
+        "are read faster."
     )
