@@ -121,8 +121,8 @@ def _pixels(
         data = load_sample()
         if data.images.shape[1:] != shape:
             console.remark(
-                "pixels are random, for no bundled images fit: what a gate decides, and how many "
-                "images are escalated, is not as with images of its own (--data NAME)"
+                "pixels are random, for no bundled images fit; what gates decide and how many "
+                "images are escalated is not as with real images: give them with --data NAME"
             )
             draw = np.random.default_rng(0)
             return draw.integers(0, 256, (count, *shape), np.uint8), {"name": "random", "split": ""}
