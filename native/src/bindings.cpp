@@ -13,12 +13,14 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "arrays.hpp"
 #include "io/bundle.hpp"
 #include "exec/engine.hpp"
 #include "exec/finite.hpp"
+#include "exec/peaks.hpp"
 #include "exec/resize.hpp"
 #include "interrupt.hpp"
 
@@ -79,6 +81,23 @@ nb::ndarray<nb::numpy, std::uint8_t> resize(const Readable& images, int height, 
   std::uint8_t* const values = out.release();
   nb::capsule owner(values, [](void* held) noexcept { delete[] static_cast<std::uint8_t*>(held); });
   return {values, {shape[0], static_cast<std::size_t>(height), static_cast<std::size_t>(width), shape[3]}, owner};
+}
+
+// What kernels are held against; only what the set has.
+nb::dict peaks(const std::string& isa, std::size_t bytes, int threads) {
+  const Isa wanted = resolve(isa_named(isa));
+  check_threads(threads);
+  PeakRates rates;
+  {
+    nb::gil_scoped_release unlocked;
+    rates = measure_peaks(wanted, bytes, static_cast<std::size_t>(threads));
+  }
+  nb::dict found;
+  const std::pair<const char*, double> named[] = {{"int8", rates.int8}, {"fp32", rates.fp32}, {"bf16", rates.bf16}, {"read", rates.read}};
+  for (const auto& [name, rate] : named) {
+    if (rate > 0) found[name] = rate;
+  }
+  return found;
 }
 
 class PyEngine {
@@ -270,6 +289,8 @@ NB_MODULE(_native, m) {
         "Names of the instruction sets that this CPU can run, ascending.");
   m.def("resize", &fracskip::resize, nb::arg("images").noconvert(), nb::arg("height"), nb::arg("width"), nb::arg("isa") = "auto",
         "Images (B, H, W, C) brought to another size, as an engine does for smaller networks.");
+  m.def("peaks", &fracskip::peaks, nb::arg("isa"), nb::arg("bytes"), nb::arg("threads") = 1,
+        "What an instruction set's kernels are held against: measured in a quarter of a second; see _native.pyi.");
   nb::class_<PyEngine>(m, "Engine", "Runs the networks of a bundle. Any number of threads may call `run` at once.")
       .def(nb::init<nb::bytes, const std::string&, int>(), nb::arg("data"), nb::arg("isa") = "auto",
            nb::arg("threads") = 1)
@@ -278,7 +299,8 @@ NB_MODULE(_native, m) {
            nb::arg("budgets").noconvert(), nb::arg("multipliers").noconvert(), nb::arg("thresholds").noconvert(),
            nb::arg("temperatures"), nb::arg("score"), nb::arg("scores").noconvert(), nb::arg("answered").noconvert(),
            nb::arg("forced").noconvert() = nb::none(), nb::arg("gate_us").noconvert() = nb::none(),
-           nb::arg("averaged") = false, nb::arg("profile").noconvert() = std::vector<fracskip::Writable>(), "Classifies images (B, H, W, C) by a chain of members; see _native.pyi.")
+           nb::arg("averaged") = false, nb::arg("profile").noconvert() = std::vector<fracskip::Writable>(),
+           "Classifies images (B, H, W, C) by a chain of members; see _native.pyi.")
       .def("gated_blocks", &PyEngine::gated_blocks, nb::arg("network"))
       .def("options", &PyEngine::options, nb::arg("network"))
       .def("steps", &PyEngine::steps, nb::arg("network"), "(part, option, kernel, macs, bytes) of each row of a profile.")

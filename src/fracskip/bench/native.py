@@ -26,7 +26,13 @@ Call = Callable[[NDArray[np.uint8]], Prediction[NDArray[Any]]]
 
 
 def native_contenders(
-    bundle: str | Path, images: Images, *, engine: OurEngine, threads: int, cores: int
+    bundle: str | Path,
+    images: Images,
+    *,
+    engine: OurEngine,
+    threads: int,
+    cores: int,
+    isa: str = "auto",
 ) -> list[Contender]:
     """A bundle's network or cascade, in the ways in which it can be run.
 
@@ -40,15 +46,17 @@ def native_contenders(
         engine: 'native' or 'portable'.
         threads: Of a session for one image.
         cores: Threads for throughput.
+        isa: The native engine's instruction set.
 
     Raises:
         BundleError: if the file is no sound bundle.
+        ConfigError: if the instruction set is none of this processor.
         MissingExtraError: if the engine is not there.
     """
-    session = InferenceSession(bundle, threads=threads, engine=engine)
+    session = InferenceSession(bundle, threads=threads, engine=engine, isa=isa)
     if session.engine != engine:
         raise MissingExtraError(f"this installation has no {engine} engine")
-    whole = InferenceSession(bundle, threads=cores, engine=engine)
+    whole = InferenceSession(bundle, threads=cores, engine=engine, isa=isa)
     of = _of_network if session.cascade is None else _of_cascade
     return of(session, whole, images.test.images)
 

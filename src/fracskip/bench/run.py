@@ -64,6 +64,7 @@ class Plan:
         plain: Loads a plain network, which is then measured in place of the model.
         engines: Of `ALL_ENGINES`; None takes those of `ENGINES` that are installed.
         threads: For one image.
+        isa: The native engine's instruction set.
         images: Test images, at most.
         rounds: Over the contenders.
         data: Name of a data set (None: the one that the network was trained on).
@@ -78,6 +79,7 @@ class Plan:
     plain: Callable[[], DynamicNetwork] | None = None
     engines: tuple[str, ...] | None = None
     threads: int = 1
+    isa: str = "auto"
     images: int = 2000
     rounds: int = 10
     data: str | None = None
@@ -266,7 +268,12 @@ def _ours(
     for engine in kinds:
         if engine in engines:
             contenders += native_contenders(
-                path, setting.images, engine=engine, threads=setting.threads, cores=setting.cores
+                path,
+                setting.images,
+                engine=engine,
+                threads=setting.threads,
+                cores=setting.cores,
+                isa=plan.isa if engine == "native" else "auto",
             )
     return contenders
 

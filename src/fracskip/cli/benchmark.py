@@ -38,9 +38,10 @@ def plan_from(options: argparse.Namespace) -> Any:
     engines = options.engines
     names = None if engines is None else tuple(filter(None, engines.replace(" ", "").split(",")))
     words = ["bench", *([] if options.checkpoint is None else [options.checkpoint])]
-    names_of = ("model", "weights", "size", "engines", "threads", "images", "rounds")
+    images = options.images or Plan.images
+    names_of = ("model", "weights", "size", "engines", "threads", "isa", "images", "rounds")
     for name in (*names_of, "data", "backbone"):
-        value = getattr(options, name)
+        value = images if name == "images" else getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--frontier", *options.frontier] if options.frontier else []
     return Plan(
@@ -48,7 +49,8 @@ def plan_from(options: argparse.Namespace) -> Any:
         plain=make,
         engines=names,
         threads=options.threads,
-        images=options.images,
+        isa=options.isa or "auto",
+        images=images,
         rounds=options.rounds,
         data=options.data,
         backbone=options.backbone,

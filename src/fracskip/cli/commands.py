@@ -325,15 +325,19 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """A network beside other engines, in one interleaved run."""
+    """A network beside other engines, in one interleaved run; or its steps."""
+    if options.profile:
+        from fracskip.cli import profiling
+
+        found, record = profiling.measure(options)
+        profiling.show(found, record)
+        return _keep(record, options)
     from fracskip.bench.run import bench
     from fracskip.cli import benchmark
 
     record = bench(benchmark.plan_from(options), console)
     benchmark.show(record)
-    if options.json:
-        _write_json(options.json, record)
-        console.say(f"record: {options.json}")
+    _keep(record, options)
     if options.figure:
         benchmark.write_figure(record, options.figure)
         console.say(f"figure: {options.figure}")

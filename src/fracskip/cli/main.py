@@ -311,8 +311,12 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--threads", type=_positive, default=1, metavar="N", help="threads for one image"
     )
+    bench.add_argument("--isa", metavar="NAME", help="the native engine's instruction set")
     bench.add_argument(
-        "--images", type=_positive, default=2000, metavar="N", help="test images, evenly spaced"
+        "--images",
+        type=_positive,
+        metavar="N",
+        help="test images, evenly spaced: by default 2000, with --profile 20",
     )
     bench.add_argument("--rounds", type=_positive, default=10, metavar="N")
     bench.add_argument("--data", metavar="NAME", help="by default what it was trained on")
@@ -328,6 +332,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="further plain networks, at 8 bits in the fastest of the other engines",
+    )
+    bench.add_argument(
+        "--profile",
+        action="store_true",
+        help="time each step of the native engine instead: kernels, GMAC/s, share of the roofline",
     )
     bench.add_argument("--json", metavar="FILE", help="write the record here")
     bench.add_argument("--figure", metavar="FILE", help="draw accuracy over latency (.svg)")

@@ -32,6 +32,10 @@ class Engine(Protocol):
         """(network, block, option, what executes each convolution)."""
         ...
 
+    def steps(self, network: int) -> list[tuple[str, str, str, int, int]]:
+        """(part, option, kernel, MACs, bytes) of each row of a profile."""
+        ...
+
     def run(
         self,
         images: Images,

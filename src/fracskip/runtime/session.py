@@ -30,6 +30,7 @@ from fracskip.runtime.engines import Engine, build_native, build_portable
 from fracskip.runtime.inputs import Images, checked_decisions, checked_images
 from fracskip.runtime.operator import CONFIDENCE, Asked, CascadeOperator, checked_time
 from fracskip.runtime.plan import Plan
+from fracskip.runtime.profiling import Profile, profile
 from fracskip.runtime.timing import Times, measure, stored
 
 ENGINES = ("auto", "native", "portable")
@@ -54,6 +55,7 @@ class InferenceSession:
         networks: What they are: one, or those of a cascade.
         cascade: How a cascade is operated; None for a network.
         digest: Of the bundle.
+        bytes: Of the bundle.
         engine: 'native' or 'portable'.
 
     Raises:
@@ -116,7 +118,7 @@ class InferenceSession:
         single = isinstance(bundle, Bundle)
         self.networks: tuple[Plan, ...] = (bundle.plan,) if single else bundle.plan.networks  # type: ignore[assignment, union-attr]
         self.cascade: CascadePlan | None = None if single else bundle.plan  # type: ignore[assignment]
-        self.digest = bundle.digest
+        self.digest, self.bytes = bundle.digest, len(bundle.data)
         self._engine: Engine
         if native is not None and engine != "portable":
             self.engine = "native"
@@ -296,7 +298,7 @@ class InferenceSession:
                 confidence=confidence,
             )  # fmt: skip
             return self.run_choice(images, choice, hold=hold, normalised=normalised)
-        images = checked_images(images, self.image, normalised)
+        images = self._checked(images, normalised)
         count = len(images)
         if max_drop is not None or hold:
             raise ConfigError(
@@ -310,9 +312,24 @@ class InferenceSession:
             )  # fmt: skip
         if latency_us is not None or max_latency_us is not None:
             budget = self._budget_in_time(budget, latency_us, max_latency_us)
-        points = self.plan.operating_points
-        operation = points.at(budget, count, self.plan.budget_input)
-        return self.execute(images, operation, None, time_gates)
+        return self.execute(images, self._operation(budget, count), None, time_gates)
+
+    def _operation(self, budget: ArrayLike | None, count: int) -> Operation:
+        """How B images are answered at a budget."""
+        if self._operator is not None:
+            choice = self.choose(budget)
+            return self._operator.operation(choice, choice.thresholds, count)
+        return self.plan.operating_points.at(budget, count, self.plan.budget_input)
+
+    def _checked(self, images: Images, normalised: bool) -> Images:
+        """Images as the engine takes them; see `run`."""
+        images = checked_images(images, self.image, normalised)
+        if images.dtype != np.uint8 and len({_input(plan.image) for plan in self.networks}) > 1:
+            raise DataError(
+                "floats do not fit: this cascade's members take images of several sizes, or "
+                "normalised in several ways; give uint8 pixels, of which it makes each"
+            )
+        return images
 
     def alone(self, budget: ArrayLike | None, count: int, forced: bool = False) -> Operation:
         """How a network answers B images by itself, without a cascade of its own."""
@@ -432,12 +449,7 @@ class InferenceSession:
         """Classifies images at an operating point of a cascade, from `choose`; see `run`."""
         if self._operator is None:
             raise ConfigError("this session runs one network, which has no members to choose from")
-        images = checked_images(images, self.image, normalised)
-        if images.dtype != np.uint8 and len({_input(plan.image) for plan in self.networks}) > 1:
-            raise DataError(
-                "floats do not fit: this cascade's members take images of several sizes, or "
-                "normalised in several ways; give uint8 pixels, of which it makes each"
-            )
+        images = self._checked(images, normalised)
         if not hold or len(choice.chain) == 1 or not len(images):
             operation = self._operator.operation(choice, choice.thresholds, len(images))
             return self.execute(images, operation)
@@ -476,6 +488,49 @@ class InferenceSession:
         """
         self._times = measure(self)
         return self._times
+
+    def steps(self, network: int = 0) -> list[tuple[str, str, str, int, int]]:
+        """All steps of all options: (part, option, kernel, MACs, bytes); see `runtime.profiling`.
+
+        Args:
+            network: Which of a cascade's.
+
+        Raises:
+            ConfigError: if this session runs on the portable engine.
+        """
+        return self._engine.steps(network)
+
+    def profile_steps(
+        self,
+        images: Images,
+        *,
+        budget: ArrayLike | None = None,
+        decisions: ArrayLike | None = None,
+        rounds: int = 10,
+        roofline: bool = False,
+    ) -> Profile:
+        """Times every step of the networks, while images are run one after the other.
+
+        Args:
+            images: See `run`.
+            budget: See `run`.
+            decisions: See `run`; of a network.
+            rounds: Over the images, after one that warms up: medians are taken.
+            roofline: Also measure what the processor reaches, in a quarter of a second.
+
+        Raises:
+            DataError: if there are no images, or they do not fit.
+            ConfigError: if budget or decisions do not fit, or this session runs on the portable
+                engine.
+        """
+        images = self._checked(images, normalised=False)
+        count, forced = len(images), None
+        operation = self._operation(budget, count) if decisions is None else None
+        if decisions is not None:
+            forced = checked_decisions(decisions, count, self.plan)
+            operation = self.alone(None, count, forced=True)
+        assert operation is not None
+        return profile(self, images, operation, forced, rounds=rounds, roofline=roofline)
 
     def _budget_in_time(
         self, budget: ArrayLike | None, latency_us: float | None, max_latency_us: float | None

@@ -52,6 +52,7 @@ needs_native = pytest.mark.skipif(not instruction_sets(), reason="the native eng
         ["predict", "{bundle}", "{pictures}/val/red"],
         ["demo"],
         ["doctor"],
+        ["bench", "{bundle}", "--profile", "--data", "folder:{pictures}"],
     ],
     ids=lambda words: words[0],
 )

@@ -46,6 +46,7 @@ constexpr KernelSet kDotprodKernels = [] {
   set.gate = neon::gate;
   set.values = &kNeonValues;
   set.resize = &kScalarResize;
+  set.peaks = &kDotprodPeaks;
   return set;
 }();
 

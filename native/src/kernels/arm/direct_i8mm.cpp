@@ -69,6 +69,7 @@ constexpr KernelSet kI8mmKernels = [] {
   set.gate = neon::gate;
   set.values = &kNeonValues;
   set.resize = &kScalarResize;
+  set.peaks = &kI8mmPeaks;
   return set;
 }();
 

@@ -142,6 +142,7 @@ constexpr KernelSet kNeonKernels = [] {
   set.gate = gate_neon::decide;
   set.values = &kNeonValues;
   set.resize = &kScalarResize;
+  set.peaks = &kNeonPeaks;
   return set;
 }();
 

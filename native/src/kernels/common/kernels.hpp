@@ -230,6 +230,16 @@ struct ResizeKernels {
   void (*columns)(const std::uint8_t* in, std::uint8_t* out, int rows, int width, int channels, const ResizeTable& table);
 };
 
+// What bounds kernels, in loops that do nothing else: multiply-accumulates of bytes, exact, of float32 and of bfloat16 values, in
+// registers; each gives how many it did. And reading memory: whole `kPeakBytes`, aligned to 64.
+inline constexpr std::size_t kPeakBytes = 512;
+struct Peaks {
+  std::int64_t (*int8)(std::int64_t rounds);
+  std::int64_t (*fp32)(std::int64_t rounds);
+  std::int64_t (*bf16)(std::int64_t rounds);  // null: this set has none
+  void (*read)(const void* from, std::size_t bytes);
+};
+
 struct KernelSet {
   const char* name = nullptr;
   // Integer and float convolutions of any shape; those of 3x3, stride 1, by Winograd's algorithm;
@@ -257,6 +267,7 @@ struct KernelSet {
   GateFunction gate = nullptr;
   const ValueKernels* values = nullptr;
   const ResizeKernels* resize = nullptr;
+  const Peaks* peaks = nullptr;  // null: nobody asks how near plain loops come
   // What a thread must do before its first and after its last kernel (null: nothing).
   void (*enter)() = nullptr;
   void (*leave)() = nullptr;
@@ -267,6 +278,7 @@ extern const ValueKernels kScalarValues;
 extern const ResizeKernels kScalarResize;
 #if defined(FRACSKIP_ARM)
 extern const ValueKernels kNeonValues;
+extern const Peaks kNeonPeaks, kDotprodPeaks, kI8mmPeaks;
 extern const KernelSet kNeonKernels;
 extern const KernelSet kDotprodKernels;
 extern const KernelSet kI8mmKernels;
@@ -275,10 +287,12 @@ extern const KernelSet kI8mmKernels;
 extern const ValueKernels kAvx2Values;
 extern const ResizeKernels kAvx2Resize;
 extern const ValueKernels kAvx512Values;
+extern const Peaks kAvx2Peaks, kAvx512Peaks;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
 #if defined(FRACSKIP_AMX)
 extern const KernelSet kAmxKernels;
+extern const Peaks kAmxPeaks;
 #endif
 #endif
 

@@ -236,6 +236,7 @@ constexpr KernelSet kAvx2Kernels = [] {
   set.gate = gate_avx2::decide;
   set.values = &kAvx2Values;
   set.resize = &kAvx2Resize;
+  set.peaks = &kAvx2Peaks;
   return set;
 }();
 

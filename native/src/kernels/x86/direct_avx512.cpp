@@ -173,6 +173,7 @@ constexpr KernelSet kAvx512Kernels = [] {
   set.gate = avx512::gate;
   set.values = &kAvx512Values;
   set.resize = &kAvx2Resize;
+  set.peaks = &kAvx512Peaks;
   return set;
 }();
 

@@ -447,6 +447,7 @@ constexpr KernelSet kAmxKernels = [] {
   set.gate = amx::gate;
   set.values = &kAvx512Values;
   set.resize = &kAvx2Resize;
+  set.peaks = &kAmxPeaks;
   set.enter = amx::enter;
   set.leave = amx::leave;
   return set;

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fracskip.data.resampling import resize
+from fracskip.errors import ConfigError
 from fracskip.operating.scores import score_of
 from fracskip.runtime.bundle import Bundle
 from fracskip.runtime.portable.executor import Executor
@@ -77,6 +78,12 @@ class PortableEngine:
             for kernels in executor.network.kernels()
         ]
 
+    def steps(self, network: int) -> list[tuple[str, str, str, int, int]]:
+        """Raises a ConfigError: the portable engine times no steps."""
+        raise ConfigError(
+            "the portable engine times no steps: open the session with engine='native'"
+        )
+
     def run(
         self,
         images: NDArray[Any],
@@ -121,7 +128,7 @@ class PortableEngine:
                 chains of one network.
             averaged: Answers are means over the members so far, of logits over temperatures; else
                 the last member's logits.
-            profile: Of the native engine's steps; none here.
+            profile: Empty: there are no `steps` to time.
 
         Raises:
             ValueError: if images are float32 and networks differ in theirs, or for a profile.
