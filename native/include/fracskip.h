@@ -9,7 +9,7 @@
  *
  * Threads. A session never changes after it was opened: any number of threads may call everything that takes a const
  * session at once. Sessions may be opened and closed at any time, each closed once, when no call uses it any more. A
- * call starts the threads that it was opened with, and joins them before it returns.
+ * session has threads of its own, or hands tasks to the caller's pool and starts none.
  *
  * Versions. FRACSKIP_API_VERSION is of this header, fracskip_api_version() of the library. Within one of them what there
  * is keeps its meaning and its layout, on each processor's C ABI: functions, status codes and members at the end of
@@ -65,10 +65,26 @@ FRACSKIP_API const char *fracskip_instruction_set(int32_t index);
 
 typedef struct fracskip_session fracskip_session;
 
+/*
+ * The caller's pool: a function that calls task(task_context, k) once for each k from 0 to count - 1 and returns when all
+ * calls have returned. It may use whatever threads it likes, the one that called it included, in any order, at the same
+ * time or one after the other: no task waits for another to begin. It must not let an exception out.
+ *
+ * fracskip_run calls it, up to twice, on the thread that fracskip_run was called on: from several threads at once if that
+ * is, from a thread of the pool if that is one, but never from within a task, and holding no lock. The floating-point
+ * environment is the default one meanwhile, and that of whoever runs a task is as before when it returns. Answers are the
+ * same bits whatever the pool does. Tasks of one image may spin for as long as the image takes, so give them threads
+ * with a core each. A pool that calls tasks too often or too seldom is FRACSKIP_INVALID_ARGUMENT.
+ */
+typedef void (*fracskip_task)(void *task_context, size_t index);
+typedef void (*fracskip_parallel_for)(void *context, size_t count, fracskip_task task, void *task_context);
+
 typedef struct fracskip_options {
   size_t size;                 /* sizeof(fracskip_options) */
   const char *instruction_set; /* NULL: the best of this processor */
-  int32_t threads;             /* over which the images of a call are spread, up to 256; 0 is 1 */
+  int32_t threads;             /* that a call uses, up to 256; 0 is 1. With a pool, the tasks that it is given at once: not 0 */
+  fracskip_parallel_for parallel_for; /* NULL: threads of the session's own. A structure may end before it */
+  void *parallel_for_context;         /* its first argument */
 } fracskip_options;
 
 /* Opens a bundle: everything in it is checked, its digest included. `options` may be NULL. *session is NULL on failure. */

@@ -1,5 +1,6 @@
 // The C interface: checks what a caller hands over, and lets no exception out.
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -72,13 +73,25 @@ void require(const void* pointer, const char* name) {
   if (!pointer) throw std::invalid_argument(std::string(name) + " is NULL, and must not be");
 }
 
+[[noreturn]] void refuse_size(const char* name, std::size_t given, const std::string& allowed) {
+  throw std::invalid_argument(std::string(name) + "->size is " + std::to_string(given) + ", it must be " + allowed + ": set it to the structure's sizeof, and " +
+                              "compile against the header of this library");
+}
+
 // A structure of the caller's that this library knows.
 template <typename Structure>
 void require_structure(const Structure* given, const char* name) {
   require(given, name);
-  if (given->size == sizeof(Structure)) return;
-  throw std::invalid_argument(std::string(name) + "->size is " + std::to_string(given->size) + ", it must be " + std::to_string(sizeof(Structure)) + ": set it to the structure's sizeof, and " +
-                              "compile against the header of this library");
+  if (given->size != sizeof(Structure)) refuse_size(name, given->size, std::to_string(sizeof(Structure)));
+}
+
+// One that had fewer members once, `oldest` bytes: those that it lacks are zero.
+template <typename Structure>
+Structure completed(const Structure& given, std::size_t oldest, const char* name) {
+  if (given.size != oldest && given.size != sizeof(Structure)) refuse_size(name, given.size, std::to_string(oldest) + " or " + std::to_string(sizeof(Structure)));
+  Structure whole{};
+  std::memcpy(&whole, &given, given.size);
+  return whole;
 }
 
 const Session& checked(const fracskip_session* session) {
@@ -140,20 +153,23 @@ Answers answers_of(const Session& session, const fracskip_answer& answer, std::s
 
 // What was asked for in `options`, before a bundle is read, which may take long.
 struct Wanted {
-  explicit Wanted(const fracskip_options* options) {
-    if (!options) return;
-    require_structure(options, "options");
-    if (options->instruction_set) isa = isa_named(options->instruction_set);
-    if (options->threads != 0) check_threads(threads = options->threads);
+  explicit Wanted(const fracskip_options* given) {
+    if (!given) return;
+    const fracskip_options options = completed(*given, offsetof(fracskip_options, parallel_for), "options");
+    if (options.instruction_set) isa = isa_named(options.instruction_set);
+    if (options.threads != 0) check_threads(threads = options.threads);
+    pool = {options.parallel_for, options.parallel_for_context};
+    if (pool.is_given() && options.threads == 0) throw std::invalid_argument("options->threads is 0 with a parallel_for: give how many tasks it runs at once");
     resolve(isa);
   }
 
   Isa isa = Isa::automatic;
   int threads = 1;
+  Pool pool;
 };
 
 fracskip_session* open(const std::uint8_t* data, std::size_t bytes, const Wanted& wanted) {
-  return new fracskip_session{Session(read_whole_bundle(data, bytes), wanted.isa, wanted.threads)};
+  return new fracskip_session{Session(read_whole_bundle(data, bytes), wanted.isa, wanted.threads, wanted.pool)};
 }
 
 // The name at an index, or NULL.

@@ -228,7 +228,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "instruction set": (INVALID, "unknown instruction set 'sse9': give one of 'auto', 'scalar'"),
     "threads": (INVALID, "threads must be 1 to 256"),
     "threads below": (INVALID, "threads must be 1 to 256"),
-    "options size": (INVALID, "options->size is 4, it must be 24"),
+    "options size": (INVALID, "options->size is 4, it must be 24 or 40: set it to"),
     "no session to write": (INVALID, "session is NULL"),
     "no session": (INVALID, "session is NULL"),
     "no request": (INVALID, "request is NULL"),

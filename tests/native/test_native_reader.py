@@ -75,6 +75,15 @@ LOW, HIGH = [0.05, 0.02, 0.1, 0.5], [0.3, 0.1, 0.5, 0.9]
 
 AGAIN = "export its checkpoint again, with fracskip export CHECKPOINT --to FILE.fsk"
 FAULTS: dict[str, tuple[Callable[[Parts], object], str]] = {
+    "a fraction": (
+        lambda p: p.plan["image"].update(channels=3.0),
+        "image.channels must be an integer from 1 to 65535",
+    ),
+    "a version's fraction": (lambda p: p.plan.update(version=4.0), "version must be an integer"),
+    "a truth": (
+        lambda p: conv(p).update(groups=True),
+        "groups must be an integer from 1 to 65535",
+    ),
     "schema": (
         lambda p: p.plan.update(schema="other"),
         f"'other' version 4; this fracskip reads 'fracskip.bundle' versions 3 to 4: {AGAIN}",

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fracskip.operating.cascade import CascadePoint, CascadePoints
 from fracskip.runtime.bundle import parse_bundle, resolve
@@ -22,8 +22,16 @@ FLAGS = (
 )
 DRIVER = """
 find_package(Threads REQUIRED)
-add_executable(capi capi.c)
-target_link_libraries(capi PRIVATE fracskip::fracskip Threads::Threads)
+find_package(OpenMP COMPONENTS C)
+foreach(name capi pool)
+  add_executable(${name} ${name}.c)
+  target_link_libraries(${name} PRIVATE fracskip::fracskip Threads::Threads)
+endforeach()
+if(OpenMP_C_FOUND)
+  target_link_libraries(pool PRIVATE OpenMP::OpenMP_C)
+else()
+  target_compile_options(pool PRIVATE -Wno-unknown-pragmas)
+endif()
 """
 SMALL: dict[str, Any] = {"image": (8, 8), "widths": (4, 8), "depth": 2}
 NARROW: dict[str, Any] = {"widths": (4, 8), "depth": 1}
@@ -62,23 +70,28 @@ def gated_cascade() -> bytes:
     return cascade_of([gated, static], more).data
 
 
-def docs_cmake() -> str:
+def documented(language: Literal["c", "cmake"]) -> str:
     """What docs/c.md tells to write."""
-    found = re.search(r"```cmake\n(.*?)```", (ROOT / "docs" / "c.md").read_text(), re.DOTALL)
+    page = (ROOT / "docs" / "c.md").read_text()
+    found = re.search(rf"```{language}\n(.*?)```", page, re.DOTALL)
     assert found is not None
     return found.group(1)
 
 
 def built(folder: Path, shared: bool) -> Path:
-    """The example and the driver, linked with an installed library."""
+    """The example and the drivers, linked with an installed library."""
     install("address", folder / "installed", shared)
     shutil.copy(ROOT / "examples" / "classify.c", folder)
-    shutil.copy(ROOT / "native" / "tests" / "capi.c", folder)
-    cmake = docs_cmake() if shared else docs_cmake().replace("LANGUAGES C", "LANGUAGES C CXX")
+    for name in ("capi.c", "pool.c"):
+        shutil.copy(ROOT / "native" / "tests" / name, folder)
+    (folder / "documented.h").write_text(documented("c"))
+    cmake = documented("cmake")
+    if not shared:
+        cmake = cmake.replace("LANGUAGES C", "LANGUAGES C CXX")
     (folder / "CMakeLists.txt").write_text(cmake + DRIVER)
     build_consumer(folder, folder / "installed", FLAGS)
     return folder
 
 
-def driven(programs: Path, *arguments: object) -> list[str]:
-    return run([str(programs / "build" / "capi"), *map(str, arguments)]).splitlines()
+def driven(programs: Path, *arguments: object, driver: str = "capi") -> list[str]:
+    return run([str(programs / "build" / driver), *map(str, arguments)]).splitlines()

@@ -18,7 +18,7 @@
 namespace fracskip {
 
 struct Engine::Impl {
-  Impl(const std::vector<Network>& networks, Isa wanted, int count, std::chrono::microseconds least_saving) : isa(resolve(wanted)), threads(count) {
+  Impl(const std::vector<Network>& networks, Isa wanted, int count, std::chrono::microseconds least_saving, const Pool& given) : isa(resolve(wanted)), threads(count), pool(given) {
     const Network& first = networks.front();
     for (const Network& network : networks) {
       ensemble.networks.push_back(std::make_unique<Executor>(network, kernel_set(isa)));
@@ -28,7 +28,7 @@ struct Engine::Impl {
     for (std::size_t k = 0; k < networks.size(); ++k) ensemble.sizes.push_back(size_of(networks, k));
     bool shares = false;
     for (const auto& network : ensemble.networks) shares = network->choose_shared(members(), least_saving) || shares;
-    if (shares) team.emplace(members(), isa);
+    if (shares) team.emplace(members(), isa, pool);
   }
 
   std::size_t members() const { return static_cast<std::size_t>(threads); }
@@ -70,7 +70,7 @@ struct Engine::Impl {
     std::vector<std::unique_ptr<Arena>> arenas;
     for (std::size_t t = 0; t < workers; ++t) arenas.push_back(take());
     std::atomic<std::size_t> next{begin};
-    // Of the caller's thread: no other has a check, or starts threads.
+    // Of one thread: no other than the caller's has a check, or starts threads.
     std::exception_ptr failure;
     const auto give_up = [&] {
       failure = std::current_exception();
@@ -89,22 +89,30 @@ struct Engine::Impl {
         give_up();
       }
     };
+    if (pool.is_given() && workers > 1) pool.run(workers, [&](std::size_t t) { work(arenas[t].get()); });
+    else start(arenas, work, give_up);
+    for (std::unique_ptr<Arena>& arena : arenas) give_back(std::move(arena));
+    if (failure) std::rethrow_exception(failure);
+  }
+
+  // Does `work` with each arena: the first on this thread, the others on threads of their own.
+  template <typename Work, typename GiveUp>
+  void start(const std::vector<std::unique_ptr<Arena>>& arenas, const Work& work, const GiveUp& give_up) {
     std::vector<std::thread> helpers;
     try {
-      for (std::size_t t = 1; t < workers; ++t) helpers.emplace_back(work, arenas[t].get());
+      for (std::size_t t = 1; t < arenas.size(); ++t) helpers.emplace_back(work, arenas[t].get());
     } catch (const std::system_error&) {
       // The system gives no more threads: those there are do all the work.
     } catch (...) {
       give_up();  // out of memory
     }
-    if (workers > 0) work(arenas[0].get());
+    if (!arenas.empty()) work(arenas[0].get());
     for (std::thread& helper : helpers) helper.join();
-    for (std::unique_ptr<Arena>& arena : arenas) give_back(std::move(arena));
-    if (failure) std::rethrow_exception(failure);
   }
 
   Isa isa;
   int threads;
+  Pool pool;
   Ensemble ensemble;
   Extent image;
   bool takes_floats = true;
@@ -118,9 +126,9 @@ void check_threads(int threads) {
   if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads));
 }
 
-Engine::Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving) {
+Engine::Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving, const Pool& pool) {
   check_threads(threads);
-  impl_ = std::make_unique<Impl>(networks, isa, threads, least_saving);
+  impl_ = std::make_unique<Impl>(networks, isa, threads, least_saving, pool);
 }
 
 Engine::~Engine() = default;
@@ -139,8 +147,8 @@ void Engine::run(const RunRequest& request) const {
   const std::size_t rest = !impl_->team ? 0 : request.profiles ? request.count : request.count % threads;
   impl_->run(request, 0, request.count - rest, nullptr);
   if (rest == 0) return;
-  const Team::Turn turn(&*impl_->team);
-  impl_->run(request, request.count - rest, request.count, turn.is_given() ? &turn : nullptr);
+  const auto run = [&](const Team::Turn* turn) { impl_->run(request, request.count - rest, request.count, turn); };
+  if (!impl_->team->gather([&](const Team::Turn& turn) { run(&turn); })) run(nullptr);
 }
 
 }  // namespace fracskip

@@ -11,6 +11,7 @@
 #include "io/bundle.hpp"
 #include "exec/executor.hpp"
 #include "exec/image.hpp"
+#include "exec/pool.hpp"
 #include "exec/score.hpp"
 #include "kernels/common/isa.hpp"
 
@@ -63,7 +64,8 @@ class Engine {
   // Networks as read_bundle gives them. Throws std::invalid_argument if the CPU lacks the instruction set. May be
   // interrupted, as reading a bundle may.
   // `least_saving`: what a step must become shorter by, for the threads to share it.
-  Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving = kLeastSaving);
+  // `pool`: gets as many tasks as there are threads otherwise; then the engine starts none.
+  Engine(const std::vector<Network>& networks, Isa isa, int threads, std::chrono::microseconds least_saving = kLeastSaving, const Pool& pool = {});
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

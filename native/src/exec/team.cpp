@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -57,7 +58,8 @@ struct Team::State {
   std::atomic<Memory*> memory{nullptr};
   std::atomic<std::size_t> done{0};
 
-  std::mutex turn;  // of the caller who has the threads
+  Pool pool;
+  std::atomic<bool> taken{false};  // by a caller; no mutex, for within a host's pool the same thread may come again
   std::mutex mutex;
   std::condition_variable wake;
   bool active = false, over = false;  // under `mutex`
@@ -107,21 +109,64 @@ struct Team::State {
         wake.wait(lock, [&] { return active || over; });
         if (over) return;
       }
-      const FloatEnvironment environment;
-      const KernelState kernels(kernel_set(isa));
-      for (int spins = 0; waits.load(std::memory_order_acquire); ++spins) {
-        if (work(own)) spins = 0;
-        else pause(spins);
-      }
+      help(own);
     }
+  }
+
+  // Does shares for as long as steps may come.
+  void help(std::uint32_t own) {
+    const FloatEnvironment environment;
+    const KernelState kernels(kernel_set(isa));
+    for (int spins = 0; waits.load(std::memory_order_acquire); ++spins) {
+      if (work(own)) spins = 0;
+      else pause(spins);
+    }
+  }
+
+  void set_active(bool now) {
+    waits.store(now, std::memory_order_release);
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      active = now;
+    }
+    if (now) wake.notify_all();
+  }
+
+  void gather_threads(const std::function<void()>& lead) {
+    set_active(true);
+    try {
+      lead();
+    } catch (...) {
+      set_active(false);
+      throw;
+    }
+    set_active(false);
+  }
+
+  // Who comes first leads: nobody waits for a task that the pool has not begun.
+  void gather_pool(const std::function<void()>& lead) {
+    std::exception_ptr failure;
+    waits = true;
+    pool.run(members, [&](std::size_t number) {
+      if (number > 0) return help(static_cast<std::uint32_t>(number));
+      try {
+        lead();
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      waits.store(false, std::memory_order_release);
+    });
+    if (failure) std::rethrow_exception(failure);
   }
 };
 
-Team::Team(std::size_t members, Isa isa) : state_(std::make_unique<State>()) {
+Team::Team(std::size_t members, Isa isa, const Pool& pool) : state_(std::make_unique<State>()) {
   members = std::min(members, kMostMembers);
   state_->members = members;
   state_->isa = isa;
+  state_->pool = pool;
   state_->state = state_->all();  // nothing to be done
+  if (pool.is_given()) return;
   try {
     state_->threads.reserve(members - 1);
     for (std::size_t t = 1; t < members; ++t) {
@@ -145,28 +190,19 @@ Team::~Team() {
 
 std::size_t Team::members() const { return state_->members; }
 
-Team::Turn::Turn(Team* team) : team_(team && team->state_->turn.try_lock() ? team : nullptr) {
-  if (!team_) return;
-  State& state = *team_->state_;
-  {
-    const std::lock_guard<std::mutex> lock(state.mutex);
-    state.active = true;
-  }
-  state.waits.store(true, std::memory_order_release);
-  state.wake.notify_all();
+bool Team::gather(const std::function<void(const Turn&)>& lead) {
+  State& state = *state_;
+  if (state.taken.exchange(true, std::memory_order_acquire)) return false;
+  struct Return {
+    ~Return() { taken.store(false, std::memory_order_release); }
+    std::atomic<bool>& taken;
+  } const at_end{state.taken};
+  const auto own = [&] { lead(Turn(*this)); };
+  if (state.pool.is_given()) state.gather_pool(own);
+  else state.gather_threads(own);
+  return true;
 }
 
-Team::Turn::~Turn() {
-  if (!team_) return;
-  State& state = *team_->state_;
-  state.waits.store(false, std::memory_order_release);
-  {
-    const std::lock_guard<std::mutex> lock(state.mutex);
-    state.active = false;
-  }
-  state.turn.unlock();
-}
-
-void Team::Turn::run(const Step& step, Memory& memory) const { team_->state_->run(step, memory); }
+void Team::Turn::run(const Step& step, Memory& memory) const { team_.state_->run(step, memory); }
 
 }  // namespace fracskip

@@ -2,40 +2,44 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 
+#include "exec/pool.hpp"
 #include "kernels/common/isa.hpp"
 #include "plan/plan.hpp"
 
 namespace fracskip {
 
-// A caller and some threads that stay. A step is cut into as many shares as the team has members; whoever is free takes the
-// next one. A thread that the system does not run at the moment is thus not waited for: the others do its share. So it is
-// after a fork, too, where the threads are missing.
+// A step is cut into as many shares as the team has members; whoever is free takes the next one. A thread that the system does
+// not run at the moment is thus not waited for: the others do its share. So it is after a fork, too, where the threads are
+// missing, and in a host's pool that calls its tasks one after the other.
 class Team {
  public:
-  // Of so many members, the caller counted. There are fewer threads where the system gives no more.
-  Team(std::size_t members, Isa isa);
+  // Of so many members: the caller and threads that stay, or tasks of the host's pool. There are fewer threads where the
+  // system gives no more.
+  Team(std::size_t members, Isa isa, const Pool& pool = {});
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
   std::size_t members() const;
 
-  // While it lives the threads wait for steps without sleeping. Of several callers at once one gets them.
+  // A member's, while the others wait for steps without sleeping.
   class Turn {
    public:
-    explicit Turn(Team* team);  // null: nobody gets them
-    ~Turn();
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
-
-    bool is_given() const { return team_ != nullptr; }
     void run(const Step& step, Memory& memory) const;  // the same as step.run(memory)
 
    private:
-    Team* team_;
+    friend class Team;
+    explicit Turn(Team& team) : team_(team) {}
+
+    Team& team_;
   };
+
+  // Calls `lead` on this thread, or on one of the pool's. Of several callers at once one gets the team; the others get false.
+  // Throws what `lead` throws, and what Pool::run does.
+  bool gather(const std::function<void(const Turn&)>& lead);
 
  private:
   struct State;

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
+#include <locale>
+#include <sstream>
 #include <system_error>
 
 namespace fracskip {
@@ -245,11 +248,23 @@ class Parser {
     }
     // Not strtod: that follows the process's locale.
     const auto result = std::from_chars(text_.data() + begin, text_.data() + at_, out.value);
-    if (result.ec != std::errc() || result.ptr != text_.data() + at_) {
+    if (result.ec == std::errc::result_out_of_range) {
+      out.value = extreme(text_.substr(begin, at_ - begin));
+    }
+    if (result.ptr != text_.data() + at_ || std::isinf(out.value)) {
       at_ = begin;
       fail("a number out of range");
     }
+    if (out.whole) out.value += 0.0;  // -0 is the integer 0
     return out;
+  }
+
+  // The nearest double of a number that from_chars calls too large or too small: infinity, or zero and what is next to it.
+  static double extreme(std::string_view number) {
+    std::istringstream in{std::string(number)};
+    in.imbue(std::locale::classic());
+    double value = 0.0;
+    return in >> value ? value : std::numeric_limits<double>::infinity();
   }
 
   std::string_view text_;

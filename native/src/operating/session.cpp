@@ -52,8 +52,8 @@ void check_finite(const float* logits, std::size_t count, std::size_t classes) {
 
 }  // namespace
 
-Session::Session(WholeBundle bundle, Isa isa, int threads)
-    : manifest_(std::move(bundle.manifest)), operator_(manifest_), prices_(manifest_), engine_(bundle.networks, isa, threads) {
+Session::Session(WholeBundle bundle, Isa isa, int threads, const Pool& pool)
+    : manifest_(std::move(bundle.manifest)), operator_(manifest_), prices_(manifest_), engine_(bundle.networks, isa, threads, kLeastSaving, pool) {
   for (const NetworkManifest& network : manifest_.networks) blocks_ = std::max(blocks_, network.blocks.size());
 }
 

@@ -36,7 +36,7 @@ struct Answers {
 class Session {
  public:
   // Throws BundleError, and std::invalid_argument for an instruction set or a number of threads that there is none of.
-  Session(WholeBundle bundle, Isa isa, int threads);
+  Session(WholeBundle bundle, Isa isa, int threads, const Pool& pool = {});
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 

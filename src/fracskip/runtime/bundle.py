@@ -29,6 +29,7 @@ from fracskip.runtime.elements import (
     MAX_VALUES,
     SCHEMA,
     TensorSpec,
+    is_written_as,
 )
 from fracskip.runtime.plan import Plan
 
@@ -243,9 +244,12 @@ def read_plan(
         raise BundleError(f"{origin} describes no network: {explain(error)}") from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{origin} has a damaged plan ({error}); copy it again") from None
-    # Nothing is left to defaults: other readers may have others.
-    if json.loads(plan.model_dump_json(by_alias=True)) != tree:
-        raise BundleError(f"{origin}: its plan leaves something out; export it again")
+    # Nothing is left to defaults or converted: other readers may do otherwise.
+    if not is_written_as(json.loads(plan.model_dump_json(by_alias=True)), tree):
+        raise BundleError(
+            f"{origin}: its plan leaves something out, or has a number of another kind; "
+            "export it again"
+        )
     return plan
 
 

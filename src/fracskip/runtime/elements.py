@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -181,3 +181,18 @@ def gate_tensors(gate: GatePlan, options: int, channels: Sequence[int]) -> dict[
         table["gate.block_bias"] = TensorSpec((len(channels), options), optional=True)
         table |= linear_tensors("gate.out", options, width)
     return table
+
+
+def is_written_as(value: Any, given: Any) -> bool:
+    """Whether JSON that was given says a value as it is: 3.0 and true are no integers."""
+    if isinstance(value, float):
+        return type(given) in (int, float) and value == given
+    if type(value) is not type(given):
+        return False
+    if isinstance(value, dict):
+        return value.keys() == given.keys() and all(
+            is_written_as(item, given[key]) for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return len(value) == len(given) and all(map(is_written_as, value, given))
+    return bool(value == given)
