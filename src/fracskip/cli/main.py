@@ -335,7 +335,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = command(
         "report",
         "Draw records of evaluations and runs as one self-contained HTML file.",
-        "report runs/low_resnet38_clean record.json --out report.html",
+        "report runs/dfs_resnet38_cascade record.json --out report.html",
     )
     report.add_argument(
         "records", metavar="RUN_OR_RECORD", nargs="+", help="a run's folder or a JSON record"
