@@ -122,8 +122,9 @@ promise-proof: $(VENV)/train.stamp
 hold-proof: $(VENV)/train.stamp
 	$(BIN)/python tools/prove_hold.py
 
-# Every figure of the documents, from the records under results/ alone.
+# Every figure of the documents, from the records under results/ and the images that they name.
 figures: $(VENV)/demo.stamp
+	$(BIN)/fracskip data cifar10
 	$(BIN)/python tools/draw_figures.py
 
 # Whether skipping blocks saves time in proportion.

@@ -1,4 +1,6 @@
-"""Draws every figure of docs/results.md and the README from the records under results/ alone.
+"""Draws every figure of docs/results.md and the README from the records under results/.
+
+Images are taken from the data sets in the cache: `fracskip data cifar10` before.
 
 Run from the repository's root:
 
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fracskip.errors import DataError
 from fracskip.files import write_atomically
 from fracskip.report.curves import (
     Curve,
@@ -24,6 +27,7 @@ from fracskip.report.curves import (
 )
 from fracskip.report.latency import accuracy_latency, skipped_latency
 from fracskip.report.pictures import cheapest_and_dearest
+from fracskip.report.pixels import with_pictures
 from fracskip.report.reading import load_record
 from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
 from fracskip.report.svg import standalone
@@ -107,9 +111,16 @@ def trusted() -> str:
 
 
 def examples(name: str) -> str:
-    """The images that cost least and most."""
+    """The images that cost least and most.
+
+    Raises:
+        DataError: if they are not at hand.
+    """
     record = load_record(RESULTS / f"{name}.json")
     assert isinstance(record, EvaluationRecord), name
+    record, missing = with_pictures(record)
+    if missing:
+        raise DataError(missing)
     return cheapest_and_dearest(record)
 
 
@@ -132,10 +143,18 @@ def main() -> None:
     parser.add_argument("--to", metavar="DIR", type=Path, default=RESULTS)
     parser.add_argument("--only", metavar="NAME", choices=FIGURES, nargs="+", default=list(FIGURES))
     given = parser.parse_args()
+    lacking = []
     for name in given.only:
         path = given.to / f"{name}.svg"
-        write_atomically(path, standalone(FIGURES[name]()).encode())
+        try:
+            figure = FIGURES[name]()
+        except DataError as error:
+            lacking.append(f"{path} is left as it is: {error}")
+            continue
+        write_atomically(path, standalone(figure).encode())
         print(path)
+    if lacking:
+        raise SystemExit("\n".join(lacking))
 
 
 if __name__ == "__main__":
