@@ -14,7 +14,7 @@ TORCH ?= torch>=2.8
 # The native engine's sources: the package is built anew when they change.
 NATIVE := CMakeLists.txt $(shell find native/src -type f)
 
-.PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r38 bench-r74 bench-imagenet bench-static bench-skip budgets-r74 budgets-bundled figures \
+.PHONY: demo test zoo lint bundled-results resume-proof training-cost training-imagenet onnx-check bench-r74 bench-imagenet bench-static bench-skip budgets-r74 budgets-dfs-r74 budgets-bundled figures \
   bench-cascade bench-cascade-photos promise-proof hold-proof fuzz attack native-sanitize arm-check onednn-check bench-kernels engine-parity clean
 
 demo: $(VENV)/demo.stamp
@@ -62,32 +62,26 @@ onnx-check: $(VENV)/test.stamp
 	$(BIN)/fracskip data cifar10
 	$(BIN)/python tools/check_onnx.py --json results/onnx_bundled.json
 
-# The dynamic networks for CPUs beside other engines that run their backbones, one image at a time.
-CPU_NET := models/cpu_resnet38_cifar10.safetensors
-CPU_NET74 := cpu-resnet74-cifar10
+# The dynamic network for CPUs beside other engines that run its backbone, one image at a time.
+CPU_NET := cpu-resnet74-cifar10
 FRONTIER := $(patsubst %,models/resnet%_cifar10.safetensors,8 14 20 38)
-bench-r38: $(VENV)/bench.stamp
-	$(BIN)/fracskip data cifar10
-	$(BIN)/fracskip bench $(CPU_NET) --backbone models/resnet38_cifar10.safetensors \
-	  --json results/bench_r38.json --figure results/bench_r38.svg
-
 bench-r74: $(VENV)/bench.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/fracskip bench $(CPU_NET74) --backbone models/resnet74_cifar10.safetensors \
+	$(BIN)/fracskip bench $(CPU_NET) --backbone models/resnet74_cifar10.safetensors \
 	  --frontier $(FRONTIER) --engines native,onnxruntime,openvino --images 10000 \
 	  --json results/bench_r74.json --figure results/bench_r74.svg
 
 # The same network at every budget, and whether its decisions are worth more than their costs say.
 budgets-r74: $(VENV)/train.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/fracskip sweep $(CPU_NET74) --data cifar10 --json results/cpu_resnet74_sweep.json
-	$(BIN)/python tools/controls.py $(CPU_NET74) --json results/cpu_resnet74_controls.json
+	$(BIN)/fracskip sweep $(CPU_NET) --data cifar10 --json results/cpu_resnet74_sweep.json
+	$(BIN)/python tools/controls.py $(CPU_NET) --json results/cpu_resnet74_controls.json
 
 budgets-dfs-r74: $(VENV)/train.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/fracskip export dfs-resnet74-cifar10 --to runs/low_resnet74_45k.fsk
-	$(BIN)/fracskip sweep runs/low_resnet74_45k.fsk --data cifar10 --json results/low_resnet74_45k_sweep.json
-	$(BIN)/python tools/controls.py dfs-resnet74-cifar10 --json results/low_resnet74_45k_controls.json
+	$(BIN)/fracskip export dfs-resnet74-cifar10 --to runs/dfs_resnet74.fsk
+	$(BIN)/fracskip sweep runs/dfs_resnet74.fsk --data cifar10 --json results/dfs_resnet74_sweep.json
+	$(BIN)/python tools/controls.py dfs-resnet74-cifar10 --json results/dfs_resnet74_controls.json
 
 # The same for the bundled network; the best static allocation of the same weights; and which images
 # are expensive.
@@ -134,20 +128,21 @@ promise-proof: $(VENV)/train.stamp
 hold-proof: $(VENV)/train.stamp
 	$(BIN)/python tools/prove_hold.py
 
-# Every figure of the documents, from the records under results/ alone.
+# Every figure of the documents, from the records under results/ and the images that they name.
 figures: $(VENV)/demo.stamp
+	$(BIN)/fracskip data cifar10
 	$(BIN)/python tools/draw_figures.py
 
 # Whether skipping blocks saves time in proportion.
 bench-skip: $(VENV)/train.stamp
-	$(BIN)/fracskip export $(CPU_NET74) --to runs/cpu_resnet74_cifar10.fsk
+	$(BIN)/fracskip export $(CPU_NET) --to runs/cpu_resnet74_cifar10.fsk
 	$(BIN)/python benchmarks/skip_proportional.py --bundle runs/cpu_resnet74_cifar10.fsk \
 	  --json results/skip_proportional.json --figure results/skip_proportional.svg
 
 # The native engine against torch on the whole test set.
 engine-parity: $(VENV)/test.stamp
 	$(BIN)/fracskip data cifar10
-	$(BIN)/python tools/check_engine.py bundled $(CPU_NET74) \
+	$(BIN)/python tools/check_engine.py bundled $(CPU_NET) \
 	  --json results/engine_parity.json
 
 # Every kernel of this processor against plain loops, then timed.

@@ -168,8 +168,8 @@ def test_second_looks_are_worth_more_than_one_and_than_as_many_by_lot(
     [
         ("dfs-resnet38-cifar10", "dfs_resnet38_sweep.json"),
         ("cpu-resnet74-cifar10", "cpu_resnet74_sweep.json"),
-        ("dfs-resnet74-cifar10", "low_resnet74_45k_sweep.json"),
-        ("dfs-resnet38-cifar100", "low_resnet38_cifar100_sweep.json"),
+        ("dfs-resnet74-cifar10", "dfs_resnet74_sweep.json"),
+        ("dfs-resnet38-cifar100", "dfs_resnet38_cifar100_sweep.json"),
     ],
 )
 def test_a_published_network_is_the_one_of_its_record(name: str, record: str) -> None:

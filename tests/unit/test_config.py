@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -306,9 +307,29 @@ def test_a_relative_backbone_counts_from_the_recipes_folder(
 def test_every_published_recipe_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    if recipe.backbone.load.startswith("../models/"):
-        assert recipe.backbone_path is not None
-        assert recipe.backbone_path.is_file()
+    for weights in (recipe.backbone_path, recipe.start_path, recipe.teacher_path):
+        assert weights is None or weights.is_file()  # no other run has to come first
+
+
+def test_every_command_in_a_published_recipe_is_valid() -> None:
+    """Seeds, widths and depths are no recipes of their own, but overrides that headers name."""
+    comments = [
+        "\n".join(line.removeprefix("#") for line in path.read_text(encoding="utf-8").split("\n"))
+        for path in RECIPES
+    ]
+    commands = [
+        shlex.split(line)[2:]
+        for text in comments
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.strip().startswith("fracskip train recipes/")
+    ]
+    ran = [
+        load_recipe(RECIPES[0].parents[1] / words[0], words[2::2])
+        for words in commands
+        if set(words[1::2]) <= {"--set"}
+    ]
+    assert len(ran) == len(commands) > len(RECIPES)
+    assert len({recipe.name for recipe in ran}) == len(ran)
 
 
 def test_there_are_published_recipes() -> None:

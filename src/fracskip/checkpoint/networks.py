@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from torch import nn
 
 from fracskip import legacy
-from fracskip.checkpoint.package import SCHEMA, Package, read_package, resolve, write_package
+from fracskip.checkpoint.package import (
+    SCHEMA,
+    Package,
+    read_package,
+    resolve,
+    tensor_digest,
+    write_package,
+)
 from fracskip.config import ModelSpec, explain
 from fracskip.dynamic import DynamicNetwork, build_network
 from fracskip.dynamic.packing import pack, unpack
@@ -32,7 +39,7 @@ def save(
     *,
     packed: bool = False,
 ) -> str:
-    """Saves a network. Returns its digest.
+    """Saves a network. Returns its digest, which is over the tensors of the file alone.
 
     Args:
         net: The network.
@@ -49,7 +56,9 @@ def save(
         "operating_points": net.operating_points.model_dump(mode="json"),
         "notes": dict(notes or {}),
     }
-    return write_package(path, SCHEMA, meta, pack(net) if packed else net.state_dict())
+    tensors = pack(net) if packed else net.state_dict()
+    write_package(path, SCHEMA, meta, tensors)
+    return tensor_digest({name: value.detach().cpu() for name, value in tensors.items()})
 
 
 def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
@@ -88,7 +97,7 @@ def load(name: str | Path, model: nn.Module | None = None) -> DynamicNetwork:
     net = build_network(spec, like=shapes) if model is None else shapes
     net.load_state_dict(state)
     net.operating_points = points
-    net.digest = package.digest
+    net.digest = tensor_digest(package.tensors)
     net.notes = notes
     return net.eval()
 

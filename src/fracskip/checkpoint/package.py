@@ -97,9 +97,14 @@ class File:
             raise CheckpointError(f"{self.path} is damaged ({error}); copy it again") from None
 
 
-def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The digest over metadata and tensors."""
-    total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """'sha256:...' over tensors alone: what a network goes by, whatever words describe it."""
+    return _digest("", tensors)
+
+
+def _digest(head: str, tensors: Mapping[str, Tensor]) -> str:
+    """The digest over a text and tensors."""
+    total = hashlib.sha256(head.encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         total.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -125,7 +130,7 @@ def write_package(
         if place in seen:
             flat[name] = value.clone()
         seen.add(place)
-    digest = _digest(head, flat)
+    digest = _digest(json.dumps(head, sort_keys=True), flat)
     text = json.dumps({**head, "digest": digest}, sort_keys=True)
     try:
         parse_json(text)
@@ -182,7 +187,7 @@ def unpacked(file: File, schema: str) -> Package:
             f"{READABLE[0]} to {VERSION}: use the fracskip that wrote it, or train again"
         )
     tensors = file.tensors()
-    if _digest(head, tensors) != digest:
+    if _digest(json.dumps(head, sort_keys=True), tensors) != digest:
         raise CheckpointError(
             f"{path} does not match its digest: at least one byte was changed since it was "
             "written; copy it again"

@@ -40,9 +40,8 @@ def run_cascade(options: argparse.Namespace) -> int:
         data = load_split(options.data, options.split, image, progress=progress)
     for note in data.notes:
         console.remark(note)
-    if options.limit and options.limit < len(data):
-        rows = np.linspace(0, len(data) - 1, options.limit).round().astype(int)
-        data = data.subset(rows)
+    if options.limit:
+        data = data.evenly(options.limit)
     with console.counting("images", len(data)) as advance:
         net = cascade(members, data, progress=advance)
     if target.suffix == SUFFIX:

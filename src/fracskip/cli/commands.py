@@ -202,11 +202,7 @@ def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
     _check_classes(card.class_names, data, options.data, options.model is not None or is_plain)
     for note in data.notes:
         console.remark(note)
-    if options.limit and options.limit < len(data):
-        # Evenly spaced: sets that are sorted by class keep all their classes.
-        rows = np.linspace(0, len(data) - 1, options.limit).round().astype(int)
-        data = data.subset(rows)
-    return data
+    return data.evenly(options.limit) if options.limit else data
 
 
 def _keep(record: dict[str, Any], options: argparse.Namespace) -> int:
@@ -348,7 +344,8 @@ def run_report(options: argparse.Namespace) -> int:
     """Records to one HTML file."""
     from fracskip.report import write_report
 
-    console.say(f"report: {write_report(options.records, Path(options.out))}")
+    out = write_report(options.records, Path(options.out), options.data or "")
+    console.say(f"report: {out}")
     return 0
 
 

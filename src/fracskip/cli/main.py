@@ -208,8 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_count,
         default=12,  # config.EXAMPLES, which takes pydantic to read
         metavar="N",
-        help="pictures of the cheapest and of the dearest images in the record; 0: none, so that "
-        "it can be given away",
+        help="how many of the cheapest and of the dearest images the record names",
     )
 
     curve = command(
@@ -344,12 +343,17 @@ def build_parser() -> argparse.ArgumentParser:
     report = command(
         "report",
         "Draw records of evaluations and runs as one self-contained HTML file.",
-        "report runs/low_resnet38_clean record.json --out report.html",
+        "report runs/dfs_resnet38_cascade record.json --out report.html",
     )
     report.add_argument(
         "records", metavar="RUN_OR_RECORD", nargs="+", help="a run's folder or a JSON record"
     )
     report.add_argument("--out", default="fracskip-report.html", metavar="FILE")
+    report.add_argument(
+        "--data",
+        metavar="NAME",
+        help="a data set to take pictures of images from, beside the bundled one and the cache",
+    )
 
     data = command("data", "Fetch a data set into the cache, or verify it there.", "data cifar10")
     data.add_argument("name", metavar="NAME", help="cifar10, cifar100 or fashion-mnist")

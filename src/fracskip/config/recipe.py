@@ -49,7 +49,7 @@ FOLDER_PREFIX = "folder:"
 MAX_FAULTS, MAX_SAID = 100, 8  # of which an error's parts are read, and said
 MAX_QUOTED = 100  # characters
 MAX_RECIPE_BYTES = 16 << 20
-EXAMPLES = 12  # pictures of the cheapest and of the dearest images in a record
+EXAMPLES = 12  # of the cheapest and of the dearest images, in a record
 
 
 class DataConfig(Frozen):
@@ -75,8 +75,8 @@ class DataConfig(Frozen):
             ('skip'; the record lists them).
         workers: Processes that decode a folder; 0 decodes with threads of this one. The images are
             the same.
-        examples: How many of the cheapest and of the dearest test images the record shows; with 0
-            it holds no pictures, and can be given away where the images cannot.
+        examples: How many of the cheapest and of the dearest test images the record names, by
+            their indices.
     """
 
     name: str = "cifar10"

@@ -1,5 +1,6 @@
 """Data sets: acquired once into a cache, verified whenever they are read, uint8 throughout."""
 
+from fracskip.data.again import find_again, keys_of
 from fracskip.data.catalog import DATASETS, DatasetSummary, acquire
 from fracskip.data.containers import SUFFIXES
 from fracskip.data.dataset import central, load_split
@@ -21,6 +22,8 @@ __all__ = [
     "central",
     "class_counts",
     "decode_image",
+    "find_again",
+    "keys_of",
     "load_folder",
     "load_sample",
     "load_split",

@@ -88,6 +88,16 @@ class ImageSet:
             )
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
+    def evenly(self, count: int) -> ImageSet:
+        """So many of the images, evenly spaced: sets that are sorted by class keep their classes.
+
+        Returns:
+            The set itself where it has no more.
+        """
+        if count >= len(self):
+            return self
+        return self.subset(np.linspace(0, len(self) - 1, count).round().astype(int))
+
 
 def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Carves `count` validation images from a training set, in proportion to its classes.

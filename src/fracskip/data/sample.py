@@ -20,6 +20,7 @@ from fracskip.data.imageset import ImageSet
 from fracskip.data.store import digest
 from fracskip.errors import DataError
 
+SAMPLE = "CIFAR-10 sample"  # its title
 SHEET, NOTES = "cifar10_sample.png", "cifar10_sample.json"
 PER_CLASS = 100
 COLUMNS = 40
@@ -81,7 +82,7 @@ def load_sample() -> ImageSet:
         images=images,
         labels=np.array(notes.labels, dtype=np.int64),
         class_names=notes.class_names,
-        name="CIFAR-10 sample",
+        name=SAMPLE,
         split="test",
         source=notes.source,
     )

@@ -86,7 +86,7 @@ class DynamicNetwork(nn.Module):
     _costs: Tensor
     mask: Tensor  # (L, K): `MASKED` or 0
     cost_weights: Tensor  # (L, K)
-    digest: str = ""  # of the checkpoint it was loaded from
+    digest: str = ""  # over the tensors of the checkpoint it was loaded from
     notes: dict[str, Any]
 
     @property

@@ -1,22 +1,21 @@
 """Records of what a network does on a data set: accuracy, cost, and what its gates decided.
 
-Records are plain JSON values, schema `fracskip.evaluation/1`; the report draws from them alone.
+Records are plain JSON values, schema `fracskip.evaluation/1`. They hold no images, but indices of
+some and the digest of all, by which a report finds them again.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from fracskip.config import EXAMPLES
+from fracskip.config import EXAMPLES, ImageConfig
 from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
+from fracskip.data.store import digest
 from fracskip.evaluation.cascade_record import evaluate_cascade
 from fracskip.evaluation.predictions import Progress, predict_subject
 from fracskip.evaluation.source import Batches, Source, source_of
@@ -51,8 +50,7 @@ def evaluate(
         name: What to call the checkpoint in the record.
         budget: Target computation share, if the network takes one (None: what it was trained for).
         static: Also measure the network with every block at each one of its executed options.
-        examples: How many easiest and hardest images of a set to keep in the record, with their
-            paths.
+        examples: How many easiest and hardest images of a set the record names, with their paths.
         normalised: Floats are normalised, whatever their range is.
         batch_size: Images a batch of a set.
         progress: Called with the number of images done after each batch.
@@ -100,7 +98,11 @@ def evaluate(
             "macs": card.profile.backbone_macs,
         },
         "checkpoint_digest": card.digest,
-        "data": {"name": source.name, "split": source.split},
+        "data": {
+            "name": source.name,
+            "split": source.split,
+            **_identity(data, card.image, examples),
+        },
         "images": len(labels),
         "budget": budget,
         "accuracy": float(right.mean()),
@@ -218,7 +220,6 @@ def _examples(
             "cp": float(image_cp[index]),
             "path": [options.labels[choice] for choice in decisions[index]],
             "first_path": first_allocation(options, prediction, index),
-            "png": _png(data.images[index]),
         }
 
     return {
@@ -237,7 +238,8 @@ def first_allocation(
     return [options.labels[choice] for choice in first.decisions[row]]
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+def _identity(data: ImageSet | Batches, image: ImageConfig, examples: int) -> dict[str, Any]:
+    """What finds the images again that a record names; nothing where it names none."""
+    if not isinstance(data, ImageSet) or not examples:
+        return {}
+    return {"digest": digest(data.images), "image": image.model_dump(mode="json")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ from fracskip.intervals import wilson_interval
 from fracskip.report.figures import percent_axis, percent_ticks
 from fracskip.report.palette import option_colour, role_colour
 from fracskip.report.placement import LabelPlacer, log_ticks
-from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
+from fracskip.report.records import RunRecord, SweepRecord
 from fracskip.report.svg import FONT_PX, add_axes, add_title, drawing, new_figure, to_svg
 from fracskip.report.wording import option_words, percent
 
 WIDTH, HEIGHT = 760, 440
-FULL_BITOPS = 32 * 32  # of a multiplication in full precision
 _OFF_SCALE = 0.06  # below the best accuracy; what lies lower is drawn as an arrow at the edge
 _MARKERS = ("o", "s", "D", "^", "P", "X", "<")  # "v" points at what lies below the scale
 
@@ -26,7 +25,7 @@ class Spot:
     """A measured point.
 
     Attributes:
-        cost: On the figure's axis.
+        cost: Computation percentage as a share.
         accuracy: Share of images classified correctly.
         label: What to call it, '' for nothing.
         option: Whose colour it gets, '' for its curve's.
@@ -51,64 +50,13 @@ class Curve:
     spots: tuple[Spot, ...]
 
 
-class CostAxis:
-    """Which cost a figure compares: of the gated blocks, or of everything that is executed.
-
-    The former is the computation percentage, a share of the same network's in full precision. The
-    latter are BitOps (MACs x bits of weights x bits of activations) for one image, gates and stem
-    included, so that networks of different depths can stand in one figure.
-
-    Args:
-        macs: Of each plain network by its model's name; None for the former.
-    """
-
-    def __init__(self, macs: Mapping[str, int] | None = None) -> None:
-        self._macs = macs
-
-    @property
-    def label(self) -> str:
-        """The axis in words."""
-        if self._macs is None:
-            return "Block computation (cp), log scale"
-        return "Everything executed for one image, billions of BitOps, log scale"
-
-    def words(self, cost: float) -> str:
-        """A cost in words."""
-        return percent(cost, 2) if self._macs is None else f"{cost:.3g} billion BitOps"
-
-    def cost(self, model: str, cp: float, bitops_ratio: float) -> float:
-        """A measurement's place on the axis.
-
-        Raises:
-            DataError: if the model's MACs are not known.
-        """
-        if self._macs is None:
-            return cp
-        if not self._macs.get(model):
-            raise DataError(
-                f"no record says how many MACs a {model} has: evaluate one with this fracskip"
-            )
-        return bitops_ratio * self._macs[model] * FULL_BITOPS / 1e9
-
-
-def known_macs(records: Sequence[RunRecord | SweepRecord | EvaluationRecord]) -> dict[str, int]:
-    """The MACs of each model that the records know of; older ones do not say."""
-    tests = [record.test if isinstance(record, RunRecord) else record for record in records]
-    cards = [test.checkpoint for test in tests if test is not None]
-    return {card.model: card.macs for card in cards if card.macs}
-
-
-def swept(record: SweepRecord, label: str, axis: CostAxis) -> Curve:
+def swept(record: SweepRecord, label: str) -> Curve:
     """A network at several budgets."""
-    model = record.checkpoint.model
-    spots = (
-        Spot(axis.cost(model, point.cp, point.bitops_ratio), point.accuracy)
-        for point in record.points
-    )
+    spots = (Spot(point.cp, point.accuracy) for point in record.points)
     return Curve(label, tuple(sorted(spots, key=lambda spot: spot.cost)))
 
 
-def trained_alone(runs: Sequence[RunRecord], label: str, axis: CostAxis) -> Curve:
+def trained_alone(runs: Sequence[RunRecord], label: str) -> Curve:
     """Networks that were each trained for one cost.
 
     Raises:
@@ -120,21 +68,17 @@ def trained_alone(runs: Sequence[RunRecord], label: str, axis: CostAxis) -> Curv
             raise DataError(f"the run {run.name} has not ended: it has no test figures")
         test, options = run.test, run.test.checkpoint.options
         option = options[0] if len(options) == 1 else ""
-        cost = axis.cost(test.checkpoint.model, test.cp, test.bitops_ratio)
-        spots.append(Spot(cost, test.accuracy, option_words(option) if option else "", option))
+        spots.append(Spot(test.cp, test.accuracy, option_words(option) if option else "", option))
     return Curve(label, tuple(sorted(spots, key=lambda spot: spot.cost)))
 
 
-def accuracy_curves(
-    curves: Sequence[Curve], axis: CostAxis, images: int, *, ident: str = "curve"
-) -> str:
+def accuracy_curves(curves: Sequence[Curve], images: int, *, ident: str = "curve") -> str:
     """Accuracy over cost, log scale; the first curve with 95% intervals.
 
     Spots far below the best are drawn as arrows at the lower edge, with their accuracy.
 
     Args:
         curves: The one that the figure is about, then what it is compared with.
-        axis: Of their costs.
         images: How many each accuracy was measured on.
         ident: Identifies the figure in its page.
     """
@@ -153,14 +97,10 @@ def accuracy_curves(
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         axes.set_ylim(low, high)
-        ticks = log_ticks(left, right, 7)
-        if axis.label.startswith("Block"):
-            percent_ticks(axes.xaxis, ticks)
-        else:
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        percent_ticks(axes.xaxis, log_ticks(left, right, 7))
         percent_axis(axes.yaxis)
         axes.grid(visible=True)
-        axes.set_xlabel(axis.label)
+        axes.set_xlabel("Block computation (cp), log scale")
         placer = LabelPlacer(axes, FONT_PX)
         for spot in everything:
             placer.occupy(spot.cost, max(spot.accuracy, low))
@@ -186,7 +126,7 @@ def accuracy_curves(
         axes.legend(handles=handles, loc="lower right", frameon=False)
         words = ". ".join(
             f"{curve.label}: "
-            + ", ".join(f"{percent(s.accuracy, 2)} at {axis.words(s.cost)}" for s in curve.spots)
+            + ", ".join(f"{percent(s.accuracy, 2)} at {percent(s.cost, 2)}" for s in curve.spots)
             for curve in curves
         )
         return to_svg(figure, ident, f"Accuracy over cost. {words}")

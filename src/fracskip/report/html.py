@@ -15,6 +15,7 @@ from fracskip.report import cascades, figures, sweeps, view, wording
 from fracskip.report.cascade_view import cascaded
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
+from fracskip.report.pixels import with_pictures
 from fracskip.report.reading import RECORD_NAME, Source, read_source
 from fracskip.report.values import png_size
 
@@ -33,16 +34,18 @@ class Figure:
     narrow: Markup
 
 
-def write_report(records: Sequence[str | Path], out: str | Path) -> Path:
+def write_report(records: Sequence[str | Path], out: str | Path, data: str = "") -> Path:
     """Turns records into one HTML file that needs nothing beside itself.
 
-    The same records give the same bytes. The file is written beside its final place and moved
-    there whole, so that a reader never sees half of it.
+    The same records give the same bytes where the same images are at hand. The file is written
+    beside its final place and moved there whole, so that a reader never sees half of it.
 
     Args:
         records: Paths of records of evaluations, sweeps, cascades or runs, or of run folders, in
             any mix; the page counts them in this order.
         out: Where to write; folders that are missing are made.
+        data: A data set to take pictures of images from, beside the bundled sample and those in the
+            cache: a name as in recipes, such as folder:PATH.
 
     Returns:
         The path of the page.
@@ -60,7 +63,7 @@ def write_report(records: Sequence[str | Path], out: str | Path) -> Path:
     if any(out.resolve() in (path.resolve(), (path / RECORD_NAME).resolve()) for path in paths):
         raise DataError(f"the report {out} would overwrite one of its records; name another file")
     sources = list({source.sha256: source for source in map(read_source, paths)}.values())
-    write_atomically(out, _render(sources).encode("utf-8", "replace"), DataError)
+    write_atomically(out, _render(sources, data).encode("utf-8", "replace"), DataError)
     return out
 
 
@@ -106,7 +109,7 @@ def _figure(draw: Callable[..., str], *args: Any, ident: str) -> Figure:
     return Figure(wide, narrow)
 
 
-def _render(sources: Sequence[Source]) -> str:
+def _render(sources: Sequence[Source], data: str) -> str:
     environment = _environment()
     chains = [
         (item, _figure(cascades.cascade_accuracy, item.record, ident=f"cascade-{number}"))
@@ -117,7 +120,7 @@ def _render(sources: Sequence[Source]) -> str:
     curves = view.swept(sources)
     plots = [
         (
-            data,
+            measured_on,
             items,
             [
                 _figure(
@@ -129,7 +132,7 @@ def _render(sources: Sequence[Source]) -> str:
                 for measure in ("cp", "bitops_ratio")
             ],
         )
-        for number, (data, items) in enumerate(view.by_data(evaluations), 1)
+        for number, (measured_on, items) in enumerate(view.by_data(evaluations), 1)
     ]
     blocks = [
         (
@@ -185,7 +188,11 @@ def _render(sources: Sequence[Source]) -> str:
         most_points=max((len(item.record.points) for item in curves), default=0),
         plots=plots,
         blocks=blocks,
-        examples=[item for item in evaluations if item.references_of("examples")],
+        examples=[
+            (item, *with_pictures(item.record, data))
+            for item in evaluations
+            if item.references_of("examples")
+        ],
         classes=[item for item in evaluations if item.references_of("classes")],
         training=training,
         options=labels,

@@ -16,7 +16,7 @@ def cheapest_and_dearest(record: EvaluationRecord, count: int = 10) -> str:
     """Two rows of pictures, each with its class, what it cost, and what its blocks executed.
 
     Args:
-        record: With examples.
+        record: With examples, and their pictures (`pixels.with_pictures`).
         count: Pictures a row, as far as the record has them.
 
     Returns:
@@ -55,18 +55,19 @@ def _in_words(name: str, row: Sequence[Example]) -> str:
 def _cell(
     root: ElementTree.Element, record: EvaluationRecord, example: Example, left: int, top: int
 ) -> None:
-    ElementTree.SubElement(
-        root,
-        "image",
-        {
-            "x": str(left),
-            "y": str(top),
-            "width": str(PICTURE),
-            "height": str(PICTURE),
-            "href": f"data:image/png;base64,{example.png}",
-            "style": "image-rendering:pixelated",
-        },
-    )
+    if example.png is not None:
+        ElementTree.SubElement(
+            root,
+            "image",
+            {
+                "x": str(left),
+                "y": str(top),
+                "width": str(PICTURE),
+                "height": str(PICTURE),
+                "href": f"data:image/png;base64,{example.png}",
+                "style": "image-rendering:pixelated",
+            },
+        )
     below = top + PICTURE
     _text(root, left, below + LINE, example.label, "ink")
     taken = "" if example.is_right else f"✗ {example.predicted}"

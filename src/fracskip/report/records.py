@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fracskip.config import ImageConfig
 from fracskip.options import Option
 from fracskip.report.values import (
     ROUNDING,
@@ -81,10 +82,20 @@ class Checkpoint(RecordPart):
 
 
 class DataSplit(RecordPart):
-    """Which images it was measured on."""
+    """Which images it was measured on.
+
+    Attributes:
+        name: The set's display name.
+        split: Which part of it.
+        digest: SHA-256 of the images as the network took them, in hexadecimal; '' where the record
+            names none of them.
+        image: Their size and channels, likewise.
+    """
 
     name: Name
     split: Name
+    digest: Digest = ""
+    image: ImageConfig | None = None
 
 
 class Block(RecordPart):
@@ -139,7 +150,7 @@ class Example(RecordPart):
         cp: Its computation percentage as a share, of all its looks.
         path: The option taken in each gated block, by the look that decided.
         first_path: The same of the look before; None if there was one look.
-        png: The image, a PNG in base64.
+        png: The image, a PNG in base64; None in records but those of older versions.
     """
 
     index: Count
@@ -148,7 +159,7 @@ class Example(RecordPart):
     cp: Cost
     path: Decisions
     first_path: Decisions | None = None
-    png: Png
+    png: Png | None = None
 
     @property
     def is_right(self) -> bool:

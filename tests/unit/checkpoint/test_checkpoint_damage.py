@@ -190,7 +190,9 @@ def test_metadata_that_is_no_fracskip_metadata(tmp_path: Path, text: str) -> Non
 def test_meta_that_is_no_table(tmp_path: Path, meta: object) -> None:
     path = tmp_path / "x.safetensors"
     head = {"schema": checkpoint.SCHEMA, "version": 2, "meta": meta}
-    head["digest"] = checkpoint.package._digest(head, {"a": torch.ones(2)})
+    head["digest"] = checkpoint.package._digest(
+        json.dumps(head, sort_keys=True), {"a": torch.ones(2)}
+    )
     text = json.dumps(head, sort_keys=True)
     save_file({"a": torch.ones(2)}, path, metadata={"fracskip": text})
     refused(path, "has damaged metadata; copy it again")

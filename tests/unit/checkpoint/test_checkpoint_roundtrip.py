@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fracskip import checkpoint
+from fracskip.checkpoint.package import read_package, tensor_digest
 from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import CheckpointError
 from fracskip.models import create_model
@@ -53,7 +54,11 @@ def test_the_digest_follows_the_content_alone(net: DynamicNetwork, tmp_path: Pat
     assert checkpoint.save(net, tmp_path / "b.safetensors", notes={"n": 1}) == first
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
-    assert checkpoint.save(net, tmp_path / "c.safetensors", notes={"n": 2}) != first
+    # Of the tensors, that is; the file's own digest is over its metadata too.
+    net.operating_points = net.operating_points.changed(multiplier=2.0)
+    assert checkpoint.save(net, tmp_path / "c.safetensors", notes={"n": 2}) == first
+    files = [read_package(tmp_path / f"{name}.safetensors", checkpoint.SCHEMA) for name in "abc"]
+    assert files[0].digest == files[1].digest != files[2].digest
     with torch.no_grad():
         net.backbone.fc.bias[0] = torch.nextafter(net.backbone.fc.bias[0], torch.tensor(9.0))
     assert checkpoint.save(net, tmp_path / "d.safetensors", notes={"n": 1}) != first
@@ -77,6 +82,8 @@ def test_the_digest_of_a_known_file(tmp_path: Path) -> None:
     tensors = {"b": torch.tensor(1.0), "a": torch.tensor([7, 8], dtype=torch.uint8)}
     assert checkpoint.write_package(tmp_path / "p", "s", {"x": 1}, tensors) == expected
     assert checkpoint.read_package(tmp_path / "p", "s").digest == expected
+    alone = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    assert tensor_digest(tensors) == alone
 
 
 def test_the_file_is_plain_safetensors_with_json_metadata(checkpoint_file: Path) -> None:

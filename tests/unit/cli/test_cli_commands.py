@@ -61,14 +61,19 @@ def test_eval_of_another_split(fracskip: Run, checkpoint_file: Path, pictures: P
     assert (record["images"], record["data"]["split"]) == (48, "train")
 
 
-def test_a_record_without_pictures(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
+def test_records_name_images_and_hold_none(
+    fracskip: Run, checkpoint_file: Path, pictures: Path
+) -> None:
     words = ("eval", checkpoint_file, "--data", f"folder:{pictures}", "--json", "r.json")
     for wanted, kept in (((), 12), (("--examples", 2), 2), (("--examples", 0), 0)):
         assert fracskip(*words, *wanted).code == 0
         text = Path("r.json").read_text()
         examples = json.loads(text)["examples"]
         assert [len(examples[side]) for side in ("easiest", "hardest")] == [kept, kept]
-        assert text.count('"png"') == 2 * kept
+        assert ("png" in text, "digest" in json.loads(text)["data"]) == (False, kept > 0)
+        for named, shown in (((), 0), (("--data", f"folder:{pictures}"), 2 * kept)):
+            assert fracskip("report", "r.json", *named, "--out", "r.html").code == 0
+            assert Path("r.html").read_text().count('src="data:image/png') == shown
 
 
 def test_a_limit_is_spread_over_the_set(
