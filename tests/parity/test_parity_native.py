@@ -162,7 +162,9 @@ def test_instruction_sets_give_the_same_bits_from_the_same_levels(
 
 
 @pytest.mark.parametrize("options", [("skip", 4, 8), (8,)])
-@pytest.mark.parametrize("shape", [{"blocks": "bottleneck", "widths": (8, 44)}, {"widths": (8, 176)}])
+@pytest.mark.parametrize(
+    "shape", [{"blocks": "bottleneck", "widths": (8, 44)}, {"widths": (8, 176)}]
+)
 def test_shortcuts_of_many_values_go_strip_by_strip(
     shape: dict[str, Any], options: tuple[str | int, ...], tmp_path: Path
 ) -> None:

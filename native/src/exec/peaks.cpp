@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <utility>
 
 #include "exec/team.hpp"
@@ -44,22 +43,16 @@ double best_rate(LoopStep& step, const std::function<void(const Step&)>& run) {
   return best;
 }
 
-}  // namespace
-
-PeakRates measure_peaks(Isa isa, std::size_t bytes, std::size_t threads) {
-  PeakRates rates;
-  const KernelSet& set = kernel_set(isa);
-  if (!set.peaks) return rates;
-  const Peaks& peaks = *set.peaks;
+// By the threads of a team at once, or by this one alone.
+PeakRates measure(const KernelSet& set, std::size_t bytes, const Team::Turn* turn) {
   const KernelState state(set);
-  std::optional<Team> team;
-  if (threads > 1) team.emplace(threads, isa);
-  const Team::Turn turn(team ? &*team : nullptr);
+  const Peaks& peaks = *set.peaks;
+  PeakRates rates;
   Memory memory;
   const auto rate = [&](std::function<std::int64_t(std::int64_t, Share)> loop) {
     LoopStep step;
     step.loop = std::move(loop);
-    return best_rate(step, [&](const Step& each) { turn.is_given() ? turn.run(each, memory) : each.run(memory, {}); });
+    return best_rate(step, [&](const Step& each) { turn ? turn->run(each, memory) : each.run(memory, {}); });
   };
   const auto multiply = [&](std::int64_t (*loop)(std::int64_t)) {
     return loop ? rate([loop](std::int64_t rounds, Share) { return loop(rounds); }) : 0;
@@ -77,6 +70,19 @@ PeakRates measure_peaks(Isa isa, std::size_t bytes, std::size_t threads) {
     return rounds * static_cast<std::int64_t>(some);
   });
   return rates;
+}
+
+}  // namespace
+
+PeakRates measure_peaks(Isa isa, std::size_t bytes, std::size_t threads) {
+  PeakRates rates;
+  const KernelSet& set = kernel_set(isa);
+  if (!set.peaks) return rates;
+  if (threads > 1) {
+    Team team(threads, isa);
+    if (team.gather([&](const Team::Turn& turn) { rates = measure(set, bytes, &turn); })) return rates;
+  }
+  return measure(set, bytes, nullptr);
 }
 
 }  // namespace fracskip
