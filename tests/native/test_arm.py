@@ -108,5 +108,5 @@ def test_loops_multiply_by_the_instructions_of_their_set(tests: Path) -> None:
         assert min(costs, default=1.0) <= most, (name, multiplies)
     # The module loads on any processor: what some lack lies in the files that are named for it.
     for name, code in text.items():
-        assert ("dot\t" in code) == (name == "direct_dotprod"), name
-        assert ("mmla\t" in code) == (name == "direct_i8mm"), name
+        assert ("dot\t" in code) == name.endswith("_dotprod"), name
+        assert ("mmla\t" in code) == name.endswith("_i8mm"), name
