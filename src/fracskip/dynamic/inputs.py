@@ -18,7 +18,6 @@ from fracskip.options import OptionSet
 
 def check_images(images: Tensor, image: ImageConfig) -> None:
     """Raises a ConfigError if normalised images (B, C, H, W) do not fit what a network takes."""
-    expected = (image.channels, *image.size)
     if not images.is_floating_point():
         raise ConfigError(
             f"images of type {images.dtype} are pixels, not normalised floats: give "
@@ -27,8 +26,15 @@ def check_images(images: Tensor, image: ImageConfig) -> None:
         )
     if images.dim() != 4 or images.shape[1] != image.channels or not len(images):
         raise ConfigError(
-            f"images of shape {tuple(images.shape)} do not fit: (images, {expected[0]}, height,"
-            f" width) is needed, at least one image, normalised (see fracskip.preprocess)"
+            f"images of shape {tuple(images.shape)} do not fit: (images, {image.channels}, height, "
+            "width) is needed, at least one image, normalised (see fracskip.preprocess)"
+        )
+    shape, wanted = tuple(images.shape[1:]), (image.channels, *image.size)
+    if shape != wanted:
+        raise ConfigError(
+            f"images of shape {shape} do not fit: the network was traced on {wanted}, and "
+            "what it computes may depend on that; resize them, or convert it again with an "
+            "example_input of their size"
         )
     if not images.isfinite().all():
         raise ConfigError(

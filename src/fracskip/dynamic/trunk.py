@@ -68,9 +68,9 @@ class Trunk:
     def __init__(
         self, backbone: nn.Module, spec: ModelSpec, structure: Structure | None = None
     ) -> None:
-        self._image = (spec.image.channels, *spec.image.size)
         if structure is None:
-            structure = find_blocks(backbone, self._image, spec.model.blocks or None)
+            image = (spec.image.channels, *spec.image.size)
+            structure = find_blocks(backbone, image, spec.model.blocks or None)
         for module in backbone.modules():
             if getattr(module, "inplace", False):  # a dropout's
                 # What a block is given, its other options need as well.
@@ -121,18 +121,7 @@ class Trunk:
         self.head = fixed(section, option=head, levels_in=bool(found))
 
     def begin(self, images: Tensor) -> Tensor:
-        """What the first block that is decided for sees of normalised images (B, C, H, W).
-
-        Raises:
-            ConfigError: for images of another size than the network was traced on.
-        """
-        shape = tuple(images.shape[1:])
-        if shape != self._image:
-            raise ConfigError(
-                f"images of shape {shape} do not fit: the network was traced on {self._image}, and "
-                "what it computes may depend on that; resize them, or convert it again with an "
-                "example_input of their size"
-            )
+        """What the first block that is decided for sees of normalised images (B, C, H, W)."""
         x = self.stem(images)
         for block in self.ungated:
             x = block.execute(x, block.options[0])

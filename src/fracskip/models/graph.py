@@ -123,11 +123,14 @@ class Graph:
         output: Index of the one that gives the logits.
         replaced: Whether anything in the network was replaced or added for it, so that it is not
             the graph of the network's own class as it stands.
+        only: Height and width of the only images for which it is the network's, where paddings,
+            reshapes or pools were made of the size; None if it is for any.
     """
 
     nodes: tuple[Node, ...]
     output: int
     replaced: bool = False
+    only: tuple[int, int] | None = None
 
     def __getitem__(self, index: int) -> Node:
         return self.nodes[index]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fracskip.errors import ConfigError
 from fracskip.models.graph import Batch, Device, Graph, Node, Ref, mapped, operation, references
 
 
@@ -235,6 +236,17 @@ class TracedNetwork(nn.Module):
         self.training = net.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) -> logits (B, N)."""
+        """Normalised images (B, C, H, W) -> logits (B, N).
+
+        Raises:
+            ConfigError: for images of another size than the graph is for, if it is for one.
+        """
+        size, only = tuple(images.shape[2:]), self.graph.only
+        if only not in (None, size):
+            raise ConfigError(
+                f"images of size {size} do not fit: the network was traced on {only}, and its own "
+                "code pads, reshapes or pools by the size; resize them, or convert or quantize it "
+                "anew for images of their size"
+            )
         logits: Tensor = self._steps(images)
         return logits

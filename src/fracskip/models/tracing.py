@@ -29,8 +29,9 @@ from fracskip.models.export import (
     size_at,
 )
 from fracskip.models.graph import Batch, Device, Graph, Ref, StatesGraph, mapped
-from fracskip.models.layers import as_made
+from fracskip.models.layers import as_made, copy_of
 from fracskip.models.plain import PlainLayers
+from fracskip.models.sizes import alike, other_sizes
 
 # What gives the value that it takes, whatever it does to memory and to types of floats.
 _SAME = (
@@ -51,7 +52,8 @@ def trace(net: nn.Module, image: tuple[int, int, int]) -> Graph:
         net: In evaluation mode. Inputs after the first keep their defaults. What is not a plain
             layer is replaced by one, in place, and hooks are taken off: the graph has what they
             did.
-        image: Channels, height and width of the images.
+        image: Channels, height and width of the images. If the network's code computes something
+            else for another size, the graph is for this one only; see `models.sizes`.
 
     Raises:
         ConfigError: if what it computes depends on values that it sees, such images do not go
@@ -61,6 +63,29 @@ def trace(net: nn.Module, image: tuple[int, int, int]) -> Graph:
         stated = net.stated_graph(image)
         if stated is not None:
             return stated
+    twin = copy_of(net, shared=True)  # before its layers are replaced
+    graph = _traced(net, image)
+    if not _is_for_any_size(graph, net, twin, image):
+        graph = replace(graph, only=image[1:])
+    return graph
+
+
+def _is_for_any_size(
+    graph: Graph, net: nn.Module, twin: nn.Module, image: tuple[int, int, int]
+) -> bool:
+    """Whether a network traced at another size gives the same graph; no if it takes no other."""
+    for size in other_sizes(image[1:]):
+        other = copy_of(twin, shared=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what there is to say was said
+                return alike(graph, net, _traced(other, (image[0], *size)), other)
+        except ConfigError:
+            continue
+    return False
+
+
+def _traced(net: nn.Module, image: tuple[int, int, int]) -> Graph:
     kind = type(net).__name__
     try:
         inspect.signature(forward_of(net)).bind(None)

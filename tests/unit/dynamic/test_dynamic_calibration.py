@@ -227,8 +227,9 @@ def test_images_that_do_not_fit_are_refused_before_anything_changes() -> None:
     net = converted("int8", "full")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     good = make_images(net.spec, 2)
-    with pytest.raises(ConfigError, match=r"images of shape \(2, 1, 8, 8\) do not fit"):
-        net.calibrate([good, good[:, :1]])
+    for bad, shape in ((good[:, :1], r"\(2, 1, 8, 8\)"), (good[..., :7], r"\(3, 8, 7\)")):
+        with pytest.raises(ConfigError, match=f"images of shape {shape} do not fit"):
+            net.calibrate([good, bad])
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
 
 
