@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import publish, session_of
+from checking import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load

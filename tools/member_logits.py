@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import session_of
+from checking import session_of
 from numpy.typing import NDArray
 from PIL import Image
 

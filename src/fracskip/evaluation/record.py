@@ -18,9 +18,9 @@ from fracskip.config import EXAMPLES
 from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.evaluation.cascade_record import evaluate_cascade
-from fracskip.evaluation.predictions import Progress, predict_subject
+from fracskip.evaluation.predictions import Progress, predict_with
+from fracskip.evaluation.predictor import Network, Predictor, cascade_session, predictor_of
 from fracskip.evaluation.source import Batches, Source, source_of
-from fracskip.evaluation.subject import Network, Subject, cascade_session, subject_of
 from fracskip.machine import versions
 from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
@@ -69,37 +69,38 @@ def evaluate(
         return evaluate_cascade(
             session, data, [budget], name=name, batch_size=batch_size, progress=progress
         )
-    subject = subject_of(net)
-    card = subject.card
-    alone = [option for option in card.options if static and not (card.is_static or option.is_skip)]
-    source = source_of(data, card.class_names, 1 + len(alone))
+    predictor = predictor_of(net)
+    info = predictor.info
+    alone = [option for option in info.options if static and not (info.is_static or option.is_skip)]
+    source = source_of(data, info.class_names, 1 + len(alone))
     begin = time.perf_counter()
-    prediction = predict_subject(
-        subject, source.batches(batch_size), None, budget, progress, normalised
+    prediction = predict_with(
+        predictor, source.batches(batch_size), None, budget, progress, normalised
     )
     seconds = time.perf_counter() - begin
-    options, labels = card.options, source.labels
+    options, labels = info.options, source.labels
     right = prediction.predicted == labels
-    cost = account(prediction.executions, options, card.profile)
+    cost = account(prediction.executions, options, info.profile)
     shares = option_shares(_executed(prediction), options)
     # Of the members that answered: what differs between two members says nothing of images.
     entropy = decision_entropy_bits(option_shares(prediction.decisions, options))
     forced = [
-        _static_point(subject, source, option, batch_size, progress, normalised) for option in alone
+        _static_point(predictor, source, option, batch_size, progress, normalised)
+        for option in alone
     ]
     return {
         "schema": SCHEMA,
         "checkpoint": {
-            "name": name or card.model,
-            "digest": card.digest,
-            "model": card.model,
+            "name": name or info.model,
+            "digest": info.digest,
+            "model": info.model,
             "options": list(options.labels),
-            "quant": card.quant,
-            "gate": card.gate,
-            "target": card.target,
-            "macs": card.profile.backbone_macs,
+            "quant": info.quant,
+            "gate": info.gate,
+            "target": info.target,
+            "macs": info.profile.backbone_macs,
         },
-        "checkpoint_digest": card.digest,
+        "checkpoint_digest": info.digest,
         "data": {"name": source.name, "split": source.split},
         "images": len(labels),
         "budget": budget,
@@ -110,7 +111,7 @@ def evaluate(
         "option_share": _named(_over_blocks(shares), options),
         "decision_entropy_bits": float(entropy.mean()) if len(entropy) else 0.0,
         "seconds": seconds,
-        "device": card.device,
+        "device": info.device,
         "versions": versions(),
         "blocks": [
             {
@@ -119,7 +120,7 @@ def evaluate(
                 "option_share": _named(row, options),
                 "entropy_bits": float(bits),
             }
-            for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
+            for block, row, bits in zip(info.profile.gated, shares, entropy, strict=True)
         ],
         "classes": _per_class(source, labels, right, prediction, cost.image_cp, options),
         "static": forced,
@@ -142,7 +143,7 @@ def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
 
 
 def _static_point(
-    subject: Subject,
+    predictor: Predictor,
     source: Source,
     option: Option,
     batch_size: int,
@@ -151,10 +152,10 @@ def _static_point(
 ) -> dict[str, Any]:
     batches = source.batches(batch_size)
     begin = time.perf_counter()
-    forced = predict_subject(subject, batches, option, None, progress, normalised)
+    forced = predict_with(predictor, batches, option, None, progress, normalised)
     seconds = time.perf_counter() - begin
-    profile = subject.card.profile
-    cost = account(forced.executions, subject.card.options, profile)
+    profile = predictor.info.profile
+    cost = account(forced.executions, predictor.info.options, profile)
     # A static network has no gates to pay for.
     gates = profile.gate_macs / profile.backbone_macs
     return {

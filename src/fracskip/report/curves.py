@@ -94,8 +94,8 @@ class CostAxis:
 def known_macs(records: Sequence[RunRecord | SweepRecord | EvaluationRecord]) -> dict[str, int]:
     """The MACs of each model that the records know of; older ones do not say."""
     tests = [record.test if isinstance(record, RunRecord) else record for record in records]
-    cards = [test.checkpoint for test in tests if test is not None]
-    return {card.model: card.macs for card in cards if card.macs}
+    checkpoints = [test.checkpoint for test in tests if test is not None]
+    return {each.model: each.macs for each in checkpoints if each.macs}
 
 
 def swept(record: SweepRecord, label: str, axis: CostAxis) -> Curve:

@@ -15,7 +15,7 @@ from fracskip.report import cascades, figures, sweeps, view, wording
 from fracskip.report.cascade_view import cascaded
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
-from fracskip.report.reading import RECORD_NAME, Source, read_source
+from fracskip.report.reading import RECORD_NAME, RecordFile, read_record_file
 from fracskip.report.values import png_size
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_report(records: Sequence[str | Path], out: str | Path) -> Path:
     paths = [Path(record) for record in records]
     if any(out.resolve() in (path.resolve(), (path / RECORD_NAME).resolve()) for path in paths):
         raise DataError(f"the report {out} would overwrite one of its records; name another file")
-    sources = list({source.sha256: source for source in map(read_source, paths)}.values())
+    sources = list({source.sha256: source for source in map(read_record_file, paths)}.values())
     write_atomically(out, _render(sources).encode("utf-8", "replace"), DataError)
     return out
 
@@ -106,7 +106,7 @@ def _figure(draw: Callable[..., str], *args: Any, ident: str) -> Figure:
     return Figure(wide, narrow)
 
 
-def _render(sources: Sequence[Source]) -> str:
+def _render(sources: Sequence[RecordFile]) -> str:
     environment = _environment()
     chains = [
         (item, _figure(cascades.cascade_accuracy, item.record, ident=f"cascade-{number}"))

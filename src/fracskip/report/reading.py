@@ -44,7 +44,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordFile:
     """A record and the file it was read from.
 
     Attributes:
@@ -71,10 +71,10 @@ def load_record(path: str | Path) -> Record:
     Raises:
         DataError: naming the file, what is wrong with it, and what is allowed.
     """
-    return read_source(path).record
+    return read_record_file(path).record
 
 
-def read_source(path: str | Path) -> Source:
+def read_record_file(path: str | Path) -> RecordFile:
     """Reads a record together with the name and digest of its file.
 
     Raises:
@@ -89,7 +89,7 @@ def read_source(path: str | Path) -> Source:
     is_log = path.suffix == ".jsonl"
     record = _parse_log(content, path) if is_log else _parse_document(content, path)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name == RECORD_NAME else path.name
-    return Source(visible(name), hashlib.sha256(content).hexdigest(), record)
+    return RecordFile(visible(name), hashlib.sha256(content).hexdigest(), record)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from fracskip.options import Option
-from fracskip.report.reading import Source
+from fracskip.report.reading import RecordFile
 from fracskip.report.records import EvaluationRecord, RunRecord, StaticPoint, SweepRecord
 from fracskip.report.wording import (
     accuracy,
@@ -192,7 +192,7 @@ class Trained:
         return any(epoch.validation is not None for epoch in self.run.epochs)
 
 
-def measured(sources: Sequence[Source]) -> list[Measured]:
+def measured(sources: Sequence[RecordFile]) -> list[Measured]:
     """All evaluations in the records; one that several records hold appears once.
 
     An evaluation given by itself and again at the end of its run is the same if the checkpoint's
@@ -264,7 +264,7 @@ class Swept:
         return len(self.record.points) // 2
 
 
-def swept(sources: Sequence[Source]) -> list[Swept]:
+def swept(sources: Sequence[RecordFile]) -> list[Swept]:
     """All sweeps in the records."""
     found = [
         (number, source.record)
@@ -278,7 +278,7 @@ def swept(sources: Sequence[Source]) -> list[Swept]:
     ]
 
 
-def trained(sources: Sequence[Source]) -> list[Trained]:
+def trained(sources: Sequence[RecordFile]) -> list[Trained]:
     """All runs in the records; one that its log and its summary both tell appears once."""
     groups: list[tuple[RunRecord, list[int]]] = []
     for number, source in enumerate(sources, 1):

@@ -49,7 +49,9 @@ def test_an_old_checkpoint_answers_as_it_did(name: str, tmp_path: Path) -> None:
     net = load(FOLDER / f"{name}.safetensors", model=Small())
     assert net.operating_points.model_dump() == POINTS[name]
     assert str(net.operating_points.multiplier) != "-0.0"
-    assert net.spec.gate.output == ("sensitivity" if name in ("cascade", "second/gated") else "logit")
+    assert net.spec.gate.output == (
+        "sensitivity" if name in ("cascade", "second/gated") else "logit"
+    )
     save(net, tmp_path / "again.safetensors")
     again = load(tmp_path / "again.safetensors", model=Small())
     assert (again.spec, again.operating_points) == (net.spec, net.operating_points)

@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[3]
 CP = CostAxis()
 
 
-def sweep(**card: Any) -> SweepRecord:
+def sweep(**checkpoint: Any) -> SweepRecord:
     tree = make_sweep()
-    tree["checkpoint"] |= card
+    tree["checkpoint"] |= checkpoint
     return SweepRecord.model_validate(tree)
 
 

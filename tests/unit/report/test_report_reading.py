@@ -10,7 +10,7 @@ from synthetic_records import look_twice, make_sweep
 
 from fracskip.errors import DataError
 from fracskip.report import load_record
-from fracskip.report.reading import read_source
+from fracskip.report.reading import read_record_file
 from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
 
 Tree = dict[str, Any]
@@ -225,7 +225,7 @@ def test_run_folder_log_and_summary_agree(run_events: list[Tree], save: Save) ->
     assert [epoch.stage for epoch in record.epochs] == ["backbone"] * 30 + ["gates"] * 2 + [
         "joint"
     ] * 30
-    assert read_source(log.parent).name == "r38/record.jsonl"
+    assert read_record_file(log.parent).name == "r38/record.jsonl"
 
 
 def test_run_that_goes_on(run_events: list[Tree], save: Save) -> None:
