@@ -67,7 +67,7 @@ class GateTraining(StageBase):
         """See `Stage`."""
         options, start = self.net.options, self.recipe.start_option
         with self.autocast():
-            inputs, predicted = self.net.walk(images, self._allocation)
+            inputs, predicted = self.net.execute_allocation(images, self._allocation)
             scores = self.net.gate_scores_on(inputs) + self.net.mask
         logits = -scores
         if self._config.label == "harm":
@@ -116,7 +116,7 @@ class GateTraining(StageBase):
             cheaper = drawn if allocation[block] >= start else allocation[block]
             other = start if allocation[block] == cheaper else cheaper
             with self.autocast():
-                changed = self.net.detour(inputs[block], block, other, allocation).float()
+                changed = self.net.execute_from(inputs[block], block, other, allocation).float()
             less, more = (changed, predicted) if other == cheaper else (predicted, changed)
             wanted = sensitivity(less, more).clamp(*RANGE) / HARMLESS
             errors.append((margins[:, block, cheaper] - wanted.log()).square().mean())

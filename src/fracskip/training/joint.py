@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fracskip.config import Recipe
-from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.dynamic import DynamicNetwork, Exploration
 from fracskip.training.objective import (
     CostBalance,
     CostPrice,
@@ -108,26 +108,26 @@ class JointTraining(PathTraining):
                 self._balance.multiplier, device=images.device, requires_grad=True
             )
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
-        anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
+        uniform = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
         remaining = max(0.0, 1 - place.progress / config.exploration_until)
-        mixing = Mixing(
+        exploration = Exploration(
             draw,
             noise=config.exploration * remaining,
             temperature=config.temperature,
             dense=config.gate_gradient == "dense",
             sample_rate=config.sample_rate if config.gate_lr else 0.0,
-            anchors=anchors,
-            anchor_option=self._anchor(draw),
+            uniform=uniform,
+            uniform_option=self._uniform_option(draw),
             multiplier=0.0 if multiplier is None else multiplier,
         )
         with self.autocast():
-            out = self.net(images, mixing=mixing)
-        logits, cost = out.logits.float(), out.cost[anchors:]
+            out = self.net(images, exploration=exploration)
+        logits, cost = out.logits.float(), out.cost[uniform:]
         loss = self.learning_loss(logits, images, labels, config)
         if self.net.gate is not None:
             loss = loss + self._penalty(cost, place.progress)
         if config.diversity and out.scores is not None:
-            loss = loss - config.diversity * decision_information(out.scores[anchors:])
+            loss = loss - config.diversity * decision_information(out.scores[uniform:])
         factor = lr_factor(config.optim, place.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
         cost_slope = 0.0
@@ -138,10 +138,10 @@ class JointTraining(PathTraining):
         along = None if multiplier is None else multiplier.grad
         if self._balance is not None and cost_slope and along is not None:
             self._balance.follow(float(along), cost_slope)
-        routed = len(labels) - anchors
+        routed = len(labels) - uniform
         return StepResult(
             float(loss.detach()) * routed,
-            count_correct(logits[anchors:], labels[anchors:]),
+            count_correct(logits[uniform:], labels[uniform:]),
             routed,
             float(cost.detach().sum()),
         )
@@ -151,14 +151,14 @@ class JointTraining(PathTraining):
         draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
         anchored, share = torch.rand(2, generator=draw).tolist()
         if anchored < self._config.anchor_rate:
-            path = [self._anchor(draw)] * len(self.net.blocks)
+            path = [self._uniform_option(draw)] * len(self.net.blocks)
         else:
             with torch.no_grad(), self.autocast():
                 found = self.net(images[:1], budget=self._budget(share)).decisions
             path = found[0].tolist()
         return self.train_path(images, labels, path, place)
 
-    def _anchor(self, draw: torch.Generator) -> int:
+    def _uniform_option(self, draw: torch.Generator) -> int:
         """An executed option, drawn at random."""
         options = self.net.options
         return int(torch.randint(int(options.can_skip), len(options), (), generator=draw))

@@ -91,14 +91,14 @@ class SensitivityTraining(StageBase):
         images = erase(images, self._config.erase, draw)
         costs, weights = torch.tensor(self.net.options.costs), self.net.cost_weights.cpu()
         with self.autocast():
-            scouted, _ = self.net.walk(images[:SCOUTS], self._allocation)
+            scouted, _ = self.net.execute_allocation(images[:SCOUTS], self._allocation)
             with torch.no_grad():
                 scouts = (self.net.gate_scores_on(scouted, budget) + self.net.mask).cpu()
             multiplier = multiplier_at(scouts.mean(0), costs, weights, budget)
             added = offsets(multiplier, weights)
             allocation = (scouts[0] + added).argmin(-1)
             self._allocation = allocation.tolist()
-            inputs, predicted = self.net.walk(images, self._allocation)
+            inputs, predicted = self.net.execute_allocation(images, self._allocation)
             scores = self.net.gate_scores_on(inputs, budget)
             loss = self._deviance(scores / SENSITIVITY_SCALE, inputs, predicted, draw)
         self.update(loss, [self.lr(place.progress)], clip_norm=1.0)
@@ -122,7 +122,9 @@ class SensitivityTraining(StageBase):
             seen = {self._allocation[block]: predicted}
             for option in (dearest, *tried):
                 if option not in seen:
-                    seen[option] = self.net.detour(inputs[block], block, option, self._allocation)
+                    seen[option] = self.net.execute_from(
+                        inputs[block], block, option, self._allocation
+                    )
             done = torch.full_like(predicted[:, 0], LEAST, dtype=torch.float32)
             terms.append(tweedie(expected[:, block, dearest], done))
             for option in tried:

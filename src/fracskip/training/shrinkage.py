@@ -146,9 +146,14 @@ def _head_outputs(net: DynamicNetwork, batches: Sequence[Tensor], budget: float)
     allocation = [len(net.options) - 1] * len(net.blocks)
     given = budget if net.spec.gate.budget_input else None
     for _ in range(APPROACHES):
-        scores = net.gate_scores_on(net.walk(batches[0], allocation)[0], given) + net.mask
+        scores = (
+            net.gate_scores_on(net.execute_allocation(batches[0], allocation)[0], given) + net.mask
+        )
         allocation = allocation_at(scores.mean(0).cpu(), costs, weights, budget)
     scores = torch.cat(
-        [net.gate_scores_on(net.walk(batch, allocation)[0], given) for batch in batches]
+        [
+            net.gate_scores_on(net.execute_allocation(batch, allocation)[0], given)
+            for batch in batches
+        ]
     )
     return net.gate.outputs_of(scores)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import fracskip
 from fracskip.config import GateConfig, ImageConfig, ModelSpec, QuantConfig
-from fracskip.dynamic import DynamicNetwork, Mixing, convert
+from fracskip.dynamic import DynamicNetwork, Exploration, convert
 from fracskip.errors import CheckpointError, ConfigError, FracskipError
 from fracskip.models import create_model, export
 from fracskip.quant.convolution import FractionalLayer
@@ -139,7 +139,7 @@ def test_a_block_without_a_shortcut_is_never_skipped() -> None:
     net.operating_points = net.operating_points.changed(multiplier=100.0)
     with torch.no_grad():
         decisions = net(images).decisions
-        mixed = net(images, mixing=Mixing(torch.Generator(), noise=5.0))
+        mixed = net(images, exploration=Exploration(torch.Generator(), noise=5.0))
     assert (decisions == torch.tensor([0, 1, 0])).all()
     assert (mixed.decisions[:, 1] > 0).all()
     assert mixed.logits.isfinite().all()
@@ -236,7 +236,9 @@ def test_all_of_it_learns(kind: Kind) -> None:
     """Every weight, step and gate gets a gradient from images that take every option."""
     net, images = make_dynamic(kind, quant=QuantConfig(weights="own")), make_images(32)
     net.train()
-    out = net(images, mixing=Mixing(torch.Generator().manual_seed(0), noise=3.0, dense=True))
+    out = net(
+        images, exploration=Exploration(torch.Generator().manual_seed(0), noise=3.0, dense=True)
+    )
     nn.functional.cross_entropy(out.logits, torch.arange(32) % 5).backward()
     lacking = [name for name, value in net.named_parameters() if value.grad is None]
     assert not lacking

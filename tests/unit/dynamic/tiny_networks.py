@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
-from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.dynamic import DynamicNetwork, Exploration
 from fracskip.models import create_model
 from fracskip.models.resnet import CifarResNet
 
@@ -26,8 +26,8 @@ def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
-def mixing(seed: int = 0, **settings: object) -> Mixing:
-    return Mixing(torch.Generator().manual_seed(seed), **settings)
+def exploration(seed: int = 0, **settings: object) -> Exploration:
+    return Exploration(torch.Generator().manual_seed(seed), **settings)
 
 
 def make_spec(

@@ -144,11 +144,11 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
     )
     with torch.inference_mode():
         path = [1] * len(net.blocks)
-        inputs, predicted = net.walk(images, path)
+        inputs, predicted = net.execute_allocation(images, path)
         logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = [
-            sensitivity(net.detour(x, at, 0, path), predicted).log().mean()
+            sensitivity(net.execute_from(x, at, 0, path), predicted).log().mean()
             for at, x in enumerate(inputs)
         ]
     order = torch.stack(found).argsort()
@@ -185,12 +185,12 @@ def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
         load_split(recipe.data.name, "test", recipe.data.image).images, net.spec.image
     )
     with torch.inference_mode():
-        inputs, predicted = net.walk(images, path)
+        inputs, predicted = net.execute_allocation(images, path)
         logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = []
         for at, x in enumerate(inputs):
-            changed = net.detour(x, at, 1 - path[at], path)
+            changed = net.execute_from(x, at, 1 - path[at], path)
             less, more = (changed, predicted) if path[at] else (predicted, changed)
             found.append(sensitivity(less, more).log().mean())
     order = torch.stack(found).argsort()

@@ -154,7 +154,7 @@ def test_the_watcher_sees_every_step(tiny_recipe: Make, run: Go) -> None:
     assert watcher.loads == [(32, 48), (48, 48), (12, 12)]
     assert watcher.notes == done.summary["notes"]
     assert [note.split(",")[0] for note in watcher.notes] == ["the target of 0.1 is not met"]
-    # Totals begin anew each epoch; of 12 images one is an anchor and does not count.
+    # Totals begin anew each epoch; of 12 images one executes one option everywhere: left out.
     assert watcher.images == [12, 24, 36] * 3 + [11, 22, 33]
 
 
