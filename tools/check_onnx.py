@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     net = load(arguments.checkpoint)
-    # A model is one look, at a budget that it is given.
+    # A model is one member, at a budget that it is given.
     net.operating_points = net.operating_points.changed(cascade=())
     budget = None if net.budgets is None else net.operating_points.target
     data = load_split(arguments.data, "test", net.spec.image)

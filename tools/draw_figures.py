@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fracskip import legacy
 from fracskip.files import write_atomically
 from fracskip.report.curves import (
     CostAxis,
@@ -57,14 +58,14 @@ def runs(*names: str) -> list[RunRecord]:
 
 
 def plain(name: str) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    tree: dict[str, Any] = legacy.record(json.loads((RESULTS / f"{name}.json").read_text()))
     return tree
 
 
-def in_one_look(name: str) -> Curve:
-    """The same network with one look at each image."""
-    found = [point["in_one_look"] for point in plain(name)["points"]]
-    return Curve("one look", tuple(Spot(one["cp"], one["accuracy"]) for one in found))
+def single_member(name: str) -> Curve:
+    """The same network without its cascade."""
+    found = [point["single_member"] for point in plain(name)["points"]]
+    return Curve("one member", tuple(Spot(one["cp"], one["accuracy"]) for one in found))
 
 
 def allocated(name: str) -> Curve:
@@ -82,7 +83,7 @@ def bundled_curve(absolute: bool) -> str:
         curves = [
             swept(curve, "one ResNet-38, every budget", axis),
             trained_alone(deep, "static ResNet-38", axis),
-            in_one_look("dfs_resnet38_controls"),
+            single_member("dfs_resnet38_controls"),
             allocated("dfs_resnet38_allocation"),
             trained_alone(runs("frozen_resnet38_blocks_cp10"), "frozen, trained again", axis),
         ]
@@ -110,7 +111,7 @@ def contenders(depth: int) -> str:
     again = sweeps(f"low_resnet{depth}_45k_seed1_sweep")
     curves = [
         swept(curve, f"one ResNet-{depth}, every budget", axis),
-        in_one_look(f"low_resnet{depth}_45k_controls"),
+        single_member(f"low_resnet{depth}_45k_controls"),
         trained_alone(static, "static", axis),
         *([trained_alone(frozen, "frozen", axis)] if frozen else []),
         *(swept(other, "another seed", axis) for other in again),
@@ -118,21 +119,21 @@ def contenders(depth: int) -> str:
     return accuracy_curves(curves, axis, curve.images, ident=f"contenders-{depth}")
 
 
-def trusted() -> str:
-    """What trust in blocks gives a ResNet-38, among what was trained from the same backbone."""
+def with_block_shrinkage() -> str:
+    """What shrinkage over blocks gives a ResNet-38, among what has the same backbone."""
     curve = sweep("low_resnet38_45k_blocks_sweep")
     axis = CostAxis()
     static = runs(*(f"static_resnet38_45k_{bits}bit" for bits in WIDTHS))
     frozen = runs("frozen_resnet38_45k_blocks_cp10")
     curves = [
-        swept(curve, "one ResNet-38, trust in blocks", axis),
-        in_one_look("low_resnet38_45k_blocks_controls"),
+        swept(curve, "one ResNet-38, shrunk over blocks", axis),
+        single_member("low_resnet38_45k_blocks_controls"),
         trained_alone(static, "static", axis),
         trained_alone(frozen, "frozen", axis),
-        swept(sweep("low_resnet38_45k_seed1_sweep"), "without that trust", axis),
+        swept(sweep("low_resnet38_45k_seed1_sweep"), "not shrunk over blocks", axis),
         swept(sweep("low_resnet38_45k_blocks_seed0_sweep"), "another seed", axis),
     ]
-    return accuracy_curves(curves, axis, curve.images, ident="trusted")
+    return accuracy_curves(curves, axis, curve.images, ident="block-shrinkage")
 
 
 def photographs() -> str:
@@ -161,7 +162,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
     "resnet38_45k_contenders": lambda: contenders(38),
     "resnet74_45k_contenders": lambda: contenders(74),
-    "resnet38_45k_blocks": trusted,
+    "resnet38_45k_blocks": with_block_shrinkage,
     "photos5_resnet18": photographs,
     "cascade_cifar10": lambda: accuracy_latency(plain("cascade_cifar10"), mean=True),
     "cascade_cifar100": lambda: accuracy_latency(plain("cascade_cifar100"), mean=True),

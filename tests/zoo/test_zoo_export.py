@@ -77,7 +77,7 @@ def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
     net = fracskip.convert(
         plain_network(name),
         ["skip", 4, 8, "full"],
-        quant=QuantConfig(weights="own", stream="int8"),
+        quant=QuantConfig(weights="per_option", stream="int8"),
         gate=GateConfig(width=8),
         example_input=make_images(1),
         calibration=[make_images()],

@@ -291,14 +291,14 @@ def run_predict(options: argparse.Namespace) -> int:
                 "class": info.class_names[index],
                 "probability": float(probabilities[row, index]),
                 "cp": float(costs[row]),
-                "path": [info.options.labels[choice] for choice in decisions[row]],
-                "first_path": first_allocation(info.options, found, row),
+                "allocation": [info.options.labels[choice] for choice in decisions[row]],
+                "first_allocation": first_allocation(info.options, found, row),
             }
             for row, (file, index) in enumerate(zip(good, found.predicted, strict=True))
         ]
         console.show_predictions(rows)
     if options.json:
-        record = {"schema": "fracskip.predictions/1", "checkpoint_digest": info.digest}
+        record = {"schema": "fracskip.predictions/2", "checkpoint_digest": info.digest}
         _write_json(options.json, {**record, "predictions": rows, "errors": errors})
     if errors:
         more = f" (and {len(errors) - 1} more images)" if len(errors) > 1 else ""

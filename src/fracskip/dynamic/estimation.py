@@ -19,7 +19,7 @@ from fracskip.operating import offsets
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
-from fracskip.quant.quantisers import ModernQuantiser
+from fracskip.quant.quantisers import LsqQuantiser
 
 if TYPE_CHECKING:
     from fracskip.dynamic.network import DynamicNetwork
@@ -110,7 +110,7 @@ def _moves(layer: FractionalBatchNorm2d | FractionalLayer, option: Option) -> bo
 
 def _is_calibrated(net: DynamicNetwork) -> bool:
     """Whether any layer's steps were initialised: before, all are 1."""
-    quantisers = (module for module in net.modules() if isinstance(module, ModernQuantiser))
+    quantisers = (module for module in net.modules() if isinstance(module, LsqQuantiser))
     return any(bool((quantiser.weight_step != 1).any()) for quantiser in quantisers)
 
 
@@ -199,7 +199,7 @@ def _correct(net: DynamicNetwork, plain: _Plain, option: Option) -> None:
 def _changed(net: DynamicNetwork) -> Iterator[Tensor]:
     """What an estimate may change."""
     for module in net.modules():
-        if isinstance(module, FractionalBatchNorm2d | ModernQuantiser):
+        if isinstance(module, FractionalBatchNorm2d | LsqQuantiser):
             yield from module.state_dict().values()
         elif isinstance(module, FractionalLayer):
             if module.owns_bias:

@@ -125,7 +125,7 @@ class SessionPredictor:
             profile=session.profile,
             image=session.image,
             class_names=session.class_names,
-            quant="modern",
+            quant="lsq",
             gate="none" if plan.gate is None else plan.gate.kind,
             target=plan.operating_points.target,
             budgets=plan.budgets,

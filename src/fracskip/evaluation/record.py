@@ -1,6 +1,6 @@
 """Records of what a network does on a data set: accuracy, cost, and what its gates decided.
 
-Records are plain JSON values, schema `fracskip.evaluation/1`; the report draws from them alone.
+Records are plain JSON values, schema `fracskip.evaluation/2`; the report draws from them alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fracskip.machine import versions
 from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
 
-SCHEMA = "fracskip.evaluation/1"
+SCHEMA = "fracskip.evaluation/2"
 
 
 def evaluate(
@@ -51,8 +51,8 @@ def evaluate(
         name: What to call the checkpoint in the record.
         budget: Target computation share, if the network takes one (None: what it was trained for).
         static: Also measure the network with every block at each one of its executed options.
-        examples: How many easiest and hardest images of a set to keep in the record, with their
-            paths.
+        examples: How many of the cheapest and of the dearest images of a set to keep in the
+            record, with their allocations.
         normalised: Floats are normalised, whatever their range is.
         batch_size: Images a batch of a set.
         progress: Called with the number of images done after each batch.
@@ -62,7 +62,7 @@ def evaluate(
 
     Raises:
         ConfigError: if the budget does not fit the network, or it has no two classes.
-        DataError: if the data do not fit; which batch is said.
+        DataError: if the data do not fit; which batch is named.
     """
     session = cascade_session(net)
     if session is not None:
@@ -107,7 +107,7 @@ def evaluate(
         "accuracy": float(right.mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
-        "second_looks": float(prediction.escalated.mean()),
+        "escalation_rate": float(prediction.escalated.mean()),
         "option_share": _named(_over_blocks(shares), options),
         "decision_entropy_bits": float(entropy.mean()) if len(entropy) else 0.0,
         "seconds": seconds,
@@ -206,7 +206,7 @@ def _examples(
     count: int,
 ) -> dict[str, list[dict[str, Any]]]:
     if not isinstance(data, ImageSet):
-        return {"easiest": [], "hardest": []}
+        return {"cheapest": [], "dearest": []}
     order = np.argsort(image_cp, kind="stable")
     count = min(count, len(order))
     predicted, decisions = prediction.predicted, prediction.decisions
@@ -217,14 +217,14 @@ def _examples(
             "label": data.class_names[data.labels[index]],
             "predicted": data.class_names[predicted[index]],
             "cp": float(image_cp[index]),
-            "path": [options.labels[choice] for choice in decisions[index]],
-            "first_path": first_allocation(options, prediction, index),
+            "allocation": [options.labels[choice] for choice in decisions[index]],
+            "first_allocation": first_allocation(options, prediction, index),
             "png": _png(data.images[index]),
         }
 
     return {
-        "easiest": [example(index) for index in order[:count]],
-        "hardest": [example(index) for index in order[::-1][:count]],
+        "cheapest": [example(index) for index in order[:count]],
+        "dearest": [example(index) for index in order[::-1][:count]],
     }
 
 

@@ -1,4 +1,4 @@
-"""One network at many budgets: its accuracy-cost curve, schema `fracskip.sweep/1`."""
+"""One network at many budgets: its accuracy-cost curve, schema `fracskip.sweep/2`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fracskip.evaluation.predictor import Network, cascade_session, predictor_of
 from fracskip.evaluation.record import evaluate
 from fracskip.evaluation.source import Batches, source_of
 
-SCHEMA = "fracskip.sweep/1"
+SCHEMA = "fracskip.sweep/2"
 POINTS = 9  # budgets, unless they are given
 LEAST_BUDGET = 0.005  # where a gate takes any budget
 # Of an evaluation's record: what all points share, and what differs.
 SHARED = ("checkpoint", "checkpoint_digest", "data", "images", "device", "versions")
 POINT = (
-    *("budget", "accuracy", "cp", "bitops_ratio", "second_looks", "option_share"),
+    *("budget", "accuracy", "cp", "bitops_ratio", "escalation_rate", "option_share"),
     *("decision_entropy_bits", "seconds"),
 )
 

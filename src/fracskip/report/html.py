@@ -87,7 +87,7 @@ def _environment() -> Environment:
         duration=wording.duration,
         option_words=wording.option_words,
         share_words=wording.share_words,
-        path_words=wording.path_words,
+        allocation_words=wording.allocation_words,
         counted=wording.counted,
         listed=wording.listed,
         class_accuracy=view.class_accuracy,
@@ -138,7 +138,7 @@ def _render(sources: Sequence[RecordFile]) -> str:
                 figures.block_shares,
                 item.record.blocks,
                 item.record.checkpoint.options,
-                wording.counted(item.record.second_looks),
+                wording.counted(item.record.escalation_rate),
                 ident=f"blocks-{number}",
             ),
         )
@@ -157,7 +157,7 @@ def _render(sources: Sequence[RecordFile]) -> str:
                     figures.block_shares,
                     point.blocks,
                     item.record.checkpoint.options,
-                    wording.counted(point.second_looks),
+                    wording.counted(point.escalation_rate),
                     ident=f"budget-{number}-{place}",
                 )
                 if point.blocks

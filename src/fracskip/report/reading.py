@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fracskip import legacy
 from fracskip.errors import DataError
 from fracskip.files import require_regular_file
 from fracskip.report.cascade_records import CASCADE_SCHEMA, CascadeRecord
@@ -123,6 +124,7 @@ def _parse_document(content: bytes, path: Path) -> Record:
         tree = _decode(content)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); {_ALLOWED}") from None
+    tree = legacy.record(tree)
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if isinstance(schema, str) and schema in _DOCUMENTS:
         return _validate(_DOCUMENTS[schema], tree, path)
@@ -146,7 +148,7 @@ def _parse_log(content: bytes, path: Path) -> RunRecord:
                 f"{path}, line {number} is no event: each line of a run's log is a JSON object "
                 "with the key 'event'"
             )
-        events.append(event)
+        events.append(legacy.run_event(event))
     if not events or events[0]["event"] != "start":
         raise DataError(f"{path} does not begin with a complete 'start' event; {_ALLOWED}")
 

@@ -219,7 +219,7 @@ def shortfall(points: OperatingPoints, joint: JointStage, reached: float) -> str
         joint: What was asked for.
         reached: The computation share that came nearest to the target.
     """
-    if joint.decisions == "alike":
+    if joint.decisions == "static":
         return None
     advice = "train longer, or ask for other budgets"
     if not joint.budgets:

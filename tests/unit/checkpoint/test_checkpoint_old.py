@@ -74,13 +74,13 @@ def test_an_old_checkpoint_answers_as_it_did(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage_state", "state", "points"),
     [
-        ({"path": [1, 0]}, {"path": [1, 0]}, {}),
+        ({"path": [1, 0]}, {"allocation": [1, 0]}, {}),
         ({"price": 0.5}, {"price": 0.5}, {}),
         ({"price": 0.5, "lean": 2.0}, {"price": 0.5, "multiplier": -2.0}, {"multiplier": -2.0}),
         (
             {"lean": -1.0, "curve": [[0.1, -2.0], [0.2, 0.0]], "target": 0.1, "trust": 0.1,
              "block_trust": 0.5},
-            {"kept": {"images": 0.1, "blocks": 0.5}},
+            {"shrinkage": {"images": 0.9, "blocks": 0.5}},
             {"multiplier": 1.0, "multiplier_curve": [[0.1, 2.0], [0.2, 0.0]], "target": 0.1},
         ),
     ],

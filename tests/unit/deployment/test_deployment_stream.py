@@ -37,7 +37,7 @@ from fracskip.runtime.operations import AffineOp, ConvOp
 from fracskip.runtime.plan import Plan
 
 OPTIONS = ("skip", 2, 4, 8, "full")
-INT8 = QuantConfig(weights="own", stream="int8")
+INT8 = QuantConfig(weights="per_option", stream="int8")
 
 
 def dynamic(kind: Kind | type[Loose], options: object = OPTIONS) -> DynamicNetwork:

@@ -234,7 +234,7 @@ def test_it_runs_as_other_modules_do(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_of_it_learns(kind: Kind) -> None:
     """Every weight, step and gate gets a gradient from images that take every option."""
-    net, images = make_dynamic(kind, quant=QuantConfig(weights="own")), make_images(32)
+    net, images = make_dynamic(kind, quant=QuantConfig(weights="per_option")), make_images(32)
     net.train()
     out = net(
         images, exploration=Exploration(torch.Generator().manual_seed(0), noise=3.0, dense=True)
@@ -301,7 +301,7 @@ def test_what_evaluation_leaves_out_is_said() -> None:
 def test_it_is_pickled_and_averaged_as_other_modules_are(kind: Kind, stream: str) -> None:
     torch.manual_seed(0)
     plain = kind().eval() if kind is Loose else make_plain(kind)  # type: ignore[call-arg]
-    images, quant = make_images(), QuantConfig(weights="own", stream=stream)  # type: ignore[arg-type]
+    images, quant = make_images(), QuantConfig(weights="per_option", stream=stream)  # type: ignore[arg-type]
     net = convert(plain, [4, 8], quant=quant, example_input=images, calibration=[images])
     again = pickle.loads(pickle.dumps(net))
     average = torch.optim.swa_utils.AveragedModel(net)

@@ -73,7 +73,7 @@ def group_shares(net: DynamicNetwork, choice: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("options", SETS, ids="-".join)
-@pytest.mark.parametrize("scheme", ["modern", "paper"])
+@pytest.mark.parametrize("scheme", ["lsq", "paper"])
 @pytest.mark.parametrize("index", [0, 1], ids=["identity", "strided"])
 def test_the_sampled_gradient_is_unbiased(
     options: tuple[str, ...], scheme: str, index: int

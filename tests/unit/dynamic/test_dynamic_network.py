@@ -35,7 +35,7 @@ def test_mixing_and_routing_agree_at_equal_decisions(scheme: str, gate: str, noi
     images = make_images(net.spec, COUNT)
     # The paper's ranges move in training mode, so there the numbers may be compared only where
     # they stand still.
-    net.train(scheme == "modern")
+    net.train(scheme == "lsq")
     dense = net(images, exploration=exploration(noise=noise, dense=True))
     sampled = net(images, exploration=exploration(noise=noise, sample_rate=0.5))
     net.eval()

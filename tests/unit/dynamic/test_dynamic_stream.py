@@ -98,7 +98,7 @@ def test_grouped_images_compute_what_each_computes_alone() -> None:
 
 
 def test_gradients_reach_the_steps_of_all_stages_and_every_part_at_8_bits() -> None:
-    net = make_network(make_spec("cpu", stream="int8")).train()
+    net = make_network(make_spec("skip8", stream="int8")).train()
     net(make_images(net.spec, 8), decisions=net.forced("8", 8)).logits.square().mean().backward()
     assert net.stream is not None
     assert net.stream.steps.grad is not None
@@ -152,7 +152,7 @@ def test_folded_parts_multiply_out_to_what_is_executed() -> None:
 
 
 def test_the_state_survives_a_file(tmp_path: object) -> None:
-    net = make_network(make_spec("cpu", stream="int8", block_bias=True))
+    net = make_network(make_spec("skip8", stream="int8", block_bias=True))
     path = f"{tmp_path}/net.safetensors"
     checkpoint.save(net, path)
     again = checkpoint.load(path)

@@ -17,7 +17,7 @@ from fracskip.models import create_model
 from fracskip.models.resnet import CifarResNet
 
 DEFAULT_OPTIONS = ("skip", "4", "8", "full")
-SCHEMES = ["modern", "paper"]
+SCHEMES = ["lsq", "paper"]
 GATES = ["recurrent", "feedforward"]
 COUNT = 6
 
@@ -34,7 +34,7 @@ def make_spec(
     options: str | Sequence[str | int] = DEFAULT_OPTIONS,
     *,
     model: str = "resnet14",
-    scheme: str = "modern",
+    scheme: str = "lsq",
     gate: str = "recurrent",
     budget_input: bool = False,
     size: tuple[int, int] = (8, 8),

@@ -35,7 +35,7 @@ def sweep(**checkpoint: Any) -> SweepRecord:
 
 
 def run(name: str, ended: bool = True) -> RunRecord:
-    tree: dict[str, Any] = {"schema": "fracskip.run/1", "name": name, "epochs": []}
+    tree: dict[str, Any] = {"schema": "fracskip.run/2", "name": name, "epochs": []}
     if ended:
         tree |= {"test": make_evaluation(), "seconds": 1.0}
     return RunRecord.model_validate(tree)

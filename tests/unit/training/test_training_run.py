@@ -50,7 +50,7 @@ def test_the_three_stages(tiny_recipe: Make, run: Go) -> None:
 
     # The gates' stage ends with the top option everywhere, and leaves the backbone alone.
     gates = [event for event in done.epochs if event["stage"] == "gates"]
-    assert gates[-1]["accuracy"] == gates[-1]["cp"] == 1.0
+    assert gates[-1]["agreement"] == gates[-1]["cp"] == 1.0
     assert gates[-1]["validation"]["option_share"] == {"skip": 0, "4": 0, "full": 1}
     assert gates[-1]["validation"]["accuracy"] == done.epochs[1]["validation"]["accuracy"]
     assert gates[-1]["loss"] < gates[0]["loss"]
@@ -290,7 +290,7 @@ def test_a_gate_that_takes_no_budget_refuses_one(tiny_recipe: Make, run: Go) -> 
         {"options": [2, 8]},
         {"options": "low"},
         {"gates": {"epochs": 0}},
-        {"joint": {"epochs": 1, "anchor_rate": 0, "exploration": 0, "descent": 0}},
+        {"joint": {"epochs": 1, "uniform_rate": 0, "exploration": 0, "descent": 0}},
         {"joint": {"epochs": 1, "optim": {"schedule": "step", "clip_norm": 0, "momentum": 0}}},
         {"runtime": {"amp": "bf16", "threads": 1}},
         {"runtime": {"amp": "off", "threads": 1, "channels_last": False}},
