@@ -21,10 +21,10 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.machine import versions
 from fracskip.models import create_model
 from fracskip.training.joint import JointTraining
-from fracskip.training.stages import BackboneTraining, Place, Stage
+from fracskip.training.stages import BackboneTraining, Stage, StepIndex
 
 OPTION_SETS = {
-    "cpu": ("skip", "8", "full"),
+    "skip8": ("skip", "8", "full"),
     "paper": ("skip", "8", "16", "full"),
     "low": ("skip", "2", "3", "4", "6", "8"),
     "paper7": ("skip", "8", "10", "12", "14", "16", "full"),
@@ -41,7 +41,7 @@ def joint(recipe: Recipe, device: torch.device, images: torch.Tensor) -> JointTr
 
 def step_seconds(stage: Stage, images: torch.Tensor, labels: torch.Tensor) -> float:
     begin = time.perf_counter()
-    stage.step(images, labels, Place(0, 0, 0.0))
+    stage.step(images, labels, StepIndex(0, 0, 0.0))
     if images.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - begin

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import fracskip
-from fracskip.dynamic import Mixing
+from fracskip.dynamic import Exploration
 from fracskip.training.objective import CostPrice
 
 
@@ -58,7 +58,7 @@ class Skipping(lightning.LightningModule):
         """The task's loss and the price of what the paths cost."""
         images, labels = batch
         done = self.global_step / self.trainer.estimated_stepping_batches
-        out = self.net(images, mixing=Mixing(self.draw, noise=1 - done))
+        out = self.net(images, exploration=Exploration(self.draw, noise=1 - done))
         self.log("cost", out.cost.mean(), prog_bar=True)
         return cross_entropy(out.logits, labels) + self.price.penalty(out.cost, self.target)
 

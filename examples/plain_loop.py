@@ -4,7 +4,7 @@
     python examples/plain_loop.py --images photos    # photos/train/CLASS/*, photos/val/CLASS/*
 
 Three things of fracskip are used, each of which stands alone: `convert` makes a network dynamic,
-`net(images, mixing=...)` executes each image's own path and gives the gates a gradient, and
+`net(images, exploration=...)` executes each image's own path and gives the gates a gradient, and
 `CostPrice` turns what the paths cost into a term of the loss.
 
 Needs torchvision.
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
 import fracskip
-from fracskip.dynamic import Mixing
+from fracskip.dynamic import Exploration
 from fracskip.training.objective import CostPrice
 
 SIDE = 64
@@ -126,7 +126,7 @@ def train_dynamic(
     for _ in range(epochs):
         for images, labels in train:
             # Gates explore: noise on what they say, less and less of it.
-            out = net(images, mixing=Mixing(draw, noise=1 - len(costs) / steps))
+            out = net(images, exploration=Exploration(draw, noise=1 - len(costs) / steps))
             # `out.cost` has the gates' gradient: any objective can be made of it.
             loss = cross_entropy(out.logits, labels) + price.penalty(out.cost, target)
             optimiser.zero_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from answers import Answers, in_torch, publish
+from checking import Predictions, in_torch, publish
 
 from fracskip.checkpoint import load
 from fracskip.data import load_split
@@ -35,7 +35,7 @@ def check(name: str, data: str, images: int, isas: Sequence[str]) -> dict[str, A
         export_bundle(net, path)
         for isa in isas:
             result = InferenceSession(path, engine="native", isa=isa).run(pixels)
-            answers = Answers(result.logits, result.decisions.astype("int64"))
+            answers = Predictions(result.logits, result.decisions.astype("int64"))
             engines[isa] = answers.against(reference, labels)
     return {
         "checkpoint": {"name": Path(name).name, "digest": net.digest},

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from answers import Answers, in_torch, publish
+from checking import Predictions, in_torch, publish
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
@@ -32,7 +32,7 @@ LEVELS = {
 
 def in_onnxruntime(
     model: bytes, net: DynamicNetwork, pixels: NDArray[np.uint8], level: str, budget: float | None
-) -> Answers:
+) -> Predictions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = LEVELS[level]
@@ -46,7 +46,7 @@ def in_onnxruntime(
         times_ns.append(np.array([time.perf_counter_ns(), time.thread_time_ns()]) - begin)
         logits.append(answer)
         decisions.append(path)
-    return Answers(np.concatenate(logits), np.concatenate(decisions), np.stack(times_ns) / 1e3)
+    return Predictions(np.concatenate(logits), np.concatenate(decisions), np.stack(times_ns) / 1e3)
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     net = load(arguments.checkpoint)
-    # A model is one look, at a budget that it is given.
+    # A model is one member, at a budget that it is given.
     net.operating_points = net.operating_points.changed(cascade=())
     budget = None if net.budgets is None else net.operating_points.target
     data = load_split(arguments.data, "test", net.spec.image)

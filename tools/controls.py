@@ -1,11 +1,11 @@
 """Whether a network's decisions are worth more than their costs say: controls beside them.
 
-At each budget, beside the decisions of the gates: the same decisions dealt to other images; for
-each block, a share of the images drawn by lot that is as large as the gates'; and every block
-frozen at the option that most images take (that costs something else: its own cost is given); and,
-where images may be looked at twice, the same network with one look, and with as many second looks
-at images drawn by lot. Dealt, drawn and frozen decisions are those of the looks that decided: they
-cost less than both looks do. Nothing is trained again.
+At each budget, beside the decisions of the gates: the same decisions permuted over images; random
+ones, in each block of the gates' shares; and the static allocation of each block's most frequent
+option (that costs something else: its own cost is given); and, where images may be escalated, the
+same network with a single member, and with as many images escalated that are drawn at random.
+Permuted, random and static decisions are those of the members that answered: they cost less than
+all members do. Nothing is trained again.
 
 Run from the repository's root:
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import publish, session_of
+from checking import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
@@ -30,7 +30,7 @@ from fracskip.machine import cores, describe_processor
 from fracskip.operating import Execution
 from fracskip.runtime import InferenceSession
 
-DEALS = 3  # shuffles whose accuracies are averaged
+SHUFFLES = 3  # shuffles whose accuracies are averaged
 THREADS = cores()
 
 
@@ -58,48 +58,48 @@ def point(
         pixels: Images.
         labels: Theirs.
         budget: Asked for.
-        once: The same network with one look, if it has two.
+        once: The same network without its cascade, if it has one.
     """
     draw = np.random.default_rng(0)
     result = session.run(pixels, budget=budget)
     decisions = result.decisions
     shares = option_shares(decisions, session.options)
-    dealt, drawn = [], []
-    for _ in range(DEALS):
+    permuted, drawn = [], []
+    for _ in range(SHUFFLES):
         rows = draw.permutation(len(pixels))
-        dealt.append(accuracy(session, pixels, labels, decisions[rows]))
+        permuted.append(accuracy(session, pixels, labels, decisions[rows]))
         each = draw.permuted(decisions, axis=0)
         drawn.append(accuracy(session, pixels, labels, each))
-    frozen = np.tile(shares.argmax(1).astype(np.uint8), (len(pixels), 1))
+    static = np.tile(shares.argmax(1).astype(np.uint8), (len(pixels), 1))
     return {
         "budget": budget,
         "accuracy": float((result.logits.argmax(1) == labels).mean()),
         "cp": session.cost(result).cp,
-        "second_looks": float(result.escalated.mean()),
+        "escalation_rate": float(result.escalated.mean()),
         "option_share": dict(zip(session.options.labels, shares.mean(0).tolist(), strict=True)),
         "decision_entropy_bits": float(decision_entropy_bits(shares).mean()),
-        "cp_of_the_look_that_decides": session.cost(decisions).cp,
-        "dealt_to_other_images": float(np.mean(dealt)),
-        "drawn_by_each_blocks_shares": float(np.mean(drawn)),
-        "frozen_at_each_blocks_majority": {
-            "accuracy": accuracy(session, pixels, labels, frozen),
-            "cp": session.cost(frozen).cp,
+        "cp_of_the_member_that_answers": session.cost(decisions).cp,
+        "permuted_decisions": float(np.mean(permuted)),
+        "random_decisions": float(np.mean(drawn)),
+        "static_allocation": {
+            "accuracy": accuracy(session, pixels, labels, static),
+            "cp": session.cost(static).cp,
         },
-        "second_looks_by_lot": None
+        "random_escalation": None
         if once is None
-        else by_lot(session, once, pixels, labels, budget),
-        "in_one_look": None if once is None else one_look(once, pixels, labels, budget),
+        else random_escalation(session, once, pixels, labels, budget),
+        "single_member": None if once is None else single_member(once, pixels, labels, budget),
     }
 
 
-def by_lot(
+def random_escalation(
     session: InferenceSession,
     once: InferenceSession,
     pixels: NDArray[np.uint8],
     labels: NDArray[Any],
     budget: float | None,
 ) -> dict[str, float]:
-    """As many second looks, at images drawn by lot: the same looks, the same cost."""
+    """As many images escalated, drawn at random: the same members, the same cost."""
     points = session.plan.operating_points
     asked = points.target if budget is None else budget
     *members, _ = points.members_at(np.array([asked], np.float32))
@@ -108,16 +108,16 @@ def by_lot(
     escalated = session.run(pixels, budget=budget).escalated
     draw = np.random.default_rng(0)
     accuracies, costs = [], []
-    for _ in range(DEALS):
-        lot = draw.permutation(escalated)
-        accuracies.append(np.where(lot, right[1], right[0]).mean())
-        executed = Execution(np.flatnonzero(lot), second.decisions[lot])
+    for _ in range(SHUFFLES):
+        chosen = draw.permutation(escalated)
+        accuracies.append(np.where(chosen, right[1], right[0]).mean())
+        executed = Execution(np.flatnonzero(chosen), second.decisions[chosen])
         both = first._replace(executions=(*first.executions, executed))
         costs.append(session.cost(both).cp)
     return {"accuracy": float(np.mean(accuracies)), "cp": float(np.mean(costs))}
 
 
-def one_look(
+def single_member(
     session: InferenceSession,
     pixels: NDArray[np.uint8],
     labels: NDArray[Any],
@@ -151,7 +151,7 @@ def main() -> None:
         for option in session.options
     }
     record = {
-        "schema": "fracskip.controls/1",
+        "schema": "fracskip.controls/2",
         "checkpoint": {"name": Path(given.checkpoint).name, "digest": net.digest},
         "data": {"name": test.name, "split": test.split},
         "images": len(pixels),

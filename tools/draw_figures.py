@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fracskip import legacy
 from fracskip.errors import DataError
 from fracskip.files import write_atomically
 from fracskip.report.curves import (
@@ -51,14 +52,14 @@ def runs(*names: str) -> list[RunRecord]:
 
 
 def plain(name: str) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    tree: dict[str, Any] = legacy.record(json.loads((RESULTS / f"{name}.json").read_text()))
     return tree
 
 
-def in_one_look(name: str) -> Curve:
-    """The same network with one look at each image."""
-    found = [point["in_one_look"] for point in plain(name)["points"]]
-    return Curve("one look", tuple(Spot(one["cp"], one["accuracy"]) for one in found))
+def single_member(name: str) -> Curve:
+    """The same network without its cascade."""
+    found = [point["single_member"] for point in plain(name)["points"]]
+    return Curve("one member", tuple(Spot(one["cp"], one["accuracy"]) for one in found))
 
 
 def allocated(name: str) -> Curve:
@@ -74,7 +75,7 @@ def bundled_curve() -> str:
     curves = [
         swept(curve, "one ResNet-38, every budget"),
         trained_alone(static, "static ResNet-38"),
-        in_one_look("dfs_resnet38_controls"),
+        single_member("dfs_resnet38_controls"),
         allocated("dfs_resnet38_allocation"),
         trained_alone(runs("frozen_resnet38_cifar10"), "frozen, trained again"),
     ]
@@ -87,27 +88,27 @@ def resnet74_curve() -> str:
     static = runs(*(f"static_resnet74_{bits}bit" for bits in (3, 4, 8)))
     curves = [
         swept(curve, "one ResNet-74, every budget"),
-        in_one_look("dfs_resnet74_controls"),
+        single_member("dfs_resnet74_controls"),
         trained_alone(static, "static"),
         trained_alone(runs("frozen_resnet74_cifar10"), "frozen"),
     ]
     return accuracy_curves(curves, curve.images, ident="contenders-74")
 
 
-def trusted() -> str:
-    """What trust in blocks gives a ResNet-38, among what was trained from the same backbone."""
+def with_block_shrinkage() -> str:
+    """What shrinkage over blocks gives a ResNet-38, among what has the same backbone."""
     curve = sweep("dfs_resnet38_45k_sweep")
     static = runs(*(f"static_resnet38_45k_{bits}bit" for bits in WIDTHS))
     frozen = runs("frozen_resnet38_45k")
     curves = [
-        swept(curve, "one ResNet-38, trust in blocks"),
-        in_one_look("dfs_resnet38_45k_controls"),
+        swept(curve, "one ResNet-38, shrunk over blocks"),
+        single_member("dfs_resnet38_45k_controls"),
         trained_alone(static, "static"),
         trained_alone(frozen, "frozen"),
-        swept(sweep("dfs_resnet38_45k_unshrunk_sweep"), "without that trust"),
+        swept(sweep("dfs_resnet38_45k_unshrunk_sweep"), "not shrunk over blocks"),
         swept(sweep("dfs_resnet38_45k_seed0_sweep"), "another seed"),
     ]
-    return accuracy_curves(curves, curve.images, ident="trusted")
+    return accuracy_curves(curves, curve.images, ident="block-shrinkage")
 
 
 def examples(name: str) -> str:
@@ -134,7 +135,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "dfs_resnet38_blocks": lambda: shares_by_block(sweep("dfs_resnet38_sweep"), ident="dfs-blocks"),
     "dfs_resnet38_images": lambda: examples("eval_bundled_cifar10"),
     "dfs_resnet74_curve": resnet74_curve,
-    "dfs_resnet38_45k_curve": trusted,
+    "dfs_resnet38_45k_curve": with_block_shrinkage,
 }
 
 

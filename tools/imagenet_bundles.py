@@ -26,7 +26,7 @@ KINDS = {"dynamic": ("skip", 4, 8, "full"), "gates": ("skip", 8), "static": ("fu
 # Gates decide for 8 bits, whatever they see: what is left is their own time.
 MULTIPLIERS = {"gates": -1e6}
 # A static network in full has no stream of levels.
-QUANT = {kind: QuantConfig(weights="own", stream="int8") for kind in ("dynamic", "gates")}
+QUANT = {kind: QuantConfig(weights="per_option", stream="int8") for kind in ("dynamic", "gates")}
 IMAGE = (3, 224, 224)
 
 

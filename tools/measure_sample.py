@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from answers import session_of
+from checking import session_of
 
 from fracskip.checkpoint import load
 from fracskip.data import load_sample

@@ -41,9 +41,9 @@ from fracskip.models import create_backbone
 from fracskip.operating import OperatingPoints
 from fracskip.quant.fused import fusing
 from fracskip.training.joint import JointTraining
-from fracskip.training.loaders import Held
+from fracskip.training.loaders import ValidationSet
 from fracskip.training.multipliers import target_multiplier
-from fracskip.training.stages import BackboneTraining, PathTraining, Place, StageBase
+from fracskip.training.stages import AllocationTraining, BackboneTraining, StageBase, StepIndex
 from fracskip.training.standard import QUANT, stages
 from fracskip.training.supernet import SupernetTraining
 
@@ -79,7 +79,7 @@ def prepare(folder: Path) -> dict[str, int]:
     net = fracskip.convert(
         plain, OPTIONS, example_input=images[:1], calibration=[images], name=NETWORK
     )
-    held = Held(images.numpy(), torch.zeros(8, dtype=torch.int64).numpy())
+    held = ValidationSet(images.numpy(), torch.zeros(8, dtype=torch.int64).numpy())
     net.operating_points = OperatingPoints(target=BUDGET)
     multiplier, _ = target_multiplier(net, held, BUDGET)
     net.operating_points = net.operating_points.changed(multiplier=multiplier)
@@ -177,13 +177,13 @@ def make_run(
             "quant": QUANT.model_dump(),
             "gate": GATE.model_dump(),
             "runtime": {"amp": "bf16" if precision == "bf16" else "off"},
-            **stages(BUDGET, looks=1),
+            **stages(BUDGET, members=1),
         }
     )
     stage = make_stage(task, folder, recipe, device)
 
     def train(step: int) -> None:
-        result = stage.step(images, labels, Place(0, step, EARLY))  # type: ignore[attr-defined]
+        result = stage.step(images, labels, StepIndex(0, step, EARLY))  # type: ignore[attr-defined]
         if not torch.tensor(result.loss).isfinite():
             raise RuntimeError(f"the loss of {task} is {result.loss}")
 
@@ -192,12 +192,12 @@ def make_run(
 
 def warm_up(stage: StageBase | None, images: Tensor, labels: Tensor) -> None:
     """Every option's weights get their momentum, as after a few dozen steps."""
-    if isinstance(stage, PathTraining):
+    if isinstance(stage, AllocationTraining):
         net = stage.net
         assert isinstance(net, DynamicNetwork)
         for option in range(int(net.options.can_skip), len(net.options)):
             path = [option] * len(net.blocks)
-            stage.train_path(images[:1], labels[:1], path, Place(0, 0, EARLY))
+            stage.train_allocation(images[:1], labels[:1], path, StepIndex(0, 0, EARLY))
 
 
 def work(task: str, folder: Path, precision: str, batch: int, steps: int) -> dict[str, Any]:

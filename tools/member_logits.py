@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import session_of
+from checking import session_of
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -70,7 +70,7 @@ def session_for(depth: int) -> InferenceSession:
         example_input=images[:1],
         image=image,
         class_names=trained.spec.class_names,
-        quant=QuantConfig(stream="int8", weights="own"),
+        quant=QuantConfig(stream="int8", weights="per_option"),
         calibration=list(images.split(512)),
     )
     return session_of(net, threads=1)

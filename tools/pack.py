@@ -24,7 +24,7 @@ from fracskip.dynamic import preprocess
 def lent_cascade(sibling: Path) -> tuple[list[list[float]], str]:
     """The cascade of a checkpoint or of a run's record (.json), and that network's digest."""
     if sibling.suffix == ".json":
-        record = legacy.run_record(json.loads(sibling.read_text()))
+        record = legacy.record(json.loads(sibling.read_text()))
         return record["operating_points"]["cascade"], record["test"]["checkpoint_digest"]
     net = checkpoint.load(sibling)
     return [list(row) for row in net.operating_points.cascade], net.digest

@@ -19,7 +19,7 @@ import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-from answers import publish
+from checking import publish
 from member_logits import CHANGES, member_logits, probabilities
 from numpy.typing import NDArray
 

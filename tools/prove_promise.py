@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from answers import publish
+from checking import publish
 from member_logits import MEMBERS, member_logits, probabilities
 from numpy.typing import NDArray
 

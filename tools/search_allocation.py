@@ -1,10 +1,10 @@
 """Static mixed precision by search, a dynamic network's control: one width a block for all images.
 
-On the network's own weights, so nothing is trained: what each option in each block does to the
-cross-entropy on validation images is measured around the allocation found so far, and at a budget
-the next allocation is the one of least sum of harm + price x cost. After a few such rounds the best
-that was measured within the budget is kept (HAQ's kind of search, with a measured table in place of
-a learned agent). Test images are only classified with what was found.
+On the network's own weights, so nothing is trained: the sensitivity to each option in each block,
+in cross-entropy on validation images, is measured around the allocation found so far, and at a
+budget the next allocation is the one of least sum of sensitivity + multiplier x cost. After a few
+such rounds the best that was measured within the budget is kept (HAQ's kind of search, with a
+measured table in place of a learned agent). Test images are only classified with what was found.
 
 Run from the repository's root:
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import publish, session_of
+from checking import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load
@@ -29,29 +29,29 @@ from fracskip.runtime import InferenceSession
 
 THREADS = cores()
 ROUNDS = 4
-HALVINGS = 60  # of the interval of prices
-MOST_PRICE = 1e3  # nats a block's whole cost
+HALVINGS = 60  # of the interval of multipliers
+MOST_MULTIPLIER = 1e3  # nats a block's whole cost
 
 Allocation = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 
 
-def loss(session: InferenceSession, data: ImageSet, path: Allocation) -> float:
-    """Mean cross-entropy where all images take one path."""
-    logits = session.run(data.images, decisions=np.tile(path, (len(data), 1))).logits
+def loss(session: InferenceSession, data: ImageSet, allocation: Allocation) -> float:
+    """Mean cross-entropy in one allocation for all images."""
+    logits = session.run(data.images, decisions=np.tile(allocation, (len(data), 1))).logits
     logits = logits.astype(np.float64)
     shifted = logits - logits.max(1, keepdims=True)
     of_label = shifted[np.arange(len(data)), data.labels]
     return float((np.log(np.exp(shifted).sum(1)) - of_label).mean())
 
 
-def harms_around(
-    session: InferenceSession, data: ImageSet, path: Allocation, known: dict[bytes, float]
+def sensitivities_around(
+    session: InferenceSession, data: ImageSet, allocation: Allocation, known: dict[bytes, float]
 ) -> Numbers:
-    """Loss with each option in each block of a path, (L, K)."""
-    found = np.empty((len(path), len(session.options)))
+    """Loss with each option in each block of an allocation, (L, K)."""
+    found = np.empty((len(allocation), len(session.options)))
     for block, option in np.ndindex(found.shape):
-        other = path.copy()
+        other = allocation.copy()
         other[block] = option
         key = other.tobytes()
         if key not in known:
@@ -60,14 +60,14 @@ def harms_around(
     return found
 
 
-def allocate(harms: Numbers, costs: Numbers, budget: float) -> Allocation:
-    """The least sum of harm + price x cost at the smallest price that meets the budget."""
-    low, high = 0.0, MOST_PRICE
+def allocate(sensitivities: Numbers, costs: Numbers, budget: float) -> Allocation:
+    """The least sum of sensitivity + multiplier x cost, at the least multiplier within budget."""
+    low, high = 0.0, MOST_MULTIPLIER
     for _ in range(HALVINGS):
-        price = (low + high) / 2
-        path = (harms + price * costs).argmin(1)
-        low, high = (low, price) if costs[path].mean() <= budget else (price, high)
-    return (harms + high * costs).argmin(1).astype(np.uint8)
+        multiplier = (low + high) / 2
+        allocation = (sensitivities + multiplier * costs).argmin(1)
+        low, high = (low, multiplier) if costs[allocation].mean() <= budget else (multiplier, high)
+    return (sensitivities + high * costs).argmin(1).astype(np.uint8)
 
 
 def search(
@@ -85,10 +85,10 @@ def search(
         ValueError: if the budget is under the cheapest allocation's.
     """
     costs = np.array(session.options.costs)
-    path = np.full(len(session.plan.gated), len(costs) - 1, dtype=np.uint8)
+    allocation = np.full(len(session.plan.gated), len(costs) - 1, dtype=np.uint8)
     for _ in range(ROUNDS):
-        path = allocate(harms_around(session, data, path, known), costs, budget)
-        known[path.tobytes()] = loss(session, data, path)
+        allocation = allocate(sensitivities_around(session, data, allocation, known), costs, budget)
+        known[allocation.tobytes()] = loss(session, data, allocation)
     within = {
         key: value
         for key, value in known.items()
@@ -120,19 +120,19 @@ def main() -> None:
     known: dict[bytes, float] = {}
     points: list[dict[str, Any]] = []
     for budget in default_budgets(reach):
-        path = search(session, few, budget, known)
-        decisions = np.tile(path, (len(test), 1))
+        allocation = search(session, few, budget, known)
+        decisions = np.tile(allocation, (len(test), 1))
         logits = session.run(test.images, decisions=decisions).logits
         points.append(
             {
                 "budget": budget,
                 "cp": session.cost(decisions).cp,
                 "accuracy": float((logits.argmax(1) == test.labels).mean()),
-                "path": [session.options.labels[option] for option in path],
+                "allocation": [session.options.labels[option] for option in allocation],
             }
         )
     record = {
-        "schema": "fracskip.allocation/1",
+        "schema": "fracskip.allocation/2",
         "checkpoint": {"name": Path(given.checkpoint).name, "digest": net.digest},
         "data": {"name": test.name, "split": test.split},
         "images": len(test),

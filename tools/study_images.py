@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from answers import publish, session_of
+from checking import publish, session_of
 from numpy.typing import NDArray
 
 from fracskip.checkpoint import load, load_backbone

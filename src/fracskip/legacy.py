@@ -7,7 +7,7 @@ readers to refuse. What was given is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Dotted keys: what they are called today; None where nothing has taken their place.
@@ -17,8 +17,32 @@ Values = Mapping[str, Mapping[str, str]]
 
 RECIPE: Table = {
     "runtime.capture": None,  # steps as CUDA graphs
+    "backbone.depth_order": "backbone.depth_sampling",
+    "gates.path": "gates.allocation",
+    "gates.erase": "gates.cutout",
+    "gates.trusts": "gates.shrinkage",  # one minus each
+    "gates.block_trusts": "gates.block_shrinkage",  # likewise
+    "joint.paths": "joint.allocation",
+    "joint.lean_rate": "joint.multiplier_rate",
+    "joint.anchor_rate": "joint.uniform_rate",
+    "joint.looks": "joint.members",
 }
-GATE: Values = {"gate.output": {"harm": "sensitivity"}}
+SHRINKAGES = ("gates.shrinkage", "gates.block_shrinkage")
+SPEC_VALUES: Values = {
+    "gate.output": {"harm": "sensitivity"},
+    "quant.scheme": {"modern": "lsq"},
+    "quant.weights": {"own": "per_option"},
+}
+# Under the keys of their time.
+RECIPE_VALUES: Values = {
+    **SPEC_VALUES,
+    "options": {"cpu": "skip8"},
+    "backbone.depth_order": {"depth": "stochastic", "harm": "elastic"},
+    "gates.label": {"harm": "sensitivity"},
+    "gates.path": {"own": "chosen"},
+    "joint.paths": {"each": "image", "shared": "batch"},
+    "joint.decisions": {"each": "dynamic", "alike": "static"},
+}
 # Of a bundle's parts: the programs whose windows a version may write differently.
 PROGRAMS = ("branch", "shortcut", "after")
 # Of checkpoints before version 2: what their `spec` held of today's `operating_points`.
@@ -36,27 +60,33 @@ def recipe(tree: Any) -> tuple[Any, list[str]]:
     Args:
         tree: A recipe's tables; what is no dictionary is given back.
 
-    >>> recipe({"gate": {"output": "harm"}, "runtime": {"compile": True, "capture": True}})[0]
-    {'gate': {'output': 'sensitivity'}, 'runtime': {'compile': True}}
+    >>> recipe({"gates": {"label": "harm", "trusts": [0.25, 1.0]}, "joint": {"looks": 2}})
+    ({'gates': {'label': 'sensitivity', 'shrinkage': [0.75, 0.0]}, 'joint': {'members': 2}}, [])
     >>> recipe({"runtime": {"capture": True}})[1]
     ['runtime.capture does nothing any more: leave it out']
     """
-    tree, notes = translated(tree, RECIPE)
-    return _with_ends(revalued(tree, GATE)), notes
+    given = {dotted for dotted in SHRINKAGES if _has(tree, dotted)}
+    tree, notes = translated(revalued(tree, RECIPE_VALUES), RECIPE)
+    for dotted in SHRINKAGES:
+        if dotted not in given:
+            tree = _applied(tree, dotted, _complements)
+    return _with_ends(tree), notes
 
 
 def checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's metadata, with what the network is apart from how it is operated.
+    """A checkpoint's metadata; since version 2, how a network is operated is not in its spec.
 
     >>> old = {"spec": {"gate": {"output": "harm"}, "target": 0.1, "lean": -3.0}}
     >>> checkpoint(old)["spec"], checkpoint(old)["operating_points"]
     ({'gate': {'output': 'sensitivity'}}, {'target': 0.1, 'multiplier': 3.0})
     """
     spec = meta.get("spec")
-    if "operating_points" in meta or not isinstance(spec, dict):
+    if not isinstance(spec, dict):
         return meta
+    if "operating_points" in meta:
+        return {**meta, "spec": revalued(spec, SPEC_VALUES)}
     points = operating_points({key: spec[key] for key in OPERATING if key in spec})
-    spec = revalued({key: spec[key] for key in spec if key not in OPERATING}, GATE)
+    spec = revalued({key: spec[key] for key in spec if key not in OPERATING}, SPEC_VALUES)
     return {**meta, "spec": _with_ends(spec), "operating_points": points}
 
 
@@ -123,28 +153,149 @@ def operating_points(tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run_record(tree: dict[str, Any]) -> dict[str, Any]:
-    """A run's record (`run.json`), with the operating points that it ended with."""
-    if "operating_points" in tree:
+def record(tree: Any) -> Any:
+    """A record of any schema whose keys had other names in version 1.
+
+    >>> record({"schema": "fracskip.sweep/1", "points": [{"cp": 0.1, "second_looks": 0.2}]})
+    {'schema': 'fracskip.sweep/2', 'points': [{'cp': 0.1, 'escalation_rate': 0.2}]}
+    """
+    if not isinstance(tree, dict):
         return tree
-    held = {key: tree[key] for key in OPERATING if key in tree}
-    rest = {key: tree[key] for key in tree if key not in OPERATING}
-    return {**rest, "operating_points": operating_points(held)}
+    name, _, version = str(tree.get("schema")).partition("/")
+    if version != "1" or name not in RECORDS:
+        return tree
+    return RECORDS[name]({**tree, "schema": f"{name}/2"})
+
+
+def _evaluation(tree: dict[str, Any]) -> dict[str, Any]:
+    tree = _renamed(revalued(tree, RECORD_VALUES), EVALUATION)
+    examples = tree.get("examples")
+    if isinstance(examples, dict):
+        rows = {key: _each(rows, EXAMPLE) for key, rows in examples.items()}
+        tree["examples"] = _renamed(rows, EXAMPLES)
+    return tree
+
+
+def _with_points(keys: Mapping[str, str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Of records whose `points` have other keys, and `as_trained` if they have it."""
+
+    def points_of(tree: dict[str, Any]) -> dict[str, Any]:
+        tree = revalued(tree, RECORD_VALUES)
+        found = {key: _each(tree[key], keys) for key in ("points",) if key in tree}
+        if isinstance(tree.get("as_trained"), dict):
+            found["as_trained"] = _renamed(tree["as_trained"], keys)
+        return {**tree, **found}
+
+    return points_of
+
+
+def _run(tree: dict[str, Any]) -> dict[str, Any]:
+    if "operating_points" not in tree:
+        held = {key: tree[key] for key in OPERATING if key in tree}
+        tree = {key: tree[key] for key in tree if key not in OPERATING}
+        tree["operating_points"] = operating_points(held)
+    if isinstance(tree.get("epochs"), list):
+        tree = {**tree, "epochs": [run_event(event) for event in tree["epochs"]]}
+    return _of_run(tree)
+
+
+def _of_run(tree: dict[str, Any]) -> dict[str, Any]:
+    """What a run's record and the events of its log have in common."""
+    tree = revalued(tree, {"norms": {"paths": "decisions"}})
+    if "recipe" in tree:
+        tree = {**tree, "recipe": recipe(tree["recipe"])[0]}
+    return {**tree, "test": record(tree["test"])} if "test" in tree else tree
+
+
+def run_event(event: Any) -> Any:
+    """An event of a run's log.
+
+    >>> run_event({"event": "epoch", "stage": "gates", "accuracy": 0.9, "path": [2, 1]})
+    {'event': 'epoch', 'stage': 'gates', 'agreement': 0.9, 'allocation': [2, 1]}
+    """
+    if not isinstance(event, dict):
+        return event
+    if event.get("stage") == "gates":
+        event = _renamed(event, {"accuracy": "agreement"})
+    if "lean" in event:
+        held = {key: event[key] for key in OPERATING if key in event}
+        rest = {key: event[key] for key in event if key not in OPERATING}
+        points = operating_points(held)
+        event = {
+            **rest,
+            **({"operating_points": points} if event.get("event") == "end" else points),
+        }
+    return _of_run(_stage_state(event))
+
+
+def _stage_state(state: dict[str, Any]) -> dict[str, Any]:
+    """What a stage of training adds to a run's state, and to the events of its epochs."""
+    state = _renamed(state, {"path": "allocation"})
+    if "trust" in state:
+        state["kept"] = {"images": state.pop("trust"), "blocks": state.pop("block_trust", 1.0)}
+    if isinstance(kept := state.pop("kept", None), dict):
+        state["shrinkage"] = {key: _complement(share) for key, share in kept.items()}
+    return state
 
 
 def training_state(meta: dict[str, Any]) -> dict[str, Any]:
     """A training state's metadata: where a run stands that an older version began."""
     position = meta.get("position")
-    if not isinstance(position, dict) or "operating_points" in position:
+    if not isinstance(position, dict):
         return meta
-    state = dict(position.get("stage_state", {}))
+    state = _stage_state(_under(position, ["stage_state"]))
+    if "operating_points" in position:
+        return {**meta, "position": {**position, "stage_state": state}}
     held = {key: state.pop(key) for key in OPERATING if key in state}
     points = operating_points(held)
     if "price" in state and "multiplier" in points:
         state["multiplier"] = points["multiplier"]
-    if "trust" in state:
-        state["kept"] = {"images": state.pop("trust"), "blocks": state.pop("block_trust", 1.0)}
     return {**meta, "position": {**position, "stage_state": state, "operating_points": points}}
+
+
+# What the records of version 1 called otherwise.
+RECORD_VALUES: Values = {"checkpoint.quant": {"modern": "lsq"}}
+EVALUATION = {"second_looks": "escalation_rate"}
+EXAMPLES = {"easiest": "cheapest", "hardest": "dearest"}
+EXAMPLE = {"path": "allocation", "first_path": "first_allocation"}
+CONTROLS = {
+    **EVALUATION,
+    "cp_of_the_look_that_decides": "cp_of_the_member_that_answers",
+    "dealt_to_other_images": "permuted_decisions",
+    "drawn_by_each_blocks_shares": "random_decisions",
+    "frozen_at_each_blocks_majority": "static_allocation",
+    "second_looks_by_lot": "random_escalation",
+    "in_one_look": "single_member",
+}
+RECORDS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "fracskip.evaluation": _evaluation,
+    "fracskip.sweep": _with_points(EVALUATION),
+    "fracskip.controls": _with_points(CONTROLS),
+    "fracskip.allocation": _with_points({"path": "allocation"}),
+    "fracskip.run": _run,
+}
+
+
+def _each(rows: Any, keys: Mapping[str, str]) -> Any:
+    """A list of dictionaries under today's keys."""
+    if not isinstance(rows, list):
+        return rows
+    return [_renamed(row, keys) if isinstance(row, dict) else row for row in rows]
+
+
+def _renamed(tree: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """A dictionary under today's keys, in the same order."""
+    return {keys.get(key, key): value for key, value in tree.items()}
+
+
+def _complement(share: Any) -> Any:
+    """One minus a share: 0.9 for 0.1, not what floats make of it."""
+    return round(1 - share, 12) if isinstance(share, int | float) else share
+
+
+def _complements(shares: Any) -> Any:
+    """Of a list."""
+    return [_complement(each) for each in shares] if isinstance(shares, list | tuple) else shares
 
 
 def _negated(value: Any) -> Any:
@@ -188,27 +339,44 @@ def revalued(tree: Any, table: Values) -> Any:
 def translated(tree: Any, table: Table) -> tuple[Any, list[str]]:
     """Values under today's keys, and what a user should know of it.
 
+    What means the same under another key is not worth a word; what does nothing any more is.
+
     Args:
         tree: Dictionaries in dictionaries.
-        table: The old keys. Where both keys are given, the new one's value stays.
+        table: The old keys. Where both keys are given, the old one stays, to be refused: which of
+            them is meant?
 
     >>> translated({"a": {"b": 1}}, {"a.b": "c.d"})
-    ({'a': {}, 'c': {'d': 1}}, ['a.b is called c.d now'])
+    ({'a': {}, 'c': {'d': 1}}, [])
     """
     notes = []
     for old, new in table.items():
         *path, key = old.split(".")
-        if key not in (holder := _under(tree, path)):
+        if key not in (holder := _under(tree, path)) or (new is not None and _has(tree, new)):
             continue
         value = holder[key]
         tree = _replaced(tree, path, {k: v for k, v in holder.items() if k != key})
         if new is not None:
             *path, key = new.split(".")
-            tree = _replaced(tree, path, {key: value, **_under(tree, path)})
-            notes.append(f"{old} is called {new} now")
+            tree = _replaced(tree, path, {**_under(tree, path), key: value})
         elif value:  # what asked for nothing loses nothing
             notes.append(f"{old} does nothing any more: leave it out")
     return tree, notes
+
+
+def _has(tree: Any, dotted: str) -> bool:
+    """Whether there is such a key."""
+    *path, key = dotted.split(".")
+    return key in _under(tree, path)
+
+
+def _applied(tree: Any, dotted: str, change: Callable[[Any], Any]) -> Any:
+    """A tree with another value under a key, where there is one."""
+    *path, key = dotted.split(".")
+    if not _has(tree, dotted):
+        return tree
+    holder = _under(tree, path)
+    return _replaced(tree, path, {**holder, key: change(holder[key])})
 
 
 def _under(tree: Any, path: list[str]) -> dict[str, Any]:

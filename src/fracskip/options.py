@@ -105,7 +105,7 @@ class OptionSet:
     Raises:
         ConfigError: if it is empty, not ascending, repeats itself, or can only skip.
 
-    >>> OptionSet.of("cpu").labels
+    >>> OptionSet.of("skip8").labels
     ('skip', '8', 'full')
     >>> OptionSet.of(["skip", 3, 8]).costs
     (0.0, 0.0087890625, 0.0625)
@@ -191,6 +191,6 @@ PRESETS: dict[str, OptionSet] = {
         "paper": (0, 8, 16, 32),
         "paper7": (0, 8, 10, 12, 14, 16, 32),
         "low": (0, 2, 3, 4, 6, 8),
-        "cpu": (0, 8, 32),
+        "skip8": (0, 8, 32),
     }.items()
 }

@@ -24,7 +24,7 @@ EVALUATION = {
     "accuracy": float,
     "cp": float,
     "bitops_ratio": float,
-    "second_looks": float,
+    "escalation_rate": float,
     "option_share": dict,
     "decision_entropy_bits": float,
     "seconds": float,
@@ -67,7 +67,7 @@ def evaluation(checkpoint_file: Path, pictures: Path) -> dict[str, Any]:
 
 def test_keys_of_an_evaluation(evaluation: dict[str, Any]) -> None:
     assert types(evaluation) == EVALUATION
-    assert evaluation["schema"] == "fracskip.evaluation/1"
+    assert evaluation["schema"] == "fracskip.evaluation/2"
     assert types(evaluation["checkpoint"]) == {
         "name": str,
         "digest": str,
@@ -101,15 +101,15 @@ def test_keys_of_its_rows(evaluation: dict[str, Any]) -> None:
             "bitops_ratio": float,
             "seconds": float,
         }
-    assert set(evaluation["examples"]) == {"easiest", "hardest"}
-    for row in evaluation["examples"]["easiest"] + evaluation["examples"]["hardest"]:
+    assert set(evaluation["examples"]) == {"cheapest", "dearest"}
+    for row in evaluation["examples"]["cheapest"] + evaluation["examples"]["dearest"]:
         assert types(row) == {
             "index": int,
             "label": str,
             "predicted": str,
             "cp": float,
-            "path": list,
-            "first_path": type(None),
+            "allocation": list,
+            "first_allocation": type(None),
         }
     for key in ("blocks", "classes", "static"):
         assert evaluation[key], f"nothing was looked at in {key}"
@@ -162,7 +162,9 @@ def test_events_of_a_run(folder: Path) -> None:
     assert backbone["stage"] == "backbone"
     assert set(backbone["validation"]) == {"accuracy", "cp"}
     assert backbone["validation"]["cp"] is None
-    assert types(gates) == EPOCH
+    agreement = {**EPOCH, "agreement": float}
+    del agreement["accuracy"]
+    assert types(gates) == agreement
     assert gates["stage"] == "gates"
     assert set(gates["validation"]) == VALIDATION
     assert types(joint) == {**EPOCH, "price": float}
@@ -199,7 +201,7 @@ def test_a_runs_summary(folder: Path) -> None:
         "test": dict,
         "seconds": float,
     }
-    assert summary["schema"] == "fracskip.run/1"
+    assert summary["schema"] == "fracskip.run/2"
     assert set(summary["data"]) == {
         *("source", "train", "validation", "classes", "rare", "skipped", "skipped_test")
     }

@@ -14,7 +14,7 @@ from fracskip.data.resampling import resize
 from fracskip.runtime.bundle import parse_bundle
 from fracskip.runtime.portable import PortableEngine
 from support.cascades import LARGE, SMALL, cascade, other_size, random_cascade
-from support.chains import Answers, run_chain
+from support.chains import ChainPredictions, run_chain
 from support.hostile_files import Parts, damaged_bundle
 from support.random_bundle import random_bundle
 
@@ -186,7 +186,7 @@ def engine_of(kind: str, bundles: list[bytes], weights_of: Any = None) -> Any:
     return native.Engine(cascade(bundles, weights_of).bundle(), isa=kind, threads=2)
 
 
-def alone(kind: str, data: bytes, images: NDArray[np.uint8], multiplier: float) -> Answers:
+def alone(kind: str, data: bytes, images: NDArray[np.uint8], multiplier: float) -> ChainPredictions:
     """One network by itself, of images at its size."""
     size = parse_bundle(data).plan.image.size
     engine = engine_of(kind, [data]) if kind == "portable" else native.Engine(data, isa=kind)

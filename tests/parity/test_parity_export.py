@@ -245,10 +245,10 @@ def test_levels_of_an_int8_stream(tmp_path: Path) -> None:
     with torch.inference_mode():
         stem, *parts = engine.network.parts[:-1]
         levels = stem.execute(engine.normalised(pixels))
-        values = net.trunk.stem(fracskip.preprocess(pixels, net.spec.image))
+        values = net.sections.stem(fracskip.preprocess(pixels, net.spec.image))
         assert _share_off(values / steps[0], levels) < 1e-3
         entry = 0
-        for block, part in zip(net.trunk.every, parts, strict=True):
+        for block, part in zip(net.sections.every, parts, strict=True):
             for choice, option in enumerate(block.options):
                 wanted = block.execute(levels * steps[entry], option) / steps[block.stage]
                 found = part.execute(levels, choice)

@@ -77,7 +77,7 @@ def test_a_step_per_channel_agrees(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 12, 16])
-@pytest.mark.parametrize(("stride", "scheme"), [(1, "modern"), (2, "modern"), (2, "paper")])
+@pytest.mark.parametrize(("stride", "scheme"), [(1, "lsq"), (2, "lsq"), (2, "paper")])
 def test_a_quantised_convolution_is_that_of_the_references_integers(
     bits: int, stride: int, scheme: str
 ) -> None:
@@ -87,10 +87,10 @@ def test_a_quantised_convolution_is_that_of_the_references_integers(
         torch.nn.Conv2d(5, 7, 3, stride, 1, bias=False), OptionSet((option,)), scheme
     ).eval()
     x = torch.randn(3, 5, 9, 8)
-    x = x.relu() if scheme == "modern" else x
+    x = x.relu() if scheme == "lsq" else x
     conv.observe(x, option)
     weight = conv.weight.detach().numpy()
-    if scheme == "modern":
+    if scheme == "lsq":
         a_scale = conv.quantiser.activation_step.detach().numpy()[0, 0]
         w_scale = conv.quantiser.weight_step.detach().numpy()[0][:, None, None, None]
         a_bounds, w_bounds = IntegerGrid(bits, False).bounds, IntegerGrid(bits, True).bounds

@@ -109,7 +109,7 @@ def checkpoint_kind() -> Kind:
     changes: dict[str, dict[str, Any]] = {
         "float": {},
         "int8": {"quant": {"stream": "int8"}},
-        "own": {"options": ["skip", "2", "8", "full"], "quant": {"weights": "own"}},
+        "own": {"options": ["skip", "2", "8", "full"], "quant": {"weights": "per_option"}},
         "feedforward": {"gate": {"kind": "feedforward", "width": 4}},
         "static": {"options": ["full"]},
     }

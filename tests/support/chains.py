@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Answers(NamedTuple):
+class ChainPredictions(NamedTuple):
     """What an engine writes; B images, N classes, L gated blocks of each member's network.
 
     Attributes:
@@ -46,7 +46,7 @@ def arguments(engine: Any, count: int, networks: Sequence[int] = (0,)) -> dict[s
 
 def run_chain(
     engine: Any, images: NDArray[Any], networks: Sequence[int] = (0,), **asked: Any
-) -> Answers:
+) -> ChainPredictions:
     """Runs a chain, with scores.
 
     Args:
@@ -63,7 +63,7 @@ def run_chain(
             asked[name] = [_each(value, count) for value in asked[name]]
     given |= asked
     engine.run(images, **given)
-    return Answers(*(given[name] for name in Answers._fields))
+    return ChainPredictions(*(given[name] for name in ChainPredictions._fields))
 
 
 def _each(value: Any, count: int) -> Any:

@@ -466,7 +466,7 @@ HOSTILE_CHECKPOINTS: dict[str, Hostile] = {
     "a large view": lambda draw, size: spec_file(size, image={"size": [8, 9], "resize": 60000}),
     "a deep network": lambda draw, size: spec_file(size, model={"name": "resnet1202"}),
     "a deep network at all widths": lambda draw, size: spec_file(
-        size, model={"name": "resnet1202"}, options=OPTIONS, quant={"weights": "own"}
+        size, model={"name": "resnet1202"}, options=OPTIONS, quant={"weights": "per_option"}
     ),
     "many classes": lambda draw, size: spec_file(class_names=["x"] * (size // 7)),
     "a million classes": lambda draw, size: spec_file(class_names=["x"] * 10**6),

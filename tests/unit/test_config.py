@@ -36,7 +36,7 @@ def test_defaults_load() -> None:
     assert recipe.option_set == PRESETS["paper"]
     assert (recipe.seed, recipe.batch_size, recipe.model.name) == (0, 128, "resnet38")
     assert (recipe.data.name, recipe.data.image.size) == ("cifar10", (32, 32))
-    assert (recipe.quant.scheme, recipe.gate.kind, recipe.gate.width) == ("modern", "recurrent", 10)
+    assert (recipe.quant.scheme, recipe.gate.kind, recipe.gate.width) == ("lsq", "recurrent", 10)
     assert (recipe.joint.target, recipe.joint.gate_gradient) == (0.05, "sampled")
     assert recipe.backbone_path is None
 
@@ -78,12 +78,12 @@ def test_a_missing_name_is_named() -> None:
         ({"name": ""}, "name: "),
         ({"batch_size": 0}, "batch_size: .*given: 0"),
         ({"seed": 1.5}, "seed: "),
-        ({"quant": {"scheme": "modren"}}, "quant.scheme: .*'modern' or 'paper'"),
+        ({"quant": {"scheme": "modren"}}, "quant.scheme: .*'lsq' or 'paper'"),
         ({"gate": {"kind": "lstm"}}, "gate.kind: .*'recurrent' or 'feedforward'"),
         ({"gate": {"width": 0}}, "gate.width: "),
         ({"joint": {"target": 0}}, "joint.target: "),
         ({"joint": {"target": 1.01}}, "joint.target: "),
-        ({"joint": {"anchor_rate": 1}}, "joint.anchor_rate: "),
+        ({"joint": {"uniform_rate": 1}}, "joint.uniform_rate: "),
         ({"joint": {"sample_rate": 0}}, "joint.sample_rate: "),
         ({"gates": {"confidence": 1}}, "gates.confidence: "),
         ({"backbone": {"optim": {"lr": 0}}}, "backbone.optim.lr: "),
@@ -138,7 +138,7 @@ def test_mean_and_std_need_one_value_a_channel(image: dict[str, Any]) -> None:
     ("value", "labels"),
     [
         ("low", ("skip", "2", "3", "4", "6", "8")),
-        ("cpu", ("skip", "8", "full")),
+        ("skip8", ("skip", "8", "full")),
         (["skip", 4, "8", "full"], ("skip", "4", "8", "full")),
         ([0, 32], ("skip", "full")),
         ([8], ("8",)),
@@ -339,7 +339,7 @@ def test_there_are_published_recipes() -> None:
 def test_a_spec_reads_back_and_refuses_what_is_impossible() -> None:
     tree: dict[str, Any] = {
         "model": {"name": "resnet8"},
-        "options": "cpu",
+        "options": "skip8",
         "quant": {},
         "gate": {},
         "image": {},
@@ -348,7 +348,7 @@ def test_a_spec_reads_back_and_refuses_what_is_impossible() -> None:
     }
     spec = ModelSpec.model_validate(tree)
     assert spec.options == ("skip", "8", "full")
-    assert spec.option_set == PRESETS["cpu"]
+    assert spec.option_set == PRESETS["skip8"]
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
     for bad in ({"target": 0.1}, {"options": ["skip"]}, {"extra": 1}):
         with pytest.raises(ValidationError):

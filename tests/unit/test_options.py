@@ -80,7 +80,7 @@ def test_presets_are_what_they_say() -> None:
         "paper": ("skip", "8", "16", "full"),
         "paper7": ("skip", "8", "10", "12", "14", "16", "full"),
         "low": ("skip", "2", "3", "4", "6", "8"),
-        "cpu": ("skip", "8", "full"),
+        "skip8": ("skip", "8", "full"),
     }
     assert OptionSet.of("paper7").costs == (0, 1 / 16, 25 / 256, 9 / 64, 49 / 256, 1 / 4, 1)
     assert OptionSet.of("low").costs == (0, 1 / 256, 9 / 1024, 1 / 64, 9 / 256, 1 / 16)
@@ -95,7 +95,7 @@ def test_presets_are_what_they_say() -> None:
         (["skip", 8, "8", "full"], "ascend without repeats"),
         ([4, 4], "without repeats"),
         (["skip"], "'skip' alone.*add a width"),
-        ("papper", r"preset 'papper'.*paper, paper7, low, cpu"),
+        ("papper", r"preset 'papper'.*paper, paper7, low, skip8"),
         ("8", r"preset '8' is unknown.*\['skip', 4, 8\]"),
         (["skip", 1], "option 1 is unknown"),
         (["skip", True, 8], "option True is unknown"),
@@ -113,7 +113,7 @@ def test_an_impossible_set_is_refused(value: Any, words: str) -> None:
 
 def test_a_set_is_built_from_a_set_a_name_or_its_options() -> None:
     wanted = OptionSet((Option(0), Option(8), Option(32)))
-    assert OptionSet.of("cpu") == wanted
+    assert OptionSet.of("skip8") == wanted
     assert OptionSet.of(wanted) is wanted
     assert OptionSet.of(["skip", 8, "full"]) == wanted
     assert OptionSet.of(iter([Option(0), "8", 32])) == wanted
@@ -129,7 +129,7 @@ def test_values_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Option(8).bits = 4  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        OptionSet.of("cpu").options = ()  # type: ignore[misc]
+        OptionSet.of("skip8").options = ()  # type: ignore[misc]
 
 
 def test_index_finds_every_spelling_and_names_what_is_missing() -> None:

@@ -50,7 +50,7 @@ def test_every_part_gives_what_its_block_gives(name: str) -> None:
                     continue  # 16 bits take their input as it is
                 wanted = block.execute(x, net.options[option])
                 found = parts.execute(index, x, torch.full((len(x),), option))
-                wanted = (net.trunk.head(wanted) if last else wanted).flatten(1)
+                wanted = (net.sections.head(wanted) if last else wanted).flatten(1)
                 near(found.flatten(1), wanted, net.options[option].is_quantised)
             x = block.execute(x, net.options[-1])
 
@@ -77,7 +77,7 @@ def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
     net = fracskip.convert(
         plain_network(name),
         ["skip", 4, 8, "full"],
-        quant=QuantConfig(weights="own", stream="int8"),
+        quant=QuantConfig(weights="per_option", stream="int8"),
         gate=GateConfig(width=8),
         example_input=make_images(1),
         calibration=[make_images()],
@@ -100,7 +100,7 @@ def test_every_part_gives_the_levels_that_its_block_gives(name: str) -> None:
                 chosen = torch.full((len(x),), option)
                 found = parts.execute(index, levels(x, grids[index]), chosen)
                 if last:
-                    near(found.flatten(1), net.trunk.head(wanted), quantised=True)
+                    near(found.flatten(1), net.sections.head(wanted), quantised=True)
                 else:
                     off = (found - levels(wanted, grids[index + 1])).abs()
                     assert float(off.mean()) < 0.05, (block.name, option)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fracskip
 from fracskip.devices import computes_in_bf16
-from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.dynamic import DynamicNetwork, Exploration
 from fracskip.models import create_backbone
 from fracskip.operating import Prediction
 
@@ -101,9 +101,9 @@ def test_weights_and_gates_learn(case: Case, amp: bool) -> None:
     layout = LAST if amp else torch.contiguous_format
     net.to(memory_format=layout).train()  # type: ignore[call-overload]
     net.zero_grad()
-    mixing = Mixing(torch.Generator().manual_seed(0), noise=3.0, sample_rate=1.0)
+    exploration = Exploration(torch.Generator().manual_seed(0), noise=3.0, sample_rate=1.0)
     with rough() if amp else contextlib.nullcontext():
-        out = net(images.contiguous(memory_format=layout), mixing=mixing)
+        out = net(images.contiguous(memory_format=layout), exploration=exploration)
     loss = nn.functional.cross_entropy(out.logits.float(), torch.arange(COUNT)) + out.cost.mean()
     loss.backward()
     net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

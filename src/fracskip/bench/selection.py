@@ -57,7 +57,7 @@ def choose(
 
 
 def first_accuracy(one: Contender, labels: NDArray[np.int64]) -> float:
-    """Accuracy over the images that `choose` looks at."""
+    """Accuracy over the images that `choose` uses."""
     count = min(IMAGES, len(labels))
     predicted = [int(np.argmax(one.run(given))) for given in one.inputs[:count]]
     return float(np.mean(np.array(predicted) == labels[:count]))

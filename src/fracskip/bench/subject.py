@@ -179,7 +179,7 @@ def plain_of(net: DynamicNetwork) -> Plain:
 def _own_code(net: DynamicNetwork) -> nn.Module:
     """Its plain network as people run it: by its own code, which is quicker than its graph."""
     plain, spec = net.plain(), net.spec
-    if spec.model.name.startswith("module/") or net.trunk.structure.graph.replaced:
+    if spec.model.name.startswith("module/") or net.sections.structure.graph.replaced:
         return plain
     own = create_backbone(spec.model.name, spec.image.channels, len(spec.class_names))
     own.load_state_dict(plain.state_dict())

@@ -26,10 +26,10 @@ from fracskip.data import (
     load_split,
 )
 from fracskip.errors import ConfigError, DataError, MissingExtraError
-from fracskip.evaluation import evaluate, predict, subject_of, sweep
+from fracskip.evaluation import evaluate, predict, predictor_of, sweep
 from fracskip.evaluation.cascade_record import SCHEMA as CASCADE_SCHEMA
+from fracskip.evaluation.predictor import ModelInfo, Network, cascade_session
 from fracskip.evaluation.record import first_allocation
-from fracskip.evaluation.subject import Card, Network, cascade_session
 from fracskip.evaluation.sweep import POINTS
 from fracskip.files import require_regular_file, write_atomically
 from fracskip.machine import cores
@@ -72,9 +72,9 @@ def _network(options: argparse.Namespace) -> tuple[Network, str]:
     return net.to(pick_device()), options.weights
 
 
-def _card_of(net: Network) -> Card | InferenceSession:
+def _info_of(net: Network) -> ModelInfo | InferenceSession:
     """What says which images and classes a network has; of a cascade its session."""
-    return cascade_session(net) or subject_of(net).card
+    return cascade_session(net) or predictor_of(net).info
 
 
 def _check_classes(known: tuple[str, ...], data: ImageSet, name: str, is_plain: bool) -> None:
@@ -107,8 +107,8 @@ def _measure(
         assert session.cascade is not None
         passes = 1 + len(session.cascade.members)
     else:
-        card = subject_of(net).card
-        passes = 1 + sum(not option.is_skip for option in card.options if not card.is_static)
+        info = predictor_of(net).info
+        passes = 1 + sum(not option.is_skip for option in info.options if not info.is_static)
     with console.counting("images", passes * len(data)) as advance:
         return evaluate(net, data, name=name, budget=budget, examples=examples, progress=advance)
 
@@ -194,12 +194,12 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _images_for(net: Network, options: argparse.Namespace) -> ImageSet:
-    card = _card_of(net)
+    info = _info_of(net)
     with console.decoding() as progress:
-        data = load_split(options.data, options.split, card.image, progress=progress)
+        data = load_split(options.data, options.split, info.image, progress=progress)
     # A network whose classes are numbers was plain before, too.
-    is_plain = card.class_names == tuple(map(str, range(len(card.class_names))))
-    _check_classes(card.class_names, data, options.data, options.model is not None or is_plain)
+    is_plain = info.class_names == tuple(map(str, range(len(info.class_names))))
+    _check_classes(info.class_names, data, options.data, options.model is not None or is_plain)
     for note in data.notes:
         console.remark(note)
     return data.evenly(options.limit) if options.limit else data
@@ -265,36 +265,36 @@ def _image_files(names: list[str]) -> list[Path]:
 def run_predict(options: argparse.Namespace) -> int:
     """Image files, one by one. Those that can't be read don't keep the others from an answer."""
     net, _ = _network(options)
-    card = _card_of(net)
+    info = _info_of(net)
     good, pixels, errors = [], [], []
     for file in _image_files(options.images):
         try:
             require_regular_file(file, "image", DataError)
-            pixels.append(decode_image(file, card.image))
+            pixels.append(decode_image(file, info.image))
             good.append(file)
         except DataError as error:
             errors.append(str(error))
     rows = []
-    if good and isinstance(card, InferenceSession):
-        rows = cascade_rows(card, good, np.stack(pixels), options.budget)
+    if good and isinstance(info, InferenceSession):
+        rows = cascade_rows(info, good, np.stack(pixels), options.budget)
     elif good:
         found = predict(net, np.stack(pixels), budget=options.budget)
-        costs = account(found.executions, card.options, card.profile).image_cp
+        costs = account(found.executions, info.options, info.profile).image_cp
         probabilities, decisions = found.probabilities, found.decisions
         rows = [
             {
                 "file": str(file),
-                "class": card.class_names[index],
+                "class": info.class_names[index],
                 "probability": float(probabilities[row, index]),
                 "cp": float(costs[row]),
-                "path": [card.options.labels[choice] for choice in decisions[row]],
-                "first_path": first_allocation(card.options, found, row),
+                "allocation": [info.options.labels[choice] for choice in decisions[row]],
+                "first_allocation": first_allocation(info.options, found, row),
             }
             for row, (file, index) in enumerate(zip(good, found.predicted, strict=True))
         ]
         console.show_predictions(rows)
     if options.json:
-        record = {"schema": "fracskip.predictions/1", "checkpoint_digest": card.digest}
+        record = {"schema": "fracskip.predictions/2", "checkpoint_digest": info.digest}
         _write_json(options.json, {**record, "predictions": rows, "errors": errors})
     if errors:
         more = f" (and {len(errors) - 1} more images)" if len(errors) > 1 else ""

@@ -29,7 +29,7 @@ from fracskip.text import visible
 
 if TYPE_CHECKING:
     from fracskip.cli.doctor import Finding
-    from fracskip.training.stages import Place
+    from fracskip.training.stages import StepIndex
     from fracskip.training.state import Totals
 
 _SHORT = {"skip": "·", "full": "F"}
@@ -169,8 +169,8 @@ def show_evaluation(record: dict[str, Any]) -> None:
             percent(point["bitops_ratio"]),
             *("100%" if label == other else "" for other in dynamic),
         )
-    twice = record.get("second_looks", 0.0)  # older records lack it
-    looks = f" {percent(twice, 1)} of images were escalated." if twice else ""
+    rate = record.get("escalation_rate", 0.0)  # older records lack it
+    escalated = f" {percent(rate, 1)} of images were escalated." if rate else ""
     console = _out()
     console.print(table)
     console.print(
@@ -179,7 +179,7 @@ def show_evaluation(record: dict[str, Any]) -> None:
     )
     console.print(
         f"Decision entropy {record['decision_entropy_bits']:.2f} bits a block; "
-        f"{record['seconds']:.1f} s on {record['device']}.{looks}"
+        f"{record['seconds']:.1f} s on {record['device']}.{escalated}"
     )
 
 
@@ -187,13 +187,13 @@ def show_sweep(record: dict[str, Any]) -> None:
     """A line for each budget; how many images were escalated, if any were."""
     table = _table_of(record)
     options, points = record["checkpoint"]["options"], record["points"]
-    looks = ["escalated"] if any(point.get("second_looks") for point in points) else []
-    for column in ("budget", "cp", "BitOps", "accuracy", *looks, *options):
+    rate = ["escalated"] if any(point.get("escalation_rate") for point in points) else []
+    for column in ("budget", "cp", "BitOps", "accuracy", *rate, *options):
         table.add_column(column, justify="right", no_wrap=True)
     for point in points:
         costs = (percent(point[key]) for key in ("budget", "cp", "bitops_ratio", "accuracy"))
-        twice = (percent(point.get("second_looks", 0.0), 1) for _ in looks)
-        table.add_row(*costs, *twice, *_shares(point["option_share"].values()))
+        rates = (percent(point.get("escalation_rate", 0.0), 1) for _ in rate)
+        table.add_row(*costs, *rates, *_shares(point["option_share"].values()))
     _out().print(table)
 
 
@@ -203,32 +203,31 @@ def show_table(table: Table) -> None:
 
 
 def show_predictions(rows: Sequence[dict[str, Any]]) -> None:
-    """One line an image: class, probability, cost, path; of escalated images both paths."""
+    """One line an image: class, probability, cost, allocation; both where escalated."""
     table = Table()
     for column in ("image", "class"):
         table.add_column(column, overflow="fold")
     for column in ("prob.", "cp"):
         table.add_column(column, justify="right")
-    table.add_column("path (· skip, bits, F full)", no_wrap=True)
-    for row, path in zip(rows, _paths(rows), strict=True):
-        table.add_row(
-            row["file"], row["class"], percent(row["probability"], 1), percent(row["cp"]), path
-        )
+    table.add_column("blocks (· skip, bits, F full)", no_wrap=True)
+    for row, allocation in zip(rows, _allocations(rows), strict=True):
+        probability, cp = percent(row["probability"], 1), percent(row["cp"])
+        table.add_row(row["file"], row["class"], probability, cp, allocation)
     console = _out()
     console.print(table)
-    if any(row["first_path"] for row in rows):
-        console.print("a > b: escalated; a is the first member's path, b the one that decided.")
+    if any(row["first_allocation"] for row in rows):
+        console.print("a > b: escalated; a is the first member's, b the one that answered.")
 
 
-def _paths(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The path of each image, or both with a > between them."""
-    looks = [[path for path in (row["first_path"], row["path"]) if path] for row in rows]
-    cells = [[[_SHORT.get(label, label) for label in path] for path in paths] for paths in looks]
-    # Without gaps two paths are about as wide as one with them; labels of two characters need them.
-    twice = any(len(paths) > 1 for paths in cells)
-    wide = any(len(cell) > 1 for paths in cells for path in paths for cell in path)
-    gap = "" if twice and not wide else " "
-    return [" > ".join(gap.join(path) for path in paths) for paths in cells]
+def _allocations(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The allocation of each image, or both with a > between them."""
+    found = [[row[key] for key in ("first_allocation", "allocation") if row[key]] for row in rows]
+    cells = [[[_SHORT.get(label, label) for label in one] for one in several] for several in found]
+    # Without gaps two are about as wide as one with them; labels of two characters need them.
+    two = any(len(several) > 1 for several in cells)
+    wide = any(len(cell) > 1 for several in cells for one in several for cell in one)
+    gap = "" if two and not wide else " "
+    return [" > ".join(gap.join(one) for one in several) for several in cells]
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
@@ -295,17 +294,18 @@ class TrainingProgress:
         # One bar for the whole stage, so that the time left is the stage's.
         self._task = self._progress.add_task(name, total=epochs * steps, means="")
 
-    def step(self, place: Place, totals: Totals, lr: float) -> None:
+    def step(self, at: StepIndex, totals: Totals, lr: float) -> None:
         """See `TrainingWatcher`."""
         assert self._task is not None
-        means = totals.means()
-        parts = [f"loss {means['loss']:.3f}", f"accuracy {percent(means['accuracy'] or 0, 1)}"]
+        measure = "agreement" if self._stage == "gates" else "accuracy"
+        means = totals.means(measure)
+        parts = [f"loss {means['loss']:.3f}", f"{measure} {percent(means[measure] or 0, 1)}"]
         if means["cp"] is not None:
             parts.append(f"cp {percent(means['cp'])}")
         self._progress.update(
             self._task,
-            description=f"{self._stage} {place.epoch + 1}/{self._epochs}",
-            completed=place.epoch * self._steps + place.step + 1,
+            description=f"{self._stage} {at.epoch + 1}/{self._epochs}",
+            completed=at.epoch * self._steps + at.step + 1,
             means="  ".join(parts),
         )
 

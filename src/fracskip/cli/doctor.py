@@ -157,7 +157,7 @@ def _torch() -> list[Finding]:
 
 
 def examine(network: str | None = None) -> list[Finding]:
-    """Looks at versions, processor, extras, data sets and the bundled network, or at one network.
+    """Examines versions, processor, extras, data sets and the bundled network, or at one network.
 
     Args:
         network: A bundle whose blocks are timed, instead of all else.

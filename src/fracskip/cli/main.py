@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--epochs",
         type=_epochs,
         metavar="N",
-        help="of all options' weights; gates and paths in proportion, or said too: 25,3,6",
+        help="of all options' weights; gates and allocations in proportion, or given too: 25,3,6",
     )
     own.add_argument("--size", type=_positive, metavar="PIXELS", help="of the square images")
 
@@ -229,7 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     predict = command(
         "predict",
-        "Classify image files, each by its own path.",
+        "Classify image files, each by its own allocation.",
         "predict bundled cat.jpg ship.png",
     )
     predict.takes_network("NETWORK", network)
@@ -388,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = DONE
         try:
             code = _run(arguments)
-            sys.stdout.flush()  # what it can't take is said here, not when Python ends
+            sys.stdout.flush()  # what it can't take fails here, not when Python ends
         except BrokenPipeError:
             # Whoever read our output has left.
             _discard_output()

@@ -43,10 +43,10 @@ def run_quantize(options: argparse.Namespace) -> int:
     )
     write(found, target)
     console.say(f"{found.spec.model.name}: {target} ({target.stat().st_size:,} bytes)")
-    told = found.notes["quantisation"]
+    chosen = found.notes["quantisation"]
     console.say(
-        f"{told['images']} training images of {options.data}; closest to the float network: "
-        + ", ".join(f"{label} bits {taken}" for label, taken in told["taken"].items())
+        f"{chosen['images']} training images of {options.data}; closest to the float network: "
+        + ", ".join(f"{label} bits {taken}" for label, taken in chosen["taken"].items())
     )
     if found.gate is not None:
         console.say("its gates are yet to be trained: fracskip.fit")

@@ -125,33 +125,33 @@ class QuantConfig(Frozen):
     """How a block is quantised.
 
     Attributes:
-        scheme: 'modern' (symmetric per-channel weights and learned steps, a private range and
-            BatchNorm per option, gradients masked where clipped) or 'paper' (affine per tensor,
-            min/max, one range and one BatchNorm for all widths).
-        weights: 'shared' (one tensor for all options) or 'own' (each option's weights start as the
-            backbone's and go their own way; a deployed network holds each option's integers
-            anyway).
+        scheme: 'lsq' (symmetric per-channel weights and learned step sizes: Esser et al., ICLR
+            2020; a range and a BatchNorm per option, gradients masked where clipped) or 'paper'
+            (affine per tensor, min/max, one range and one BatchNorm for all widths).
+        weights: 'shared' (one tensor for all options) or 'per_option' (each option's weights start
+            as the backbone's and are trained by themselves; a deployed network holds each option's
+            integers anyway).
         calibration_images: Training images that initialise ranges and BatchNorm statistics.
         stream: What flows between blocks: 'float', or 'int8' (unsigned 8-bit integers with one
             learned step per stage; what no gate decides for - the first block, projections, what
-            lies between blocks - then runs at 8 bits too). Only 'modern' quantisation has the
+            lies between blocks - then runs at 8 bits too). Only 'lsq' quantisation has the
             latter.
         stem: With stream 'int8', what lies before the first block: at '8' bits or in 'full'.
         head: Likewise what lies behind the last block.
     """
 
-    scheme: Literal["modern", "paper"] = "modern"
-    weights: Literal["shared", "own"] = "shared"
+    scheme: Literal["lsq", "paper"] = "lsq"
+    weights: Literal["shared", "per_option"] = "shared"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     stream: Literal["float", "int8"] = "float"
     stem: Literal["8", "full"] = "8"
     head: Literal["8", "full"] = "8"
 
     @model_validator(mode="after")
-    def _integers_are_modern(self) -> QuantConfig:
+    def _integers_are_lsq(self) -> QuantConfig:
         if self.stream == "int8" and self.scheme == "paper":
             raise ValueError(
-                "stream 'int8' needs scheme 'modern': the paper's affine ranges have no fixed grid"
+                "stream 'int8' needs scheme 'lsq': the paper's affine ranges have no fixed grid"
             )
         return self
 

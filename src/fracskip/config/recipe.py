@@ -46,7 +46,7 @@ from fracskip.legacy import recipe as todays_recipe
 from fracskip.options import OptionSet
 
 FOLDER_PREFIX = "folder:"
-MAX_FAULTS, MAX_SAID = 100, 8  # of which an error's parts are read, and said
+MAX_FAULTS, MAX_SHOWN = 100, 8  # of which an error's parts are read, and shown
 MAX_QUOTED = 100  # characters
 MAX_RECIPE_BYTES = 16 << 20
 EXAMPLES = 12  # of the cheapest and of the dearest images, in a record
@@ -173,10 +173,10 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _sensitivity_is_measured(self) -> Recipe:
-        if self.gate.output == "sensitivity" and self.gates.label != "harm":
+        if self.gate.output == "sensitivity" and self.gates.label != "sensitivity":
             raise ValueError(
                 "gate.output 'sensitivity' is learned from what options do to predictions: set "
-                "gates.label to 'harm'"
+                "gates.label to 'sensitivity'"
             )
         return self
 
@@ -184,10 +184,11 @@ class Recipe(Frozen):
     def _blocks_are_told_apart_by_biases(self) -> Recipe:
         gate, gates = self.gate, self.gates
         biased = gate.block_bias or gate.kind != "recurrent" or len(self.option_set) == 1
-        if not biased and (gates.trusts or gates.block_trusts or self.joint.decisions == "alike"):
+        shrinks = gates.shrinkage or gates.block_shrinkage
+        if not biased and (shrinks or self.joint.decisions == "static"):
             raise ValueError(
-                "gates.trusts, gates.block_trusts and joint.decisions 'alike' need a bias of each "
-                "block's own: set gate.block_bias to true, or leave them out"
+                "gates.shrinkage, gates.block_shrinkage and joint.decisions 'static' need a bias "
+                "of each block's own: set gate.block_bias to true, or leave them out"
             )
         return self
 
@@ -268,25 +269,25 @@ class Recipe(Frozen):
 def explain(error: ValidationError) -> str:
     """Says in one line what pydantic found wrong: key, reason, and what was given.
 
-    Of many faults the first few are said, and how many there are.
+    Of many faults the first few are shown, and how many there are.
     """
     count = error.error_count()
     if count > MAX_FAULTS:  # a list of them all would take hundreds of bytes for each
         return f"{count:,} of its keys and values are wrong, too many to list"
     parts = []
-    for item in error.errors(include_url=False, include_context=False)[:MAX_SAID]:
+    for item in error.errors(include_url=False, include_context=False)[:MAX_SHOWN]:
         key = shortened(".".join(map(str, item["loc"])), MAX_QUOTED)
-        said = item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ")
         if not key:  # what several keys have to do with one another
-            parts.append(said)
+            parts.append(message)
         elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {key!r}")
         elif item["type"] == "missing":
             parts.append(f"{key} is missing")
         else:
             given = shortened(repr(item["input"]), MAX_QUOTED)
-            parts.append(f"{key}: {shortened(said, 2 * MAX_QUOTED)} (given: {given})")
-    more = [f"and {count - MAX_SAID} more"] if count > MAX_SAID else []
+            parts.append(f"{key}: {shortened(message, 2 * MAX_QUOTED)} (given: {given})")
+    more = [f"and {count - MAX_SHOWN} more"] if count > MAX_SHOWN else []
     return "; ".join(parts + more)
 
 

@@ -41,9 +41,11 @@ class BackboneStage(Frozen):
         stochastic_depth: Largest rate at which blocks are left out of a step (0: none is). The
             first block and projections never are, and what is executed is not scaled up: a
             dynamic network will not scale it either.
-        depth_order: Which blocks: 'depth' (each by lot, with a probability that rises from 0 at the
-            first block to the rate at the last: Huang et al., ECCV 2016) or 'harm' (a share drawn
-            between 0 and the rate, of the blocks that the network misses least; needs `load`).
+        depth_sampling: Which blocks: 'stochastic' (each on its own, with a probability that rises
+            from 0 at the first block to the rate at the last: stochastic depth, Huang et al., ECCV
+            2016) or 'elastic' (a share drawn between 0 and the rate, of the blocks to which the
+            network is least sensitive, so that shallow networks lie in deep ones: elastic depth,
+            Cai et al., "Once-for-All", ICLR 2020; needs `load`).
         distillation: Weight of the divergence from the teacher's predictions, the cross-entropy
             keeping the rest (0: no teacher).
         distillation_temperature: Softens both predictions.
@@ -53,17 +55,17 @@ class BackboneStage(Frozen):
     load: str = ""
     epochs: Count = 0
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    depth_order: Literal["depth", "harm"] = "depth"
+    depth_sampling: Literal["stochastic", "elastic"] = "stochastic"
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     distillation_temperature: Positive = 2.0
     optim: OptimConfig = OptimConfig(lr=0.2, weight_decay=5e-4, schedule="onecycle", warmup=0.25)
 
     @model_validator(mode="after")
-    def _harm_is_measured_on_a_trained_network(self) -> BackboneStage:
-        if self.depth_order == "harm" and not self.load:
+    def _sensitivity_is_measured_on_a_trained_network(self) -> BackboneStage:
+        if self.depth_sampling == "elastic" and not self.load:
             raise ValueError(
-                "depth_order 'harm' needs a trained backbone in load: an untrained one misses "
-                "nothing; use 'depth'"
+                "depth_sampling 'elastic' needs a trained backbone in load: an untrained one is "
+                "sensitive to nothing; use 'stochastic'"
             )
         return self
 
@@ -82,7 +84,7 @@ class TeacherConfig(Frozen):
 
 
 class SupernetStage(Frozen):
-    """Stage 2: weights of all options, on paths drawn by lot, before gates judge the options.
+    """Stage 2: weights of all options, in allocations drawn at random, before gates are trained.
 
     BatchNorm statistics stand still, as in the joint stage.
 
@@ -115,32 +117,33 @@ class GateStage(Frozen):
             (after `start`, gates stay as they are).
         option: The option they learn to choose, from whose cost the joint stage descends; '' is
             the most precise.
-        label: What they learn: 'option' (that option everywhere) or 'harm' (how much each image's
-            prediction changes where one block executes less: what is harmless is left out first).
-        path: What the other blocks execute while 'harm' is measured in one: 'option' (that option),
-            or 'own' (what the gates choose for most images at the cost that they approach, from
-            the option's to `joint.target`: what a block adds depends on which others are there).
+        label: What they learn: 'option' (that option everywhere) or 'sensitivity' (how much each
+            image's prediction changes where one block executes less: blocks to which predictions
+            are not sensitive execute less first).
+        allocation: What the other blocks execute while sensitivity is measured in one: 'option'
+            (that option), or 'chosen' (what the gates choose for most images at the cost that they
+            approach, from the option's to `joint.target`: what a block adds depends on which others
+            are there).
         confidence: The probability that the gates learn to give it. Below 1 so that the softmax
             is not saturated when the joint stage begins.
-        erase: Side, in pixels, of a square that is blanked in each image for gates that learn
-            sensitivities (`gate.output`): a network that knows its training images by heart then
-            meets some that it cannot be sure of, as it will.
-        trusts: Shares of what sets head outputs for an image apart from their mean over images,
-            from which validation images choose once gates are trained (1 minus the shrinkage);
-            () keeps all of it.
-        block_trusts: Likewise, of what sets those for a block apart from their mean over blocks:
-            sensitivity that is measured in one block overrates it once many execute less.
+        cutout: Side, in pixels, of a square that is blanked in each image (DeVries and Taylor,
+            2017) for gates that learn sensitivities (`gate.output`): a network that knows its
+            training images by heart then gets some that it cannot be sure of, as it will.
+        shrinkage: How far head outputs may be shrunk towards their mean over images, as shares:
+            validation images choose among these once gates are trained; () shrinks nothing.
+        block_shrinkage: Likewise towards their mean over blocks: sensitivity that is measured in
+            one block overrates it once many execute less.
         lr: Of Adam.
     """
 
     epochs: Count = 1
     option: Annotated[str, BeforeValidator(str)] = ""
-    label: Literal["option", "harm"] = "option"
-    path: Literal["option", "own"] = "option"
+    label: Literal["option", "sensitivity"] = "option"
+    allocation: Literal["option", "chosen"] = "option"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    erase: Count = 0
-    trusts: tuple[Probability, ...] = ()
-    block_trusts: tuple[Probability, ...] = ()
+    cutout: Count = 0
+    shrinkage: tuple[Probability, ...] = ()
+    block_shrinkage: tuple[Probability, ...] = ()
     lr: Positive = 3e-3
 
 
@@ -154,14 +157,15 @@ class JointStage(Frozen):
         epochs: Training epochs.
         target: The computation percentage to reach, as a share (0.05 is 5%).
         optim: The weights' optimiser; its schedule also drives the gates' learning rate.
-        paths: 'each' (every image takes its own) or 'shared' (all images of a batch take the path
-            of one of them, drawn by lot: nothing is grouped, so a step costs what its blocks cost;
-            only the weights learn, and gates, price and exploration have no part in it).
-        aim: With shared paths: what the paths' cost aims at, 'target', or 'budgets' (at every step
-            another one between the least and the largest of them, even in log cost: one training
-            for all).
-        decisions: 'each' (every image's own) or 'alike' (as the stage begins, each block is frozen
-            at what the gates choose for the mean image at the target: a static network of mixed
+        allocation: Of each 'image' (every one takes its own) or of the 'batch' (all its images take
+            that of one of them, drawn at random: nothing is grouped, so a step costs what its
+            blocks cost; only the weights learn, and gates, price and exploration have no part in
+            it).
+        aim: With one allocation a batch: what its cost aims at, 'target', or 'budgets' (at every
+            step another one between the least and the largest of them, even in log cost: one
+            training for all).
+        decisions: 'dynamic' (by image) or 'static' (as the stage begins, each block is fixed at
+            what the gates choose for the mean image at the target: a static allocation of mixed
             precision, to compare with; needs `gate_lr` 0).
         gate_lr: Highest learning rate of the gates (Adam). With 0 they stay as their own stage left
             them, and only 'balance' moves their decisions, by its multiplier of cost.
@@ -170,7 +174,7 @@ class JointStage(Frozen):
             the one at which the gates have no drift to more or less computation) or 'paper' (the
             sign of the error times `beta`).
         price_rate: How fast the price follows the error ('balance': the drift), per step.
-        lean_rate: How fast the multiplier of 'balance' answers an error, per step.
+        multiplier_rate: How fast the multiplier of 'balance' answers an error, per step.
         distillation: Weight of the divergence from the teacher's predictions, the cross-entropy
             keeping the rest (0: no teacher). Costs a third of a backbone step.
         distillation_temperature: Softens both predictions.
@@ -187,28 +191,28 @@ class JointStage(Frozen):
             estimate) or 'dense' (every option for every image: the paper's way, about K times
             the cost).
         sample_rate: Share of images on which 'sampled' tries another option.
-        anchor_rate: Share of each batch (with shared paths: share of steps) whose blocks all
-            execute one option, drawn anew each step: keeps options that the gates have left able to
-            compute (and to be compared).
+        uniform_rate: Share of each batch (with one allocation a batch: share of steps) whose blocks
+            all execute one option, drawn anew each step: keeps options that the gates have left
+            able to compute (and to be compared).
         budgets: Costs for which the multiplier is searched once all is trained, so that callers
             may name any budget between the least and the largest of them.
-        looks: How many members a cascade may have: 1, or 2 (where a first one, for less than the
+        members: How many a cascade may have: 1, or 2 (where a first one, for less than the
             budget, leaves the prediction uncertain, the image is escalated to a second; needs
             `budgets`, and validation images that the backbone has not learned).
         norm_images: Training images on which, once all is trained, BatchNorm statistics are
-            estimated anew along the paths that the gates choose (0: they stay as they are).
+            estimated anew in the allocations that the gates choose (0: they stay as they are).
     """
 
     epochs: Count = 10
     target: Fraction = 0.05
     optim: OptimConfig = OptimConfig(lr=3e-3, schedule="cosine", warmup=0.05, clip_norm=1.0)
-    paths: Literal["each", "shared"] = "each"
+    allocation: Literal["image", "batch"] = "image"
     aim: Literal["target", "budgets"] = "target"
-    decisions: Literal["each", "alike"] = "each"
+    decisions: Literal["dynamic", "static"] = "dynamic"
     gate_lr: NonNegative = 2e-3
     objective: Literal["price", "balance", "paper"] = "price"
     price_rate: Positive = 0.01
-    lean_rate: Positive = 0.5
+    multiplier_rate: Positive = 0.5
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     distillation_temperature: Positive = 2.0
     diversity: NonNegative = 0.0
@@ -219,27 +223,27 @@ class JointStage(Frozen):
     temperature: Positive = 3.0
     gate_gradient: Literal["sampled", "dense"] = "sampled"
     sample_rate: Fraction = 0.25
-    anchor_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
+    uniform_rate: Annotated[float, Field(ge=0, lt=1)] = 0.125
     budgets: tuple[Fraction, ...] = ()
-    looks: Literal[1, 2] = 1
+    members: Literal[1, 2] = 1
     norm_images: Count = 1536
 
     @model_validator(mode="after")
-    def _gates_learn_from_own_paths(self) -> JointStage:
-        if self.paths == "shared" and self.gate_lr:
-            raise ValueError("paths 'shared' teach the gates nothing: set gate_lr to 0")
-        if self.aim == "budgets" and (self.paths != "shared" or len(self.budgets) < 2):
-            raise ValueError("aim 'budgets' needs paths 'shared' and two budgets at least")
-        if self.looks == 2 and not (
+    def _keys_go_together(self) -> JointStage:
+        if self.allocation == "batch" and self.gate_lr:
+            raise ValueError("allocation 'batch' teaches the gates nothing: set gate_lr to 0")
+        if self.aim == "budgets" and (self.allocation != "batch" or len(self.budgets) < 2):
+            raise ValueError("aim 'budgets' needs allocation 'batch' and two budgets at least")
+        if self.members == 2 and not (
             len(self.budgets) > 1 and min(self.budgets) <= self.target <= max(self.budgets)
         ):
             raise ValueError(
-                "looks = 2 needs budgets around the target, two at least: looks lie between the "
-                "smallest and the largest of them"
+                "members = 2 needs budgets around the target, two at least: members' budgets lie "
+                "between the smallest and the largest of them"
             )
-        if self.decisions == "alike" and (self.gate_lr or self.budgets):
+        if self.decisions == "static" and (self.gate_lr or self.budgets):
             raise ValueError(
-                "decisions 'alike' leave the gates nothing to learn and no budget to follow: set "
+                "decisions 'static' leave the gates nothing to learn and no budget to follow: set "
                 "gate_lr to 0 and budgets to []"
             )
         return self

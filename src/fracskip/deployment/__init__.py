@@ -40,7 +40,7 @@ def export(net: DynamicNetwork | Cascade, path: str | Path) -> None:
     """Writes a network for engines that need no torch: see docs/bundle.md.
 
     Args:
-        net: A network of 'modern' quantisation, or one without quantised options; or a cascade.
+        net: A network of 'lsq' quantisation, or one without quantised options; or a cascade.
         path: Where to; .fsk is a bundle, .onnx an ONNX model. Of a cascade each network is a model,
             NAME.0.onnx and so on, and NAME.json says how they go together.
 

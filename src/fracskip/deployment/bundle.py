@@ -18,7 +18,7 @@ def export_bundle(net: DynamicNetwork, path: str | Path) -> str:
     """Writes a network as a bundle. Returns the bundle's digest.
 
     Args:
-        net: A network of 'modern' quantisation, or one without quantised options.
+        net: A network of 'lsq' quantisation, or one without quantised options.
         path: Where to; by custom it ends in .fsk.
 
     Raises:
@@ -50,7 +50,7 @@ def bundle_of(net: DynamicNetwork) -> tuple[Plan, dict[str, Array]]:
         raise ConfigError(
             "'paper' quantisation is affine, with one range for all widths, and has no place in a "
             "bundle: run the checkpoint itself (fracskip eval CHECKPOINT), or train with "
-            "quant.scheme = 'modern'"
+            "quant.scheme = 'lsq'"
         )
     writer = NetworkWriter(net)
     return writer.plan(), writer.tensors

@@ -30,7 +30,7 @@ class NetworkWriter(TensorWriter):
     def __init__(self, net: DynamicNetwork) -> None:
         super().__init__(net)
         image = net.spec.image
-        self._trunk = net.trunk
+        self._sections = net.sections
         self._parts: list[Part] = []
         # What the next part takes, and its grid in an int8 stream.
         self._at = Value(0, "first", (1, image.channels, *image.size))
@@ -38,12 +38,12 @@ class NetworkWriter(TensorWriter):
 
     def plan(self) -> Plan:
         """The plan; `tensors` is filled on the way."""
-        trunk = self._trunk
-        self._fixed("stem", trunk.stem)
-        for block in trunk.every:
-            self._block(block, block in trunk.blocks)
+        sections = self._sections
+        self._fixed("stem", sections.stem)
+        for block in sections.every:
+            self._block(block, block in sections.blocks)
             self._fixed(f"after {block.name}", block.onward)
-        self._fixed("head", trunk.head, ends=True)
+        self._fixed("head", sections.head, ends=True)
         network = Network(classes=len(self.net.spec.class_names), parts=tuple(self._parts))
         stream = self.net.spec.quant.stream
         return Plan(stream=stream, network=network, **self.common())
@@ -56,10 +56,10 @@ class NetworkWriter(TensorWriter):
         return Grid(float(stream.step(stage).detach()), stream.zero(stage))
 
     def _lowered(self, section: Section, taken: Value) -> Lowered:
-        trunk = self._trunk
+        sections = self._sections
         return lower(
-            trunk.backbone,
-            trunk.structure.graph,
+            sections.backbone,
+            sections.structure.graph,
             section.nodes,
             section.entry,
             section.output,

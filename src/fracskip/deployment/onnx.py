@@ -40,7 +40,7 @@ def export_onnx(net: DynamicNetwork | Cascade, path: str | Path) -> None:
     """Writes a network as an ONNX model; see `network_onnx`. A cascade is a model for each network.
 
     Args:
-        net: A network of 'modern' quantisation, or one without quantised options; or a cascade.
+        net: A network of 'lsq' quantisation, or one without quantised options; or a cascade.
         path: Where to; by custom it ends in .onnx.
 
     Raises:
@@ -65,7 +65,7 @@ def network_onnx(net: DynamicNetwork) -> onnx.ModelProto:
     """A network as an ONNX model; see `bundle_onnx`.
 
     Args:
-        net: A network of 'modern' quantisation, or one without quantised options.
+        net: A network of 'lsq' quantisation, or one without quantised options.
 
     Raises:
         ConfigError: if its quantisation has no place in a bundle.

@@ -84,7 +84,7 @@ def convert(
     spec = ModelSpec(
         model=ModelConfig(name=name, blocks=found),
         options=OptionSet.of(options).labels,
-        quant=quant or QuantConfig(weights="own"),
+        quant=quant or QuantConfig(weights="per_option"),
         gate=gate,
         image=image,
         class_names=names,

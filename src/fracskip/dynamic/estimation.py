@@ -19,7 +19,7 @@ from fracskip.operating import offsets
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
-from fracskip.quant.quantisers import ModernQuantiser
+from fracskip.quant.quantisers import LsqQuantiser
 
 if TYPE_CHECKING:
     from fracskip.dynamic.network import DynamicNetwork
@@ -88,7 +88,7 @@ def calibrate(net: DynamicNetwork, batches: Sequence[Tensor]) -> dict[str, str]:
     found: _Plain | None = None
     if moves and (net.options[-1].is_full or not _is_calibrated(net)):
         found = _plain(net, layers, batches)
-    net.trunk.calibrate(batches)
+    net.sections.calibrate(batches)
     taken = {}
     for option in options:
         _execute(net, batches[0], option, Gather.RANGES | Gather.STEPS)
@@ -110,7 +110,7 @@ def _moves(layer: FractionalBatchNorm2d | FractionalLayer, option: Option) -> bo
 
 def _is_calibrated(net: DynamicNetwork) -> bool:
     """Whether any layer's steps were initialised: before, all are 1."""
-    quantisers = (module for module in net.modules() if isinstance(module, ModernQuantiser))
+    quantisers = (module for module in net.modules() if isinstance(module, LsqQuantiser))
     return any(bool((quantiser.weight_step != 1).any()) for quantiser in quantisers)
 
 
@@ -137,7 +137,7 @@ def _plain(
     held = [images[::HELD_OUT] for images in batches]
     others = [torch.arange(len(images)) % HELD_OUT != 0 for images in batches]
     seen = [images[rows] for images, rows in zip(batches, others, strict=True) if rows.any()]
-    plain = net.trunk.plain(net.backbone)
+    plain = net.sections.plain(net.backbone)
     with ExitStack() as hooks:
         for layer in layers:
             if isinstance(layer, FractionalBatchNorm2d):
@@ -190,7 +190,7 @@ def _correct(net: DynamicNetwork, plain: _Plain, option: Option) -> None:
         ranges = Gather.NOTHING if position else Gather.RANGES
         _execute(net, images, option, Gather.STATISTICS | ranges)
     if len(net.options) == 1:
-        net.trunk.finish_calibration()
+        net.sections.finish_calibration()
     else:
         for block in net.blocks:
             block.finish_calibration(option)
@@ -199,7 +199,7 @@ def _correct(net: DynamicNetwork, plain: _Plain, option: Option) -> None:
 def _changed(net: DynamicNetwork) -> Iterator[Tensor]:
     """What an estimate may change."""
     for module in net.modules():
-        if isinstance(module, FractionalBatchNorm2d | ModernQuantiser):
+        if isinstance(module, FractionalBatchNorm2d | LsqQuantiser):
             yield from module.state_dict().values()
         elif isinstance(module, FractionalLayer):
             if module.owns_bias:
@@ -220,7 +220,7 @@ def _restore(net: DynamicNetwork, kept: Sequence[Tensor]) -> None:
 def _execute(net: DynamicNetwork, images: Tensor, option: Option, gather: Gather) -> None:
     """Executes an option alone for one batch; see `RoutedBlock.calibrate`."""
     if len(net.options) == 1:
-        net.trunk.execute_calibrating(images, gather)
+        net.sections.execute_calibrating(images, gather)
         return
     x = net.begin(images)
     for block in net.blocks:
@@ -307,6 +307,6 @@ def _pooled(net: DynamicNetwork, batches: Sequence[Tensor]) -> list[Tensor]:
     """What the gates see while every block executes the top option: (images, C) each."""
     seen: list[list[Tensor]] = [[] for _ in net.blocks]
     for images in batches:
-        for x, pooled in zip(net.walk(images)[0], seen, strict=True):
+        for x, pooled in zip(net.execute_allocation(images)[0], seen, strict=True):
             pooled.append(x.mean((2, 3)))
     return [torch.cat(pooled) for pooled in seen]

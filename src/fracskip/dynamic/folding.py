@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalLayer
 from fracskip.quant.normalisation import FractionalBatchNorm2d
-from fracskip.quant.quantisers import ModernQuantiser
+from fracskip.quant.quantisers import LsqQuantiser
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def fold(
     """Folds a BatchNorm into the layer before it.
 
     Args:
-        layer: A plain layer, or one of 'modern' quantisation.
+        layer: A plain layer, or one of 'lsq' quantisation.
         norm: Its BatchNorm; of the same kind; None if there is none.
         option: Which execution: quantised or full. Plain layers have full alone.
 
@@ -76,7 +76,7 @@ def fold(
     weight, weight_step, input_step, input_zero = held.detach().float(), None, None, 0
     if option.is_quantised and isinstance(layer, FractionalLayer):
         quantiser = layer.quantiser
-        if not isinstance(quantiser, ModernQuantiser):
+        if not isinstance(quantiser, LsqQuantiser):
             raise ValueError("'paper' quantisation is affine and does not fold")
         slot = layer.slot(option)
         weight, step = quantiser.integers(held, slot)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fracskip.dynamic.layout import inner_per_image
+from fracskip.dynamic.passes import inner_per_image
 
 
 class _GateGradient(torch.autograd.Function):

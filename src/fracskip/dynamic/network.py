@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from fracskip.config import ModelSpec
 from fracskip.cost.profile import NetworkProfile
 from fracskip.dynamic import estimation
+from fracskip.dynamic.exploration import Exploration
 from fracskip.dynamic.inputs import check_images, checked_decisions
-from fracskip.dynamic.mixing import Mixing
-from fracskip.dynamic.trunk import Trunk
+from fracskip.dynamic.sections import Sections
 from fracskip.errors import ConfigError
 from fracskip.gating import GateState, create_gate, first_minimum
 from fracskip.models import create_backbone
@@ -67,9 +67,9 @@ class DynamicNetwork(nn.Module):
         self.notes = {}
         self.options = spec.option_set
         self.backbone = backbone
-        self.trunk = Trunk(backbone, spec, structure)
-        self.stream = self.trunk.stream
-        self.blocks = self.trunk.blocks
+        self.sections = Sections(backbone, spec, structure)
+        self.stream = self.sections.stream
+        self.blocks = self.sections.blocks
         channels = [block.in_channels for block in self.blocks]
         # One option leaves nothing to decide: a static network.
         adaptive = len(self.options) > 1
@@ -80,7 +80,7 @@ class DynamicNetwork(nn.Module):
         skippable = [block.can_be_skipped for block in self.blocks]
         mask = MASKED * torch.from_numpy(masks(self.options, skippable)).float()
         self.register_buffer("mask", mask, persistent=False)
-        self.profile = self._priced(self.trunk.profile)
+        self.profile = self._priced(self.sections.profile)
         self._points = OperatingPoints()
 
     _costs: Tensor
@@ -135,12 +135,12 @@ class DynamicNetwork(nn.Module):
         for name, module in list(twin.named_modules()):
             if isinstance(module, FractionalLayer | FractionalBatchNorm2d):
                 twin.set_submodule(name, take_over(module.plain(), module, module.OWN))
-        return self.trunk.plain(twin)
+        return self.sections.plain(twin)
 
     def summary(self) -> str:
         """Every block as a table: what it is, its cost, its options, or why it has none."""
         rows = [("block", "kind", "MACs", "options")]
-        for row in self.trunk.described():
+        for row in self.sections.described():
             able = self.options.labels[0 if row["skippable"] else int(self.options.can_skip) :]
             said = f"not gated: {row['reason']}" if row["reason"] else " ".join(able)
             rows.append((row["name"], row["kind"], f"{row['macs']:,}", said))
@@ -173,7 +173,7 @@ class DynamicNetwork(nn.Module):
     def begin(self, images: Tensor) -> Tensor:
         """What the first gated block sees of normalised images; see `check_images`."""
         self.check_images(images)
-        return self.trunk.begin(images)
+        return self.sections.begin(images)
 
     def forward(
         self,
@@ -181,7 +181,7 @@ class DynamicNetwork(nn.Module):
         *,
         budget: float | Tensor | None = None,
         decisions: Tensor | None = None,
-        mixing: Mixing | None = None,
+        exploration: Exploration | None = None,
         points: OperatingPoints | None = None,
     ) -> Prediction[Tensor]:
         """Classifies a batch, each image by its own allocation.
@@ -191,7 +191,7 @@ class DynamicNetwork(nn.Module):
             budget: Target computation share, one for all or (B,), if the network takes one (None:
                 what it was trained for).
             decisions: Option indices (B, L) to execute instead of asking the gate, by one member.
-            mixing: In training: how to explore, and the gates' gradient. Without it, decisions
+            exploration: In training: how to explore, and the gates' gradient. Without it, decisions
                 are the first minima and nothing but what is chosen is computed.
             points: Operating points in place of the network's own.
 
@@ -214,9 +214,9 @@ class DynamicNetwork(nn.Module):
             # Without blocks everything is always executed.
             costs = self._costs[decisions] if self.blocks else torch.ones_like(x[:, :1].flatten(1))
             return self._answer(x, decisions, costs.mean(1))
-        if mixing is not None:
+        if exploration is not None:
             setting = points.alone(None, count, takes_budget)
-            return self._member(x, setting, mixing.multiplier, mixing)
+            return self._member(x, setting, exploration.multiplier, exploration)
         return self._cascade(x, points.at(_numbers(budget), count, takes_budget))
 
     def _answer(
@@ -224,7 +224,7 @@ class DynamicNetwork(nn.Module):
     ) -> Prediction[Tensor]:
         """Of one member that executed its blocks."""
         rows = torch.arange(len(x), device=x.device)
-        return Prediction(self.trunk.head(x), cost, (Execution(rows, decisions),), scores)
+        return Prediction(self.sections.head(x), cost, (Execution(rows, decisions),), scores)
 
     def _cascade(self, x: Tensor, operation: Operation) -> Prediction[Tensor]:
         """The members in order, from what the first gated block sees; or the only one."""
@@ -253,7 +253,7 @@ class DynamicNetwork(nn.Module):
         x: Tensor,
         setting: Setting,
         multiplier: float | Tensor,
-        mixing: Mixing | None = None,
+        exploration: Exploration | None = None,
     ) -> Prediction[Tensor]:
         """One pass from what the first gated block sees, each image by its own allocation."""
         assert self.gate is not None
@@ -264,16 +264,16 @@ class DynamicNetwork(nn.Module):
             score = self.scores(index, x.detach(), state) + self.mask[index]
             score = score + offsets(multiplier, self.cost_weights[index])
             scores.append(score)
-            if mixing is None:
+            if exploration is None:
                 choice = first_minimum(score)
                 x = block.route(x, choice)
                 costs.append(self._costs[choice])
             else:
-                x, choice, cost = mixing.execute(block, x, score, self.options)
+                x, choice, cost = exploration.execute(block, x, score, self.options)
                 costs.append(cost)
             choices.append(choice)
         cost = torch.stack(costs, 1).mean(1)
-        found = None if mixing is None else torch.stack(scores, 1)
+        found = None if exploration is None else torch.stack(scores, 1)
         return self._answer(x, torch.stack(choices, 1), cost, found)
 
     def scores(self, index: int, x: Tensor, state: GateState) -> Tensor:
@@ -295,7 +295,9 @@ class DynamicNetwork(nn.Module):
         return self.operating_points.target if budget is None else budget
 
     @torch.no_grad()
-    def walk(self, images: Tensor, allocation: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+    def execute_allocation(
+        self, images: Tensor, allocation: Sequence[int] = ()
+    ) -> tuple[list[Tensor], Tensor]:
         """What every gated block sees in one allocation for all images, and the logits (B, N).
 
         Args:
@@ -307,26 +309,26 @@ class DynamicNetwork(nn.Module):
         for block, option in zip(self.blocks, allocation, strict=True):
             inputs.append(x)
             x = block.execute(x, self.options[option])
-        return inputs, self.trunk.head(x)
+        return inputs, self.sections.head(x)
 
     @torch.no_grad()
-    def detour(self, x: Tensor, block: int, other: int, allocation: Sequence[int]) -> Tensor:
-        """The logits (B, N) of a walk whose images execute another option in one block.
+    def execute_from(self, x: Tensor, block: int, other: int, allocation: Sequence[int]) -> Tensor:
+        """The logits (B, N) of a pass whose images execute another option in one block.
 
         Args:
-            x: What the block sees, from `walk`.
+            x: What the block sees, from `execute_allocation`.
             block: Index of the block.
             other: Index of the option it executes.
-            allocation: As in `walk`.
+            allocation: As in `execute_allocation`.
         """
         x = self.blocks[block].execute(x, self.options[other])
         for later, option in zip(self.blocks[block + 1 :], allocation[block + 1 :], strict=True):
             x = later.execute(x, self.options[option])
-        return self.trunk.head(x)
+        return self.sections.head(x)
 
     def gate_scores(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
         """The gates' scores (B, L, K), masks included, while all execute the top option."""
-        return self.gate_scores_on(self.walk(images)[0], budget) + self.mask
+        return self.gate_scores_on(self.execute_allocation(images)[0], budget) + self.mask
 
     def gate_scores_on(
         self, inputs: Sequence[Tensor], budget: float | Tensor | None = None
@@ -334,7 +336,7 @@ class DynamicNetwork(nn.Module):
         """The gates' scores (B, L, K) before offsets on given inputs of the gated blocks.
 
         Args:
-            inputs: From `walk`, (B, C, H, W) each; they get no gradient.
+            inputs: From `execute_allocation`, (B, C, H, W) each; they get no gradient.
             budget: As in `forward`.
         """
         assert self.gate is not None, "a static network has no gate"
@@ -384,6 +386,6 @@ def build_network(
     if model is not None:
         return DynamicNetwork(copy_of(model).eval(), spec)
     backbone = create_backbone(spec.model.name, spec.image.channels, len(spec.class_names))
-    structure = like.trunk.structure if like is not None else None
+    structure = like.sections.structure if like is not None else None
     known = structure is not None and not structure.graph.replaced
     return DynamicNetwork(backbone, spec, structure if known else None)

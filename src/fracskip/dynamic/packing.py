@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.quant.convolution import FractionalConv2d
-from fracskip.quant.quantisers import SMALLEST_STEP, ModernQuantiser
+from fracskip.quant.quantisers import SMALLEST_STEP, LsqQuantiser
 
 
 def pack(net: DynamicNetwork) -> dict[str, Tensor]:
@@ -43,11 +43,11 @@ def unpack(net: DynamicNetwork, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return state
 
 
-def _packable(net: DynamicNetwork) -> Iterator[tuple[str, ModernQuantiser, int, str]]:
+def _packable(net: DynamicNetwork) -> Iterator[tuple[str, LsqQuantiser, int, str]]:
     """Of each weight to pack: its name, its quantiser and slot, and the name of its steps."""
     for path, module in net.named_modules():
         if isinstance(module, FractionalConv2d):
             for name, slot in module.packable().items():
-                assert isinstance(module.quantiser, ModernQuantiser)
+                assert isinstance(module.quantiser, LsqQuantiser)
                 steps = f"{path}.quantiser.weight_step"
                 yield f"{path}.{name}", module.quantiser, slot, steps

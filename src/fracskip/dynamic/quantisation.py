@@ -13,7 +13,7 @@ from fracskip.dynamic.convert import convert
 from fracskip.dynamic.network import DynamicNetwork
 from fracskip.options import Option, OptionSet
 
-INTEGERS = QuantConfig(weights="own", stream="int8", stem="8", head="8")
+INTEGERS = QuantConfig(weights="per_option", stream="int8", stem="8", head="8")
 
 
 def quantize(

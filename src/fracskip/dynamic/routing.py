@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fracskip.dynamic.gradient import pass_gate_gradient
-from fracskip.dynamic.layout import reorder
+from fracskip.dynamic.passes import reorder
 from fracskip.errors import DataError
 from fracskip.options import Option, OptionSet
 
@@ -31,7 +31,7 @@ class Gather(Flag):
 
 
 @dataclass(frozen=True)
-class Trial:
+class OptionSample:
     """An option tried on a few images beside their own, for the gates' gradient.
 
     Attributes:
@@ -126,7 +126,7 @@ class RoutedBlock:
         return self._onward(torch.stack(parts).sum(0))
 
     def route_with_gradient(
-        self, x: Tensor, weights: Tensor, choice: Tensor, trial: Trial
+        self, x: Tensor, weights: Tensor, choice: Tensor, sample: OptionSample
     ) -> Tensor:
         """Routes, and gives the gates an unbiased estimate of the gradient of `mix`.
 
@@ -134,15 +134,15 @@ class RoutedBlock:
             x: (B, C, H, W).
             weights: Straight-through one-hots (B, K).
             choice: The options they choose (B,).
-            trial: What to try on a few images; those that chose it cost nothing.
+            sample: What to try on a few images; those that chose it cost nothing.
         """
         y = self._route(x, choice)
         with torch.no_grad():
-            rows = trial.rows[choice[trial.rows] != trial.option]
+            rows = sample.rows[choice[sample.rows] != sample.option]
             skips = self.options.can_skip and self.can_be_skipped
             skipped = self._skip(x) if skips else None
-            tried = self._execute(x[rows], self.options[trial.option]) if len(rows) else y[:0]
-        y = pass_gate_gradient(y, weights, skipped, tried, rows, trial.option, trial.weight)
+            tried = self._execute(x[rows], self.options[sample.option]) if len(rows) else y[:0]
+        y = pass_gate_gradient(y, weights, skipped, tried, rows, sample.option, sample.weight)
         return self._onward(y)
 
     def calibrate(self, x: Tensor, option: Option, gather: Gather) -> Tensor:

@@ -84,7 +84,7 @@ class FractionalSteps:
                     quant.scheme,
                     # Zeros around levels of a stream are levels of it.
                     levels_in=levels_in and unpadded(graph, taken) is entry,
-                    own_weights=quant.weights == "own",
+                    weights_per_option=quant.weights == "per_option",
                     signed_in=not never_negative(graph, taken),
                 )
                 net.set_submodule(node.path, take_over(layer, module))

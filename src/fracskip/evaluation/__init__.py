@@ -4,9 +4,18 @@ Importing this loads no torch: an exported network is evaluated without it.
 """
 
 from fracskip.evaluation.predictions import predict
+from fracskip.evaluation.predictor import ModelInfo, Predictor, predictor_of
 from fracskip.evaluation.record import SCHEMA, evaluate
-from fracskip.evaluation.subject import Card, Subject, subject_of
 from fracskip.evaluation.sweep import sweep
 from fracskip.evaluation.thresholds import cascade
 
-__all__ = ["SCHEMA", "Card", "Subject", "cascade", "evaluate", "predict", "subject_of", "sweep"]
+__all__ = [
+    "SCHEMA",
+    "ModelInfo",
+    "Predictor",
+    "cascade",
+    "evaluate",
+    "predict",
+    "predictor_of",
+    "sweep",
+]

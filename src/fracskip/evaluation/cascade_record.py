@@ -111,10 +111,10 @@ def _run(
         logits.append(found.logits)
         latency_us.append(found.latency_us)
         cost.append(found.cost)
-        place = np.zeros(len(batch), np.int64)
+        by = np.zeros(len(batch), np.int64)
         for later, execution in enumerate(found.executions[1:], 1):
-            place[execution.rows] = later
-        answered.append(place)
+            by[execution.rows] = later
+        answered.append(by)
         if progress is not None:
             progress(len(batch))
     joined = np.concatenate(logits)
@@ -155,10 +155,10 @@ def _point(
         # Members by themselves answer logits over temperatures already where these are averaged.
         temperatures = [1.0 if plan.averaged else plan.members[m].temperature for m in choice.chain]
         logits = [members[m]["logits"] for m in choice.chain]
-        said = answers_of(logits, temperatures, plan.averaged)
-        hits_by = np.stack([each.argmax(1) == labels for each in said])
+        outputs = answers_of(logits, temperatures, plan.averaged)
+        hits_by = np.stack([each.argmax(1) == labels for each in outputs])
         point["random_escalation"] = _at_random(hits_by, rates)
-        scores = [score_of(each, plan.score) for each in said]
+        scores = [score_of(each, plan.score) for each in outputs]
         point["permuted_escalation"] = _permuted(hits_by, scores, choice)
     return point
 

@@ -1,4 +1,4 @@
-"""A network in torch as a subject of evaluation."""
+"""A network in torch, as evaluations ask it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from fracskip.devices import describe
 from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.evaluation.subject import Card
+from fracskip.evaluation.predictor import ModelInfo
 from fracskip.operating import Execution, OperatingPoints, Prediction
 from fracskip.options import Option
 
 
-class NetworkSubject:
+class NetworkPredictor:
     """A dynamic network on the device where it is; it is put into evaluation mode.
 
     Args:
@@ -28,10 +28,10 @@ class NetworkSubject:
         self._device = next(net.parameters()).device
 
     @property
-    def card(self) -> Card:
-        """See `fracskip.evaluation.Subject`."""
+    def info(self) -> ModelInfo:
+        """See `fracskip.evaluation.Predictor`."""
         net, spec = self._net, self._net.spec
-        return Card(
+        return ModelInfo(
             model=spec.model.name,
             digest=net.digest,
             options=net.options,
@@ -53,7 +53,7 @@ class NetworkSubject:
         budget: float | None = None,
         normalised: bool = False,
     ) -> Prediction[NDArray[Any]]:
-        """See `fracskip.evaluation.Subject`."""
+        """See `fracskip.evaluation.Predictor`."""
         net = self._net
         pixels = torch.from_numpy(images).to(self._device)
         x = preprocess(pixels, net.spec.image, normalised=normalised)

@@ -8,8 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fracskip.data.unpacking import naming
+from fracskip.evaluation.predictor import Network, Predictor, predictor_of
 from fracskip.evaluation.source import sliced
-from fracskip.evaluation.subject import Network, Subject, subject_of
 from fracskip.operating import Prediction, joined
 from fracskip.options import Option
 
@@ -41,24 +41,24 @@ def predict(
     Raises:
         ConfigError, DataError: if images, option or budget do not fit the network.
     """
-    return predict_subject(
-        subject_of(net), sliced(images, batch_size), force, budget, progress, normalised
+    return predict_with(
+        predictor_of(net), sliced(images, batch_size), force, budget, progress, normalised
     )
 
 
-def predict_subject(
-    subject: Subject,
+def predict_with(
+    predictor: Predictor,
     batches: Iterable[NDArray[Any]],
     force: Option | int | str | None,
     budget: float | None,
     progress: Progress | None,
     normalised: bool = False,
 ) -> Prediction[NDArray[Any]]:
-    """`predict` for what `subject_of` gave, batch by batch."""
+    """`predict` for what `predictor_of` gave, batch by batch."""
     found = []
     for number, batch in enumerate(batches, 1):
         with naming(f"batch {number}"):
-            found.append(subject.classify(batch, force, budget, normalised))
+            found.append(predictor.classify(batch, force, budget, normalised))
         if progress is not None:
             progress(len(batch))
     return joined(found)

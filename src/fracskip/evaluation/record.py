@@ -1,6 +1,6 @@
 """Records of what a network does on a data set: accuracy, cost, and what its gates decided.
 
-Records are plain JSON values, schema `fracskip.evaluation/1`. They hold no images, but indices of
+Records are plain JSON values, schema `fracskip.evaluation/2`. They hold no images, but indices of
 some and the digest of all, by which a report finds them again.
 """
 
@@ -17,14 +17,14 @@ from fracskip.cost import account, decision_entropy_bits, option_shares
 from fracskip.data import ImageSet
 from fracskip.data.store import digest
 from fracskip.evaluation.cascade_record import evaluate_cascade
-from fracskip.evaluation.predictions import Progress, predict_subject
+from fracskip.evaluation.predictions import Progress, predict_with
+from fracskip.evaluation.predictor import Network, Predictor, cascade_session, predictor_of
 from fracskip.evaluation.source import Batches, Source, source_of
-from fracskip.evaluation.subject import Network, Subject, cascade_session, subject_of
 from fracskip.machine import versions
 from fracskip.operating import Prediction
 from fracskip.options import Option, OptionSet
 
-SCHEMA = "fracskip.evaluation/1"
+SCHEMA = "fracskip.evaluation/2"
 
 
 def evaluate(
@@ -50,7 +50,8 @@ def evaluate(
         name: What to call the checkpoint in the record.
         budget: Target computation share, if the network takes one (None: what it was trained for).
         static: Also measure the network with every block at each one of its executed options.
-        examples: How many easiest and hardest images of a set the record names, with their paths.
+        examples: How many of the cheapest and of the dearest images of a set the record names, with
+            their allocations.
         normalised: Floats are normalised, whatever their range is.
         batch_size: Images a batch of a set.
         progress: Called with the number of images done after each batch.
@@ -60,59 +61,60 @@ def evaluate(
 
     Raises:
         ConfigError: if the budget does not fit the network, or it has no two classes.
-        DataError: if the data do not fit; which batch is said.
+        DataError: if the data do not fit; which batch is named.
     """
     session = cascade_session(net)
     if session is not None:
         return evaluate_cascade(
             session, data, [budget], name=name, batch_size=batch_size, progress=progress
         )
-    subject = subject_of(net)
-    card = subject.card
-    alone = [option for option in card.options if static and not (card.is_static or option.is_skip)]
-    source = source_of(data, card.class_names, 1 + len(alone))
+    predictor = predictor_of(net)
+    info = predictor.info
+    alone = [option for option in info.options if static and not (info.is_static or option.is_skip)]
+    source = source_of(data, info.class_names, 1 + len(alone))
     begin = time.perf_counter()
-    prediction = predict_subject(
-        subject, source.batches(batch_size), None, budget, progress, normalised
+    prediction = predict_with(
+        predictor, source.batches(batch_size), None, budget, progress, normalised
     )
     seconds = time.perf_counter() - begin
-    options, labels = card.options, source.labels
+    options, labels = info.options, source.labels
     right = prediction.predicted == labels
-    cost = account(prediction.executions, options, card.profile)
+    cost = account(prediction.executions, options, info.profile)
     shares = option_shares(_executed(prediction), options)
     # Of the members that answered: what differs between two members says nothing of images.
     entropy = decision_entropy_bits(option_shares(prediction.decisions, options))
     forced = [
-        _static_point(subject, source, option, batch_size, progress, normalised) for option in alone
+        _static_point(predictor, source, option, batch_size, progress, normalised)
+        for option in alone
     ]
     return {
         "schema": SCHEMA,
         "checkpoint": {
-            "name": name or card.model,
-            "digest": card.digest,
-            "model": card.model,
+            "name": name or info.model,
+            "digest": info.digest,
+            "model": info.model,
             "options": list(options.labels),
-            "quant": card.quant,
-            "gate": card.gate,
-            "target": card.target,
-            "macs": card.profile.backbone_macs,
+            "quant": info.quant,
+            "gate": info.gate,
+            "target": info.target,
+            "macs": info.profile.backbone_macs,
         },
-        "checkpoint_digest": card.digest,
+        "checkpoint_digest": info.digest,
         "data": {
             "name": source.name,
             "split": source.split,
-            **_identity(data, card.image, examples),
+            **_identity(data, info.image, examples),
         },
         "images": len(labels),
         "budget": budget,
         "accuracy": float(right.mean()),
         "cp": cost.cp,
         "bitops_ratio": cost.bitops_ratio,
-        "second_looks": float(prediction.escalated.mean()),
+        "escalation_rate": float(prediction.escalated.mean()),
         "option_share": _named(_over_blocks(shares), options),
         "decision_entropy_bits": float(entropy.mean()) if len(entropy) else 0.0,
         "seconds": seconds,
-        "device": card.device,
+        "device": info.device,
         "versions": versions(),
         "blocks": [
             {
@@ -121,7 +123,7 @@ def evaluate(
                 "option_share": _named(row, options),
                 "entropy_bits": float(bits),
             }
-            for block, row, bits in zip(card.profile.gated, shares, entropy, strict=True)
+            for block, row, bits in zip(info.profile.gated, shares, entropy, strict=True)
         ],
         "classes": _per_class(source, labels, right, prediction, cost.image_cp, options),
         "static": forced,
@@ -144,7 +146,7 @@ def _named(shares: NDArray[np.float64], options: OptionSet) -> dict[str, float]:
 
 
 def _static_point(
-    subject: Subject,
+    predictor: Predictor,
     source: Source,
     option: Option,
     batch_size: int,
@@ -153,10 +155,10 @@ def _static_point(
 ) -> dict[str, Any]:
     batches = source.batches(batch_size)
     begin = time.perf_counter()
-    forced = predict_subject(subject, batches, option, None, progress, normalised)
+    forced = predict_with(predictor, batches, option, None, progress, normalised)
     seconds = time.perf_counter() - begin
-    profile = subject.card.profile
-    cost = account(forced.executions, subject.card.options, profile)
+    profile = predictor.info.profile
+    cost = account(forced.executions, predictor.info.options, profile)
     # A static network has no gates to pay for.
     gates = profile.gate_macs / profile.backbone_macs
     return {
@@ -207,7 +209,7 @@ def _examples(
     count: int,
 ) -> dict[str, list[dict[str, Any]]]:
     if not isinstance(data, ImageSet):
-        return {"easiest": [], "hardest": []}
+        return {"cheapest": [], "dearest": []}
     order = np.argsort(image_cp, kind="stable")
     count = min(count, len(order))
     predicted, decisions = prediction.predicted, prediction.decisions
@@ -218,13 +220,13 @@ def _examples(
             "label": data.class_names[data.labels[index]],
             "predicted": data.class_names[predicted[index]],
             "cp": float(image_cp[index]),
-            "path": [options.labels[choice] for choice in decisions[index]],
-            "first_path": first_allocation(options, prediction, index),
+            "allocation": [options.labels[choice] for choice in decisions[index]],
+            "first_allocation": first_allocation(options, prediction, index),
         }
 
     return {
-        "easiest": [example(index) for index in order[:count]],
-        "hardest": [example(index) for index in order[::-1][:count]],
+        "cheapest": [example(index) for index in order[:count]],
+        "dearest": [example(index) for index in order[::-1][:count]],
     }
 
 

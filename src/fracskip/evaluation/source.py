@@ -61,13 +61,13 @@ def source_of(data: ImageSet | Batches, class_names: Sequence[str], passes: int 
         DataError: if it cannot be gone through so often.
     """
     if isinstance(data, ImageSet):
-        return HeldSource(data)
+        return ImageSetSource(data)
     if passes > 1 and is_one_pass(data):
         raise DataError(f"{passes} passes over the data are needed, and {ONE_PASS}")
-    return StreamSource(data, class_names)
+    return LoaderSource(data, class_names)
 
 
-class HeldSource:
+class ImageSetSource:
     """A set in memory."""
 
     def __init__(self, data: ImageSet) -> None:
@@ -90,7 +90,7 @@ def sliced(images: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
         yield images[start : start + size]
 
 
-class StreamSource:
+class LoaderSource:
     """Batches as a loader gives them, its own size; none is kept."""
 
     def __init__(self, data: Batches, class_names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""One network at many budgets: its accuracy-cost curve, schema `fracskip.sweep/1`."""
+"""One network at many budgets: its accuracy-cost curve, schema `fracskip.sweep/2`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fracskip.data import ImageSet
 from fracskip.errors import ConfigError
 from fracskip.evaluation.cascade_record import evaluate_cascade
 from fracskip.evaluation.predictions import Progress
+from fracskip.evaluation.predictor import Network, cascade_session, predictor_of
 from fracskip.evaluation.record import evaluate
 from fracskip.evaluation.source import Batches, source_of
-from fracskip.evaluation.subject import Network, cascade_session, subject_of
 
-SCHEMA = "fracskip.sweep/1"
+SCHEMA = "fracskip.sweep/2"
 POINTS = 9  # budgets, unless they are given
 LEAST_BUDGET = 0.005  # where a gate takes any budget
 # Of an evaluation's record: what all points share, and what differs.
 SHARED = ("checkpoint", "checkpoint_digest", "data", "images", "device", "versions")
 POINT = (
-    *("budget", "accuracy", "cp", "bitops_ratio", "second_looks", "option_share"),
+    *("budget", "accuracy", "cp", "bitops_ratio", "escalation_rate", "option_share"),
     *("decision_entropy_bits", "seconds"),
 )
 
@@ -73,14 +73,14 @@ def sweep(
             batch_size=batch_size,
             progress=progress,
         )
-    card = subject_of(net).card
-    if card.budgets is None:
+    info = predictor_of(net).info
+    if info.budgets is None:
         raise ConfigError(
             "this network was trained for one budget, so there is nothing to sweep: use eval, or "
             "train with joint.budgets"
         )
-    asked = sorted(budgets or default_budgets(card.budgets))
-    source_of(data, card.class_names, len(asked))  # refuses what cannot be gone through so often
+    asked = sorted(budgets or default_budgets(info.budgets))
+    source_of(data, info.class_names, len(asked))  # refuses what cannot be gone through so often
     found = [
         evaluate(
             net,

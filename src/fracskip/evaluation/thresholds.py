@@ -25,7 +25,7 @@ from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation.predictions import Progress
 from fracskip.evaluation.source import Batches, source_of
 from fracskip.machine import cores
-from fracskip.operating.calibration import Answers, choose_points
+from fracskip.operating.calibration import MemberOutputs, choose_points
 from fracskip.operating.cascade import MAX_NETWORKS
 from fracskip.options import FULL_BITS
 from fracskip.runtime.bundle import BUNDLED, SUFFIX, Bundle
@@ -170,7 +170,7 @@ def _answered(
     validation: ImageSet | Batches,
     image: ImageConfig | None,
     progress: Progress | None,
-) -> tuple[list[Answers], NDArray[np.int64]]:
+) -> tuple[list[MemberOutputs], NDArray[np.int64]]:
     """What each member says of all images, and their labels (N,)."""
     sessions = [InferenceSession.of(bundle, threads=cores()) for bundle in networks]
     largest = max((session.image for session in sessions), key=lambda each: each.size)
@@ -208,7 +208,7 @@ def _answered(
         if networks[number].plan.gate is not None:
             shares = tuple(map(tuple, option_shares(chosen, session.options).tolist()))
         bitops = ratio * session.profile.backbone_macs * FULL_BITS**2
-        answers.append(Answers(number, budget, np.concatenate(logits[index]), bitops, shares))
+        answers.append(MemberOutputs(number, budget, np.concatenate(logits[index]), bitops, shares))
     return answers, source.labels
 
 
@@ -238,7 +238,7 @@ def _pixels(batch: NDArray[Any], given: ImageConfig, wanted: ImageConfig) -> NDA
     return resized(np.ascontiguousarray(batch), wanted.size)
 
 
-def _check_labels(answers: Sequence[Answers], labels: NDArray[np.int64]) -> None:
+def _check_labels(answers: Sequence[MemberOutputs], labels: NDArray[np.int64]) -> None:
     if len(np.unique(labels)) < 2:
         raise DataError(
             f"all {len(labels)} validation images are of one class, which no threshold can be "

@@ -154,7 +154,7 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def fix(self, allocation: Sequence[int]) -> None:
-        """Gives every image the same decisions, whatever it looks like and at any multiplier.
+        """Gives every image the same decisions, whatever it shows and at any multiplier.
 
         Args:
             allocation: An option's index for each gated block.
@@ -164,12 +164,12 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
-    def shrink(self, kept: float, rest: Tensor) -> None:
-        """Scales head outputs, and adds something for all images alike.
+    def shrink(self, shrinkage: float, added: Tensor) -> None:
+        """Scales head outputs, and adds something, the same for all images.
 
         Args:
-            kept: The scale, in [0, 1].
-            rest: What is added, (L, K); see `head_output`.
+            shrinkage: What is taken off the scale, in [0, 1].
+            added: (L, K); see `head_output`.
 
         Raises:
             ConfigError: if the gate has no bias of each block's own.
@@ -274,16 +274,16 @@ class RecurrentGate(Gate):
         self.block_bias.copy_(self._certain(allocation, self.out.out_features))
 
     @torch.no_grad()
-    def shrink(self, kept: float, rest: Tensor) -> None:
+    def shrink(self, shrinkage: float, added: Tensor) -> None:
         """See `Gate.shrink`."""
         if self.block_bias is None:
             raise ConfigError(
                 "a recurrent gate is shrunk only with a bias of each block's own: set "
-                "gate.block_bias to true, or gates.trusts and gates.block_trusts to []"
+                "gate.block_bias to true, or gates.shrinkage and gates.block_shrinkage to []"
             )
-        self.out.weight.mul_(kept)
-        self.out.bias.mul_(kept)
-        self.block_bias.mul_(kept).add_(rest)
+        self.out.weight.mul_(1 - shrinkage)
+        self.out.bias.mul_(1 - shrinkage)
+        self.block_bias.mul_(1 - shrinkage).add_(added)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         self.out.weight.mul_(factor)
@@ -330,12 +330,12 @@ class FeedForwardGate(Gate):
             layer.bias.copy_(outputs)
 
     @torch.no_grad()
-    def shrink(self, kept: float, rest: Tensor) -> None:
+    def shrink(self, shrinkage: float, added: Tensor) -> None:
         """See `Gate.shrink`."""
-        for layer, added in zip(self.out, rest, strict=True):
+        for layer, of_block in zip(self.out, added, strict=True):
             assert isinstance(layer, nn.Linear)
-            layer.weight.mul_(kept)
-            layer.bias.mul_(kept).add_(added)
+            layer.weight.mul_(1 - shrinkage)
+            layer.bias.mul_(1 - shrinkage).add_(of_block)
 
     def _rescale(self, factor: float, centre: Tensor) -> None:
         for layer, middle in zip(self.out, centre, strict=True):

@@ -33,7 +33,7 @@ MAX_CHAINS = 12
 
 
 @dataclass(frozen=True)
-class Answers:
+class MemberOutputs:
     """A member on all validation images.
 
     Attributes:
@@ -91,7 +91,7 @@ class _Chain:
         return list(dict.fromkeys(float(np.float32(each)) for each in found))
 
 
-def choose_points(answers: Sequence[Answers], labels: NDArray[np.int64]) -> CascadePoints:
+def choose_points(answers: Sequence[MemberOutputs], labels: NDArray[np.int64]) -> CascadePoints:
     """The operating points of members, cheapest first; see `fracskip.cascade`.
 
     Args:

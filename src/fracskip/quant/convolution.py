@@ -16,7 +16,7 @@ from fracskip.options import Option, OptionSet
 from fracskip.quant.quantisers import (
     PACKED_BITS,
     STREAM_BITS,
-    ModernQuantiser,
+    LsqQuantiser,
     PaperQuantiser,
     per_channel,
 )
@@ -33,7 +33,7 @@ class FractionalLayer(nn.Module):
 
     weight: Any  # torch's own layers declare them differently
     bias: Any
-    quantiser: ModernQuantiser | PaperQuantiser
+    quantiser: LsqQuantiser | PaperQuantiser
     option_weight: nn.ParameterList
     _slots: dict[Option, int]
     _own: dict[Option, int]
@@ -51,7 +51,7 @@ class FractionalLayer(nn.Module):
         options: OptionSet,
         scheme: str,
         levels_in: bool = False,
-        own_weights: bool = False,
+        weights_per_option: bool = False,
         signed_in: bool = False,
     ) -> Self:
         """Converts a plain layer of the parent's kind.
@@ -59,24 +59,24 @@ class FractionalLayer(nn.Module):
         Args:
             layer: The layer; its parameters are taken over, not copied.
             options: The option set.
-            scheme: 'modern' or 'paper'.
-            levels_in: Whether its input is an int8 stream ('modern' only).
-            own_weights: Whether each option gets weights of its own, `option_weight`, which start
+            scheme: 'lsq' or 'paper'.
+            levels_in: Whether its input is an int8 stream ('lsq' only).
+            weights_per_option: Whether each option gets its own, `option_weight`, which start
                 as the layer's; the top option's keep their name.
             signed_in: Whether its input has values of both signs; else it follows a ReLU.
         """
         new = cls._like(layer)
         new.weight, new.bias = layer.weight, layer.bias
-        modern = scheme == "modern"
+        lsq = scheme == "lsq"
         quantiser = (
-            ModernQuantiser(options, len(layer.weight), levels_in, signed_in)
-            if modern
+            LsqQuantiser(options, len(layer.weight), levels_in, signed_in)
+            if lsq
             else PaperQuantiser(options)
         )
         new.quantiser = quantiser.to(layer.weight.device)
         new._slots = _slots(options)
         new._executed = [option for option in options if not option.is_skip]
-        lower = new._executed[:-1] if own_weights else []
+        lower = new._executed[:-1] if weights_per_option else []
         new._own = {option: index for index, option in enumerate(lower)}
         new.option_weight = nn.ParameterList([layer.weight.detach().clone() for _ in lower])
         new._levels_in, new._signed_in = levels_in, signed_in
@@ -107,7 +107,7 @@ class FractionalLayer(nn.Module):
 
         Nothing but their integers is ever executed, so a file need not hold more.
         """
-        if not isinstance(self.quantiser, ModernQuantiser):
+        if not isinstance(self.quantiser, LsqQuantiser):
             return {}
         served = {option: f"option_weight.{index}" for option, index in self._own.items()}
         if len(self._own) == len(self._executed) - 1:
@@ -128,13 +128,13 @@ class FractionalLayer(nn.Module):
 
     def absorbs_relu(self, option: Option) -> bool:
         """Whether a ReLU before this layer is superfluous: its grid clips negatives to 0."""
-        modern = isinstance(self.quantiser, ModernQuantiser)
-        return option.is_quantised and modern and not self._signed_in
+        lsq = isinstance(self.quantiser, LsqQuantiser)
+        return option.is_quantised and lsq and not self._signed_in
 
     @property
     def owns_weights(self) -> bool:
         """Whether its weights serve one option alone, and so can be those that it executes."""
-        return len(self._executed) == 1 and isinstance(self.quantiser, ModernQuantiser)
+        return len(self._executed) == 1 and isinstance(self.quantiser, LsqQuantiser)
 
     @torch.no_grad()
     def compensate(self, x: Tensor, option: Option) -> None:
@@ -146,7 +146,7 @@ class FractionalLayer(nn.Module):
             x: A batch that it takes.
             option: The option, whose ranges are initialised.
         """
-        assert isinstance(self.quantiser, ModernQuantiser)
+        assert isinstance(self.quantiser, LsqQuantiser)
         slot, held = self._slots[option], self.weight_of(option)
         if held[0].numel() > WIDEST:
             return

@@ -44,7 +44,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _FakeQuantise(torch.autograd.Function):
-    """Straight-through inside the grid; the step's gradient needs no second look at the grid.
+    """Straight-through inside the grid; the step's gradient needs the grid no second time.
 
     With y = fake(x), clipped gradient g_x and output gradient g, LSQ's step gradient is
     Σ g·(round(v) - v) inside and Σ g·bound outside, v = x/s. Since y = s·round(v) inside and
@@ -131,6 +131,6 @@ def fake_quantise_affine(
     """Affine fake quantisation whose gradient passes straight through, clipped or not.
 
     This is the paper's quantiser (Banner et al., "Scalable Methods for 8-bit Training of Neural
-    Networks", NeurIPS 2018); the modern one is `fake_quantise`.
+    Networks", NeurIPS 2018); the one with learned step sizes is `fake_quantise`.
     """
     return _straight_through(x.float(), scale, zero_point, bounds)

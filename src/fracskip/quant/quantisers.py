@@ -1,4 +1,4 @@
-"""What gives a layer its integers: `ModernQuantiser` or `PaperQuantiser`.
+"""What gives a layer its integers: `LsqQuantiser` or `PaperQuantiser`.
 
 Shapes: B images, I and O channels in and out, H height, W width. A linear layer's input is
 (..., I), its weights (O, I).
@@ -41,7 +41,7 @@ class Quantiser(Protocol):
         ...
 
 
-class ModernQuantiser(nn.Module):
+class LsqQuantiser(nn.Module):
     """Symmetric integers with a learned step per width: one per tensor, one per output channel.
 
     Activations are taken to follow a ReLU: negative values clip to 0, so the ReLU itself may be

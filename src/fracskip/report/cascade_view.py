@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from fracskip.report.cascade_records import CascadePoint, CascadeRecord
-from fracskip.report.reading import Source
+from fracskip.report.reading import RecordFile
 from fracskip.report.wording import accuracy, microseconds
 
 
@@ -52,7 +52,7 @@ class Cascaded:
         )
 
 
-def cascaded(sources: Sequence[Source]) -> list[Cascaded]:
+def cascaded(sources: Sequence[RecordFile]) -> list[Cascaded]:
     """All cascades in the records."""
     found = [
         (number, source.record)

@@ -304,10 +304,11 @@ def _validation(epoch: Epoch, key: str) -> float | None:
 
 
 def _curve(axes: Axes, values: Sequence[float | None], colour: str, *, dashed: bool) -> None:
-    points = [(x, y) for x, y in enumerate(values, 1) if y is not None]
-    if points:
-        xs, ys = zip(*points, strict=True)
-        marker = "o" if len(points) <= 3 else None
+    known = sum(value is not None for value in values)
+    if known:
+        # The line ends where nothing is known: gates are trained without an accuracy.
+        ys = [math.nan if value is None else value for value in values]
+        xs, marker = range(1, len(values) + 1), "o" if known <= 3 else None
         axes.plot(
             xs, ys, color=colour, lw=1.6, ls=(0, (3, 1.5)) if dashed else "-", marker=marker, ms=4
         )

@@ -16,7 +16,7 @@ from fracskip.report.cascade_view import cascaded
 from fracskip.report.extras import report_extra
 from fracskip.report.palette import css_colours
 from fracskip.report.pixels import with_pictures
-from fracskip.report.reading import RECORD_NAME, Source, read_source
+from fracskip.report.reading import RECORD_NAME, RecordFile, read_record_file
 from fracskip.report.values import png_size
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_report(records: Sequence[str | Path], out: str | Path, data: str = "")
     paths = [Path(record) for record in records]
     if any(out.resolve() in (path.resolve(), (path / RECORD_NAME).resolve()) for path in paths):
         raise DataError(f"the report {out} would overwrite one of its records; name another file")
-    sources = list({source.sha256: source for source in map(read_source, paths)}.values())
+    sources = list({source.sha256: source for source in map(read_record_file, paths)}.values())
     write_atomically(out, _render(sources, data).encode("utf-8", "replace"), DataError)
     return out
 
@@ -90,7 +90,7 @@ def _environment() -> Environment:
         duration=wording.duration,
         option_words=wording.option_words,
         share_words=wording.share_words,
-        path_words=wording.path_words,
+        allocation_words=wording.allocation_words,
         counted=wording.counted,
         listed=wording.listed,
         class_accuracy=view.class_accuracy,
@@ -109,7 +109,7 @@ def _figure(draw: Callable[..., str], *args: Any, ident: str) -> Figure:
     return Figure(wide, narrow)
 
 
-def _render(sources: Sequence[Source], data: str) -> str:
+def _render(sources: Sequence[RecordFile], data: str) -> str:
     environment = _environment()
     chains = [
         (item, _figure(cascades.cascade_accuracy, item.record, ident=f"cascade-{number}"))
@@ -141,7 +141,7 @@ def _render(sources: Sequence[Source], data: str) -> str:
                 figures.block_shares,
                 item.record.blocks,
                 item.record.checkpoint.options,
-                wording.counted(item.record.second_looks),
+                wording.counted(item.record.escalation_rate),
                 ident=f"blocks-{number}",
             ),
         )
@@ -160,7 +160,7 @@ def _render(sources: Sequence[Source], data: str) -> str:
                     figures.block_shares,
                     point.blocks,
                     item.record.checkpoint.options,
-                    wording.counted(point.second_looks),
+                    wording.counted(point.escalation_rate),
                     ident=f"budget-{number}-{place}",
                 )
                 if point.blocks

@@ -158,8 +158,8 @@ def skipped_latency(proofs: Sequence[Mapping[str, Any]], *, ident: str = "skip")
     """Measured time over the number of blocks skipped, the sum of what is executed as a line.
 
     Args:
-        proofs: For each option that the other blocks take, the paths that were timed: `forced` of a
-            record of schema `fracskip.skip-proportional/1`.
+        proofs: For each option that the other blocks take, the allocations that were timed:
+            `forced` of a record of schema `fracskip.skip-proportional/1`.
         ident: Identifies the figure in its page.
     """
     with drawing(ident):

@@ -9,7 +9,7 @@ from fracskip.report.records import EvaluationRecord, Example
 from fracskip.report.wording import cost
 
 CELL, PICTURE, LINE, TITLE, GAP = 78, 64, 15, 24, 14  # pixels
-PATH = 8  # height of a path's bars
+BARS = 8  # height of an allocation's bars
 
 
 def cheapest_and_dearest(record: EvaluationRecord, count: int = 10) -> str:
@@ -23,11 +23,11 @@ def cheapest_and_dearest(record: EvaluationRecord, count: int = 10) -> str:
         An `<svg>` element for a page, or for `svg.standalone`.
     """
     rows = {
-        "cost least": record.examples.easiest[:count],
-        "cost most": record.examples.hardest[:count],
+        "cost least": record.examples.cheapest[:count],
+        "cost most": record.examples.dearest[:count],
     }
     across = max(map(len, rows.values()), default=0)
-    each = TITLE + PICTURE + 3 * LINE + 2 * (PATH + 2) + GAP
+    each = TITLE + PICTURE + 3 * LINE + 2 * (BARS + 2) + GAP
     width, height = max(1, across) * CELL, len(rows) * each
     root = ElementTree.Element(
         "svg",
@@ -48,8 +48,8 @@ def cheapest_and_dearest(record: EvaluationRecord, count: int = 10) -> str:
 
 
 def _in_words(name: str, row: Sequence[Example]) -> str:
-    said = ", ".join(f"{one.label} {cost(one.cp)}" for one in row)
-    return f"images that {name}: {said or 'none'}"
+    named = ", ".join(f"{one.label} {cost(one.cp)}" for one in row)
+    return f"images that {name}: {named or 'none'}"
 
 
 def _cell(
@@ -74,25 +74,28 @@ def _cell(
     _text(root, left, below + 2 * LINE, taken, "muted")
     _text(root, left, below + 3 * LINE, cost(example.cp), "muted")
     place = below + 3 * LINE + 4
-    for path in (example.first_path, example.path):
-        if path is not None:
-            _bars(root, path, record.checkpoint.options, left, place)
-            place += PATH + 2
+    for allocation in example.allocations:
+        _bars(root, allocation, record.checkpoint.options, left, place)
+        place += BARS + 2
 
 
 def _bars(
-    root: ElementTree.Element, path: Sequence[str], options: Sequence[str], left: int, top: int
+    root: ElementTree.Element,
+    allocation: Sequence[str],
+    options: Sequence[str],
+    left: int,
+    top: int,
 ) -> None:
     """One bar a block, taller for dearer options."""
-    step = PICTURE / len(path)
-    for index, label in enumerate(path):
-        tall = PATH * (options.index(label) + 1) / len(options)
+    step = PICTURE / len(allocation)
+    for index, label in enumerate(allocation):
+        tall = BARS * (options.index(label) + 1) / len(options)
         ElementTree.SubElement(
             root,
             "rect",
             {
                 "x": f"{left + index * step:.2f}",
-                "y": f"{top + PATH - tall:.2f}",
+                "y": f"{top + BARS - tall:.2f}",
                 "width": f"{step * 0.8:.2f}",
                 "height": f"{tall:.2f}",
                 "fill": f"var(--o-{label})",

@@ -30,7 +30,7 @@ def with_pictures(record: EvaluationRecord, data: str = "") -> tuple[EvaluationR
         DataError: if `data` cannot be read.
     """
     examples, held = record.examples, record.data
-    everything = (*examples.easiest, *examples.hardest)
+    everything = (*examples.cheapest, *examples.dearest)
     if all(example.png is not None for example in everything):
         return record, ""
     try:
@@ -51,7 +51,7 @@ def with_pictures(record: EvaluationRecord, data: str = "") -> tuple[EvaluationR
             for example in row
         )
 
-    update = {"easiest": pictured(examples.easiest), "hardest": pictured(examples.hardest)}
+    update = {"cheapest": pictured(examples.cheapest), "dearest": pictured(examples.dearest)}
     return record.model_copy(update={"examples": examples.model_copy(update=update)}), ""
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fracskip import legacy
 from fracskip.errors import DataError
 from fracskip.files import require_regular_file
 from fracskip.report.cascade_records import CASCADE_SCHEMA, CascadeRecord
@@ -44,7 +45,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordFile:
     """A record and the file it was read from.
 
     Attributes:
@@ -71,10 +72,10 @@ def load_record(path: str | Path) -> Record:
     Raises:
         DataError: naming the file, what is wrong with it, and what is allowed.
     """
-    return read_source(path).record
+    return read_record_file(path).record
 
 
-def read_source(path: str | Path) -> Source:
+def read_record_file(path: str | Path) -> RecordFile:
     """Reads a record together with the name and digest of its file.
 
     Raises:
@@ -89,7 +90,7 @@ def read_source(path: str | Path) -> Source:
     is_log = path.suffix == ".jsonl"
     record = _parse_log(content, path) if is_log else _parse_document(content, path)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name == RECORD_NAME else path.name
-    return Source(visible(name), hashlib.sha256(content).hexdigest(), record)
+    return RecordFile(visible(name), hashlib.sha256(content).hexdigest(), record)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -123,6 +124,7 @@ def _parse_document(content: bytes, path: Path) -> Record:
         tree = _decode(content)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); {_ALLOWED}") from None
+    tree = legacy.record(tree)
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if isinstance(schema, str) and schema in _DOCUMENTS:
         return _validate(_DOCUMENTS[schema], tree, path)
@@ -146,7 +148,7 @@ def _parse_log(content: bytes, path: Path) -> RunRecord:
                 f"{path}, line {number} is no event: each line of a run's log is a JSON object "
                 "with the key 'event'"
             )
-        events.append(event)
+        events.append(legacy.run_event(event))
     if not events or events[0]["event"] != "start":
         raise DataError(f"{path} does not begin with a complete 'start' event; {_ALLOWED}")
 

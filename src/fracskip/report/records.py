@@ -1,7 +1,7 @@
 """Records as typed, frozen values: what an evaluation measured, what a run went through.
 
-Three schemas are read here: `fracskip.evaluation/1` and `fracskip.sweep/1` (JSON files), and
-`fracskip.run/1` (a JSON file, or the event log `record.jsonl` that training appends to);
+Three schemas are read here: `fracskip.evaluation/2` and `fracskip.sweep/2` (JSON files), and
+`fracskip.run/2` (a JSON file, or the event log `record.jsonl` that training appends to);
 `cascade_records` has another. Keys that a schema does not know are ignored, so that a later
 fracskip may write more; whatever is known is checked.
 """
@@ -33,9 +33,9 @@ from fracskip.report.values import (
     Shares,
 )
 
-EVALUATION_SCHEMA = "fracskip.evaluation/1"
-RUN_SCHEMA = "fracskip.run/1"
-SWEEP_SCHEMA = "fracskip.sweep/1"
+EVALUATION_SCHEMA = "fracskip.evaluation/2"
+RUN_SCHEMA = "fracskip.run/2"
+SWEEP_SCHEMA = "fracskip.sweep/2"
 
 
 def _check_options(used: Iterable[Iterable[str]], checkpoint: Checkpoint) -> None:
@@ -48,12 +48,12 @@ def _check_options(used: Iterable[Iterable[str]], checkpoint: Checkpoint) -> Non
         )
 
 
-def _check_cost(cp: float, second_looks: float) -> None:
-    """Refuses more computation than so many second looks an image can execute."""
-    if cp > 1 + second_looks + ROUNDING:
+def _check_cost(cp: float, escalation_rate: float) -> None:
+    """Refuses more computation than images can execute of which so many are escalated."""
+    if cp > 1 + escalation_rate + ROUNDING:
         raise ValueError(
-            f"cp may be at most {1 + second_looks:.4g}, with {second_looks:.4g} second looks an "
-            f"image; it is {cp:.4g}"
+            f"cp may be at most {1 + escalation_rate:.4g}, with an escalation rate of "
+            f"{escalation_rate:.4g}; it is {cp:.4g}"
         )
 
 
@@ -103,7 +103,7 @@ class Block(RecordPart):
 
     Attributes:
         name: The block's name in the network.
-        option_share: Share of images for each option; of looks, where some images had two.
+        option_share: Share of images for each option; of executions, where some were escalated.
         entropy_bits: Entropy of these shares, in bits.
         macs: Multiply-accumulates of the block for one image.
     """
@@ -141,15 +141,15 @@ class StaticPoint(RecordPart):
 
 
 class Example(RecordPart):
-    """One image and the path it took.
+    """One image and its allocation.
 
     Attributes:
         index: Its position in the split.
         label: Its true class.
         predicted: The class the network gave.
-        cp: Its computation percentage as a share, of all its looks.
-        path: The option taken in each gated block, by the look that decided.
-        first_path: The same of the look before; None if there was one look.
+        cp: Its computation percentage as a share, of all members that saw it.
+        allocation: The option of each gated block, in the member that answered.
+        first_allocation: The same of the first member; None if the image was not escalated.
         png: The image, a PNG in base64; None in records but those of older versions.
     """
 
@@ -157,8 +157,8 @@ class Example(RecordPart):
     label: Name
     predicted: Name
     cp: Cost
-    path: Decisions
-    first_path: Decisions | None = None
+    allocation: Decisions
+    first_allocation: Decisions | None = None
     png: Png | None = None
 
     @property
@@ -167,26 +167,27 @@ class Example(RecordPart):
         return self.label == self.predicted
 
     @property
-    def paths(self) -> tuple[tuple[str, ...], ...]:
-        """The paths of all its looks; the last decided."""
-        return (self.path,) if self.first_path is None else (self.first_path, self.path)
+    def allocations(self) -> tuple[tuple[str, ...], ...]:
+        """One a member; the last answered."""
+        first = () if self.first_allocation is None else (self.first_allocation,)
+        return (*first, self.allocation)
 
     @model_validator(mode="after")
-    def _cost_fits_the_looks(self) -> Example:
-        _check_cost(self.cp, float(self.first_path is not None))
+    def _cost_fits_the_members(self) -> Example:
+        _check_cost(self.cp, float(self.first_allocation is not None))
         return self
 
 
 class Examples(RecordPart):
     """The images that cost least and most."""
 
-    easiest: tuple[Example, ...] = ()
-    hardest: tuple[Example, ...] = ()
+    cheapest: tuple[Example, ...] = ()
+    dearest: tuple[Example, ...] = ()
 
     @property
-    def paths(self) -> list[tuple[str, ...]]:
-        """The paths of all looks at all of them."""
-        return [path for item in (*self.easiest, *self.hardest) for path in item.paths]
+    def allocations(self) -> list[tuple[str, ...]]:
+        """Of all of them, in all members."""
+        return [one for item in (*self.cheapest, *self.dearest) for one in item.allocations]
 
 
 class EvaluationRecord(RecordPart):
@@ -197,8 +198,8 @@ class EvaluationRecord(RecordPart):
         accuracy: Share of them classified correctly.
         cp: Computation percentage as a share: mean of (bits / 32)² over images and gated blocks.
         bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
-        second_looks: Share of images that were escalated; costs and decisions are those of
-            all looks.
+        escalation_rate: Share of images that were escalated; costs and decisions are those of
+            all members.
         option_share: Share of decisions for each option.
         decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
         seconds: Time the evaluation took.
@@ -208,14 +209,14 @@ class EvaluationRecord(RecordPart):
         examples: The images that cost least and most.
     """
 
-    schema_: Literal["fracskip.evaluation/1"] = Field(alias="schema")
+    schema_: Literal["fracskip.evaluation/2"] = Field(alias="schema")
     checkpoint: Checkpoint
     data: DataSplit
     images: Annotated[int, Field(strict=True, ge=1)]
     accuracy: Share
     cp: Cost
     bitops_ratio: NonNegative
-    second_looks: Share = 0.0
+    escalation_rate: Share = 0.0
     option_share: Shares
     decision_entropy_bits: NonNegative | None = None
     seconds: NonNegative
@@ -249,26 +250,26 @@ class EvaluationRecord(RecordPart):
     def _options_are_the_checkpoints(self) -> EvaluationRecord:
         shares = [self.option_share, *(block.option_share for block in self.blocks)]
         shares += [item.option_share for item in self.classes if item.option_share is not None]
-        _check_options([*shares, *self.examples.paths], self.checkpoint)
+        _check_options([*shares, *self.examples.allocations], self.checkpoint)
         return self
 
     @model_validator(mode="after")
-    def _paths_fit_the_blocks(self) -> EvaluationRecord:
-        lengths = {len(path) for path in self.examples.paths}
+    def _allocations_fit_the_blocks(self) -> EvaluationRecord:
+        lengths = {len(one) for one in self.examples.allocations}
         wanted = len(self.blocks) or max(lengths, default=0)
         if lengths - {wanted}:
             raise ValueError(
-                f"every path needs one option per gated block, {wanted} here; "
+                f"every allocation needs one option per gated block, {wanted} here; "
                 f"one has {min(lengths - {wanted})}"
             )
         return self
 
     @model_validator(mode="after")
-    def _costs_fit_the_looks(self) -> EvaluationRecord:
-        _check_cost(self.cp, self.second_looks)
+    def _costs_fit_the_members(self) -> EvaluationRecord:
+        _check_cost(self.cp, self.escalation_rate)
         for item in self.classes:
-            # All second looks may be at images of one class.
-            _check_cost(item.cp, float(self.second_looks > 0))
+            # All that were escalated may be images of one class.
+            _check_cost(item.cp, float(self.escalation_rate > 0))
         return self
 
 
@@ -280,7 +281,7 @@ class SweepPoint(RecordPart):
         accuracy: Share of images classified correctly.
         cp: The computation percentage that it came to, as a share.
         bitops_ratio: Everything executed, gates included, over the same network at 32 bits.
-        second_looks: Share of images that were escalated.
+        escalation_rate: Share of images that were escalated.
         option_share: Share of decisions for each option.
         decision_entropy_bits: Mean over blocks of the entropy of their decisions, in bits.
         seconds: Time it took.
@@ -291,15 +292,15 @@ class SweepPoint(RecordPart):
     accuracy: Share
     cp: Cost
     bitops_ratio: NonNegative
-    second_looks: Share = 0.0
+    escalation_rate: Share = 0.0
     option_share: Shares
     decision_entropy_bits: NonNegative | None = None
     seconds: NonNegative = 0.0
     blocks: tuple[Block, ...] = ()
 
     @model_validator(mode="after")
-    def _cost_fits_the_looks(self) -> SweepPoint:
-        _check_cost(self.cp, self.second_looks)
+    def _cost_fits_the_members(self) -> SweepPoint:
+        _check_cost(self.cp, self.escalation_rate)
         return self
 
 
@@ -311,7 +312,7 @@ class SweepRecord(RecordPart):
         points: By budget, ascending.
     """
 
-    schema_: Literal["fracskip.sweep/1"] = Field(alias="schema")
+    schema_: Literal["fracskip.sweep/2"] = Field(alias="schema")
     checkpoint: Checkpoint
     data: DataSplit
     images: Annotated[int, Field(strict=True, ge=1)]
@@ -362,7 +363,8 @@ class Epoch(RecordPart):
         epoch: Its number.
         step: Optimiser steps so far.
         loss: Mean training loss.
-        accuracy: On the training images.
+        accuracy: On the training images; None in the gates' stage.
+        agreement: In the gates' stage: share of decisions that are those it trains towards.
         cp: On the training images; None where nothing is decided yet.
         lr: Learning rate at its end.
         seconds: Time it took.
@@ -374,6 +376,7 @@ class Epoch(RecordPart):
     step: Count | None = None
     loss: Finite
     accuracy: Share | None = None
+    agreement: Share | None = None
     cp: Share | None = None
     lr: NonNegative | None = None
     seconds: NonNegative | None = None
@@ -391,7 +394,7 @@ class RunRecord(RecordPart):
         seconds: Time it took; None while it has not ended.
     """
 
-    schema_: Literal["fracskip.run/1"] = Field(alias="schema")
+    schema_: Literal["fracskip.run/2"] = Field(alias="schema")
     name: Name
     recipe: dict[str, Any] = Field(default_factory=dict)
     versions: dict[Name, Name] = Field(default_factory=dict)

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from fracskip.options import Option
-from fracskip.report.reading import Source
+from fracskip.report.reading import RecordFile
 from fracskip.report.records import EvaluationRecord, RunRecord, StaticPoint, SweepRecord
 from fracskip.report.wording import (
     accuracy,
@@ -26,7 +26,7 @@ from fracskip.text import visible
 STEADY_SHARE = 0.95
 Part = Literal["blocks", "classes", "static", "examples"]
 _PARTS: tuple[Part, ...] = ("blocks", "classes", "static", "examples")
-_MEASURED = {"images", "accuracy", "cp", "bitops_ratio", "second_looks", "option_share", "data"}
+_MEASURED = {"images", "accuracy", "cp", "bitops_ratio", "escalation_rate", "option_share", "data"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Measured:
             "Everything executed, gates included, comes to "
             f"{cost(record.bitops_ratio)} of the 32-bit network's BitOps."
         )
-        if record.second_looks:
-            text += f" {percent(record.second_looks)} of the images were escalated."
+        if record.escalation_rate:
+            text += f" {percent(record.escalation_rate)} of the images were escalated."
         equals = [point for point in record.static if point.accuracy >= record.accuracy]
         if equals:
             rival = min(equals, key=lambda point: point.cp)
@@ -117,20 +117,20 @@ class Measured:
         return (own, *map(_static_column, sorted(record.static, key=lambda s: s.cp)))
 
     @property
-    def has_two_paths(self) -> bool:
+    def has_two_allocations(self) -> bool:
         """Whether any of the examples was escalated."""
         examples = self.record.examples
-        return any(item.first_path for item in (*examples.easiest, *examples.hardest))
+        return any(item.first_allocation for item in (*examples.cheapest, *examples.dearest))
 
     @property
     def steadiness(self) -> str:
-        """How many blocks hardly look at the image."""
+        """How many blocks decide nearly alike for all images."""
         blocks = self.record.blocks
         steady = sum(max(block.option_share.values()) >= STEADY_SHARE for block in blocks)
         noun = "block" if len(blocks) == 1 else "blocks"
         return (
             f"In {steady} of {len(blocks)} gated {noun} one option serves at least "
-            f"{percent(STEADY_SHARE, 0)} of the {counted(self.record.second_looks)}."
+            f"{percent(STEADY_SHARE, 0)} of the {counted(self.record.escalation_rate)}."
         )
 
 
@@ -148,7 +148,7 @@ def _static_column(point: StaticPoint) -> Column:
 
 def _has(record: EvaluationRecord, part: Part) -> bool:
     if part == "examples":
-        return bool(record.examples.easiest or record.examples.hardest)
+        return bool(record.examples.cheapest or record.examples.dearest)
     return bool(getattr(record, part))
 
 
@@ -192,7 +192,7 @@ class Trained:
         return any(epoch.validation is not None for epoch in self.run.epochs)
 
 
-def measured(sources: Sequence[Source]) -> list[Measured]:
+def measured(sources: Sequence[RecordFile]) -> list[Measured]:
     """All evaluations in the records; one that several records hold appears once.
 
     An evaluation given by itself and again at the end of its run is the same if the checkpoint's
@@ -254,9 +254,9 @@ class Swept:
         )
 
     @property
-    def has_second_looks(self) -> bool:
+    def has_escalation(self) -> bool:
         """Whether images were escalated at any budget."""
-        return any(point.second_looks for point in self.record.points)
+        return any(point.escalation_rate for point in self.record.points)
 
     @property
     def middle(self) -> int:
@@ -264,7 +264,7 @@ class Swept:
         return len(self.record.points) // 2
 
 
-def swept(sources: Sequence[Source]) -> list[Swept]:
+def swept(sources: Sequence[RecordFile]) -> list[Swept]:
     """All sweeps in the records."""
     found = [
         (number, source.record)
@@ -278,8 +278,8 @@ def swept(sources: Sequence[Source]) -> list[Swept]:
     ]
 
 
-def trained(sources: Sequence[Source]) -> list[Trained]:
-    """All runs in the records; one that its log and its summary both tell appears once."""
+def trained(sources: Sequence[RecordFile]) -> list[Trained]:
+    """All runs in the records; one that its log and its summary both hold appears once."""
     groups: list[tuple[RunRecord, list[int]]] = []
     for number, source in enumerate(sources, 1):
         if not isinstance(source.record, RunRecord):

@@ -131,23 +131,23 @@ def share_words(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{option_words(k)} {percent(v)}" for k, v in shares.items() if v > 0)
 
 
-def path_words(path: Sequence[str]) -> str:
-    """A path in words, equal neighbours told together.
+def allocation_words(allocation: Sequence[str]) -> str:
+    """An allocation in words, equal neighbours as one.
 
-    >>> path_words(("8", "8", "skip", "8"))
+    >>> allocation_words(("8", "8", "skip", "8"))
     '8 bits (2), skip, 8 bits'
     """
-    runs = ((option_words(label), len(list(group))) for label, group in groupby(path))
+    runs = ((option_words(label), len(list(group))) for label, group in groupby(allocation))
     return ", ".join(f"{words} ({count})" if count > 1 else words for words, count in runs)
 
 
-def counted(second_looks: float) -> str:
+def counted(escalation_rate: float) -> str:
     """What shares in a block are shares of, where this share of images was escalated.
 
     >>> counted(0.0), counted(0.25)
     ('images', 'executions')
     """
-    return "executions" if second_looks else "images"
+    return "executions" if escalation_rate else "images"
 
 
 def shortened(text: str, limit: int) -> str:

@@ -114,7 +114,7 @@ def _resampling(side: Tensor, place: Tensor, inside: int, wanted: int) -> Tensor
     return weight / weight.sum(2, keepdim=True)
 
 
-def erase(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """Blanks a square of each image (DeVries and Taylor, "Cutout", 2017); may lie over the edge.
 
     Args:

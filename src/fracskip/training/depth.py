@@ -2,10 +2,9 @@
 
 Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, skip later blocks more often than
 earlier ones. That prepares a network for losing any of its blocks. A dynamic network loses mostly
-the same ones, those that matter least, so the order of 'harm' prepares it for that: every step
-draws how many blocks it leaves out and takes, with a little noise, the ones it misses least. The
-networks of all depths then lie nested in one, as widths do in slimmable networks (Yu et al., ICLR
-2019).
+the same ones, those to which it is least sensitive, and elastic depth prepares it for that: every
+step draws how many blocks it leaves out and takes, with a little noise, the ones of least
+sensitivity. The networks of all depths then lie in one (Cai et al., "Once-for-All", ICLR 2020).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fracskip.errors import ConfigError
 from fracskip.models.layers import copy_of
 from fracskip.models.skippable import SkippableNetwork
 
-JITTER = 0.05  # deviation of a block's place in the order of harm, as a share of all blocks
+JITTER = 0.05  # deviation of a block's place in the order of sensitivity, as a share of all blocks
 
 
 def skippable_network(net: nn.Module, recipe: Recipe) -> SkippableNetwork:
@@ -46,11 +45,11 @@ def draw_by_depth(net: SkippableNetwork, rate: float, draw: torch.Generator) -> 
     return frozenset(i for i in net.skippable if drawn[i] < rate * i / (net.count - 1))
 
 
-def draw_by_harm(order: Sequence[int], rate: float, draw: torch.Generator) -> frozenset[int]:
+def draw_by_sensitivity(order: Sequence[int], rate: float, draw: torch.Generator) -> frozenset[int]:
     """The blocks that come first in the order, up to a share drawn between 0 and `rate`.
 
     Args:
-        order: Blocks, the most dispensable first.
+        order: Blocks, those of least sensitivity first.
         rate: Largest share of them to leave out.
         draw: A CPU generator.
     """
@@ -67,7 +66,7 @@ def elimination_order(
     batches: Sequence[tuple[Tensor, Tensor]],
     bf16: bool = False,
 ) -> list[int]:
-    """The skippable blocks, the most dispensable first.
+    """The skippable blocks, those of least sensitivity first.
 
     Greedy: of the blocks that are left, the next to go is the one without which the cross-entropy
     is lowest. BatchNorm normalises by the batch, because statistics of the whole network say

@@ -25,7 +25,7 @@ from fracskip.training.multipliers import (
 )
 from fracskip.training.norms import norm_statistics
 from fracskip.training.objective import spread
-from fracskip.training.shrinkage import Kept, choose_shrinkage
+from fracskip.training.shrinkage import Shrinkage, choose_shrinkage
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def finalize(
         points = _within_reach(points.changed(multiplier_curve=curve, cascade=()), joint)
         net.operating_points = points
     gain = None
-    if joint.looks == 2 and points.multiplier_curve:
+    if joint.members == 2 and points.multiplier_curve:
         cascade, gain = best_cascade(net, validation)
         net.operating_points = points.changed(cascade=cascade)
     lacking = shortfall(points, joint, reached)
@@ -98,7 +98,7 @@ def calibrate(
 
 def _calibrate_multipliers(net: DynamicNetwork, validation: Labelled, joint: JointStage) -> float:
     """The multiplier for the target, and the curve where budgets are the aim; the cost reached."""
-    if joint.decisions == "alike":
+    if joint.decisions == "static":
         return joint.target  # they are what they are
     # A curve that a network brings along is of other weights.
     budgets = joint.budgets if joint.aim == "budgets" else ()
@@ -134,17 +134,17 @@ def _at_all_budgets(net: DynamicNetwork, images: Sequence[Tensor]) -> list[Tenso
 
 def shrink(
     net: DynamicNetwork, validation: Labelled, gates: GateStage, joint: JointStage
-) -> Kept | None:
-    """Shrinks a gate's head outputs as far as validation images choose; what was kept, if asked."""
-    if net.gate is None or not (gates.trusts or gates.block_trusts):
+) -> Shrinkage | None:
+    """Shrinks a gate's head outputs as far as validation images choose; how far, if asked."""
+    if net.gate is None or not (gates.shrinkage or gates.block_shrinkage):
         return None
     budgets = sorted(joint.budgets) or [joint.target]
-    found = choose_shrinkage(net, validation, budgets, gates.trusts, gates.block_trusts)
-    net.gate.shrink(found.kept.images, found.rest)
-    return found.kept
+    found = choose_shrinkage(net, validation, budgets, gates.shrinkage, gates.block_shrinkage)
+    net.gate.shrink(found.shrinkage.images, found.added)
+    return found.shrinkage
 
 
-def fix_decisions(net: DynamicNetwork, validation: Labelled, joint: JointStage) -> None:
+def fix_allocation(net: DynamicNetwork, validation: Labelled, joint: JointStage) -> None:
     """Makes the gates choose for every image what they choose for the mean image at the target.
 
     No multiplier moves it.

@@ -1,4 +1,4 @@
-"""Training a converted network on any loader: every option, gates, paths; then its curve.
+"""Training a converted network on any loader: options, gates, allocations; then its curve.
 
 The stages are those of a recipe (`training.supernet`, `sensitivities`, `joint`), on the caller's
 batches and without a run's folder: nothing is written, and a callback may save what it likes.
@@ -24,10 +24,10 @@ from fracskip.training.health import (
     require_finite_loss,
     require_finite_weights,
 )
-from fracskip.training.loaders import Held, Loader, LoaderBatches, hold
+from fracskip.training.loaders import Loader, LoaderBatches, ValidationSet, read_validation
 from fracskip.training.sequence import STAGES, StageSequence
-from fracskip.training.stages import Place, Stage
-from fracskip.training.standard import BUDGET, EPOCHS, LOOKS, LR, VALIDATION, Budget, stages
+from fracskip.training.stages import Stage, StepIndex
+from fracskip.training.standard import BUDGET, EPOCHS, LR, MEMBERS, VALIDATION, Budget, stages
 from fracskip.training.state import Totals
 from fracskip.training.validation import plain_accuracy
 
@@ -39,7 +39,7 @@ def fit(
     budget: Budget = BUDGET,
     *,
     epochs: tuple[int, int, int] = EPOCHS,
-    looks: Literal[1, 2] = LOOKS,
+    members: Literal[1, 2] = MEMBERS,
     lr: float = LR,
     seed: int = 0,
     validation_images: int = VALIDATION,
@@ -48,7 +48,7 @@ def fit(
     recipe: Recipe | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains a converted network: all options' weights, gates, the weights along the gates' paths.
+    """Trains a converted network: options' weights, gates, the weights in the gates' allocations.
 
     The network learns from labels and from itself as it was (distillation), so convert a trained
     one. Afterwards its costs are calibrated on the validation images: with two budgets it serves
@@ -64,14 +64,14 @@ def fit(
         validation: Likewise, not varied; the weights should not have learned from them.
         budget: Computation share to be met, or the smallest and the largest.
         epochs: Of the three stages; the first should give each executed option a few.
-        looks: 2 allows for a cascade: what a cheap first member leaves uncertain is escalated to a
-            second one (two budgets).
+        members: 2 allows for a cascade: what a cheap first member leaves uncertain is escalated to
+            a second one (two budgets).
         lr: Highest learning rate of the weights; 3e-3 suits batches of 128.
         seed: All draws but the loaders' follow from it.
         validation_images: At most so many are kept in memory.
         steps: Batches an epoch; by default the training loader's length.
         normalised: Float images are normalised, whatever their range is.
-        recipe: The whole of what is done, in place of budget, epochs, looks, lr and seed.
+        recipe: The whole of what is done, in place of budget, epochs, members, lr and seed.
         on_epoch: Called after each epoch with its figures; 'stage' and 'epoch' say which.
 
     Returns:
@@ -87,9 +87,9 @@ def fit(
     _check(net)
     device = pick_device("auto" if recipe is None else recipe.runtime.device)
     batches = LoaderBatches(train, device, net.spec, steps, normalised)
-    held = hold(validation, validation_images, net.spec, normalised)
+    held = read_validation(validation, validation_images, net.spec, normalised)
     size = len(batches.get("size", 0, 0)[1])
-    recipe = recipe or make_recipe(net, budget, epochs, looks, lr, seed, size)
+    recipe = recipe or make_recipe(net, budget, epochs, members, lr, seed, size)
     bf16 = use_bf16(recipe.runtime.amp, device)
     sequence = StageSequence(recipe, net.spec, batches, held, device, bf16)
     history: list[dict[str, Any]] = []
@@ -136,15 +136,15 @@ def _check(net: DynamicNetwork) -> None:
             f"{net.spec.gate.output!r}: convert with GateConfig(output='sensitivity', ...), or "
             "train with a recipe"
         )
-    if net.spec.quant.scheme != "modern":
-        raise ConfigError("fit needs quant.scheme 'modern': the paper's is trained with a recipe")
+    if net.spec.quant.scheme != "lsq":
+        raise ConfigError("fit needs quant.scheme 'lsq': the paper's is trained with a recipe")
 
 
 def make_recipe(
     net: DynamicNetwork,
     budget: Budget,
     epochs: tuple[int, int, int],
-    looks: Literal[1, 2],
+    members: Literal[1, 2],
     lr: float,
     seed: int,
     batch_size: int,
@@ -163,7 +163,7 @@ def make_recipe(
             "model": net.spec.model,
             "quant": net.spec.quant,
             "gate": net.spec.gate,
-            **stages(budget, epochs, looks, lr, trusts=net.spec.gate.block_bias),
+            **stages(budget, epochs, members, lr, shrinks=net.spec.gate.block_bias),
         },
         origin="fit",
     )
@@ -173,7 +173,7 @@ def _run_epoch(
     net: DynamicNetwork,
     stage: Stage,
     batches: LoaderBatches,
-    held: Held,
+    held: ValidationSet,
     recipe: Recipe,
     epoch: int,
 ) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _run_epoch(
         for step in range(batches.steps):
             done = (epoch * batches.steps + step) / (stage.epochs * batches.steps)
             images, labels = batches.get(stage.name, epoch, step)
-            result = stage.step(images, labels, Place(epoch, step, done))
+            result = stage.step(images, labels, StepIndex(epoch, step, done))
             require_finite_loss(result.loss, recipe, stage.name, epoch, step)
             totals.add(result, 0.0)
         require_finite_weights(net, recipe, stage.name, epoch)
@@ -197,7 +197,7 @@ def _run_epoch(
     return {
         "stage": stage.name,
         "epoch": epoch + 1,
-        **totals.means(),
+        **totals.means(stage.measure),
         "seconds": time.perf_counter() - begin,
         "validation": {key: found[key] for key in keys},
     }

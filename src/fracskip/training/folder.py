@@ -54,8 +54,8 @@ def require_same_recipe(before: dict[str, Any], recipe: Recipe, folder: Path) ->
     Raises:
         ConfigError: if a run's recipe, as JSON values, is another.
     """
-    told = recipe_from_dict(before, origin=str(folder))
-    if told.model_dump(exclude={"runtime"}) != recipe.model_dump(exclude={"runtime"}):
+    started = recipe_from_dict(before, origin=str(folder))
+    if started.model_dump(exclude={"runtime"}) != recipe.model_dump(exclude={"runtime"}):
         raise ConfigError(
             f"the run in {folder} was started with another recipe: resume it with that one, or "
             "start anew with another name"

@@ -12,9 +12,9 @@ from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
 from fracskip.training.objective import allocation_at, sensitivity, target_at
 from fracskip.training.randomness import generator_at
-from fracskip.training.stages import Place, StageBase, StepResult
+from fracskip.training.stages import Measure, StageBase, StepIndex, StepResult
 
-HARMLESS = 1e-4  # nats by which a prediction may change for a decision to be even
+NEGLIGIBLE = 1e-4  # nats of sensitivity at which a decision is even
 RANGE = (1e-6, 10.0)  # nats; outside it, more or less makes no difference
 BLOCKS = 2  # tried in a step
 
@@ -24,11 +24,12 @@ class GateTraining(StageBase):
 
     The backbone only runs forward and stays as it is. What is learned is a soft label: `confidence`
     for the option, the rest spread over the others - evenly over cheaper ones, less for dearer
-    ones, so that a drawn decision costs no more than the option itself. Or, with the label 'harm',
-    how sensitive each image's prediction is to a cheaper option in each block.
+    ones, so that a drawn decision costs no more than the option itself. Or, with the label
+    'sensitivity', how sensitive each image's prediction is to a cheaper option in each block.
     """
 
     name = "gates"
+    measure: Measure = "agreement"
 
     def __init__(
         self, net: DynamicNetwork, recipe: Recipe, device: torch.device, bf16: bool
@@ -49,11 +50,11 @@ class GateTraining(StageBase):
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
-        return {"path": self._allocation} if self._config.path == "own" else {}
+        return {"allocation": self._allocation} if self._config.allocation == "chosen" else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        self._allocation = list(state.get("path", self._allocation))
+        self._allocation = list(state.get("allocation", self._allocation))
 
     def _label(self) -> Tensor:
         costs, start = self.net.options.costs, self.recipe.start_option
@@ -63,23 +64,23 @@ class GateTraining(StageBase):
         label[start] = self._config.confidence
         return label
 
-    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
         """See `Stage`."""
         options, start = self.net.options, self.recipe.start_option
         with self.autocast():
-            inputs, predicted = self.net.walk(images, self._allocation)
+            inputs, predicted = self.net.execute_allocation(images, self._allocation)
             scores = self.net.gate_scores_on(inputs) + self.net.mask
         logits = -scores
-        if self._config.label == "harm":
-            loss = self._sensitivity_loss(logits, inputs, predicted.float(), place)
+        if self._config.label == "sensitivity":
+            loss = self._sensitivity_loss(logits, inputs, predicted.float(), at)
         else:
             target = self._label().to(logits.device).expand(logits[..., 0].numel(), len(options))
             loss = F.cross_entropy(logits.flatten(0, 1), target)
-        self.update(loss, [self.lr(place.progress)])
+        self.update(loss, [self.lr(at.progress)])
         costs = torch.tensor(options.costs, device=logits.device)
         chosen = scores.detach().argmin(-1)
-        if self._config.path == "own":
-            self._follow(scores.detach(), place)
+        if self._config.allocation == "chosen":
+            self._follow(scores.detach(), at)
         right = float((chosen == start).float().mean(1).sum())
         return StepResult(
             float(loss.detach()) * len(labels),
@@ -88,26 +89,26 @@ class GateTraining(StageBase):
             float(costs[chosen].mean(1).sum()),
         )
 
-    def _follow(self, scores: Tensor, place: Place) -> None:
+    def _follow(self, scores: Tensor, at: StepIndex) -> None:
         """Takes the allocation that images choose on average, at the cost to be approached."""
         costs = self.net.options.costs
         # Dearer options than the first one are no part of the descent.
         lower = self.recipe.start_option + 1
-        target = target_at(self.recipe.joint, costs[lower - 1], place.progress)
+        target = target_at(self.recipe.joint, costs[lower - 1], at.progress)
         mean, weights = (each.cpu()[:, :lower] for each in (scores.mean(0), self.net.cost_weights))
         self._allocation = allocation_at(mean, torch.tensor(costs[:lower]), weights, target)
 
     def _sensitivity_loss(
-        self, logits: Tensor, inputs: list[Tensor], predicted: Tensor, place: Place
+        self, logits: Tensor, inputs: list[Tensor], predicted: Tensor, at: StepIndex
     ) -> Tensor:
         """Squared error of the start option's margins over the others.
 
-        Over a cheaper option the margin is log(sensitivity / HARMLESS): the divergence between an
+        Over a cheaper option the margin is log(sensitivity / NEGLIGIBLE): the divergence between an
         image's predictions where a single block executes the one and the other, all others being as
         in the allocation. Over a dearer one it is what the label says.
         """
         start, allocation = self.recipe.start_option, self._allocation
-        draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
+        draw = generator_at(self.recipe.seed, "gates", at.epoch, at.step)
         margins = logits[:, :, start, None] - logits
         errors = []
         blocks = torch.randperm(len(self.net.blocks), generator=draw)[:BLOCKS].tolist()
@@ -116,9 +117,9 @@ class GateTraining(StageBase):
             cheaper = drawn if allocation[block] >= start else allocation[block]
             other = start if allocation[block] == cheaper else cheaper
             with self.autocast():
-                changed = self.net.detour(inputs[block], block, other, allocation).float()
+                changed = self.net.execute_from(inputs[block], block, other, allocation).float()
             less, more = (changed, predicted) if other == cheaper else (predicted, changed)
-            wanted = sensitivity(less, more).clamp(*RANGE) / HARMLESS
+            wanted = sensitivity(less, more).clamp(*RANGE) / NEGLIGIBLE
             errors.append((margins[:, block, cheaper] - wanted.log()).square().mean())
         label = self._label()
         for other in range(start + 1, len(label)):

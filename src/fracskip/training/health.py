@@ -79,7 +79,7 @@ def loss_of_chance(recipe: Recipe, stage: str, classes: int) -> float | None:
     Returns:
         None for a stage whose loss is something else, or has a price of computation in it.
     """
-    if stage == "gates" or (stage == "joint" and recipe.joint.paths != "shared"):
+    if stage == "gates" or (stage == "joint" and recipe.joint.allocation != "batch"):
         return None
     config = getattr(recipe, stage)
     taught, temperature = float(config.distillation), float(config.distillation_temperature)

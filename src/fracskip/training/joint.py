@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fracskip.config import Recipe
-from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.dynamic import DynamicNetwork, Exploration
 from fracskip.training.objective import (
     CostBalance,
     CostPrice,
@@ -20,11 +20,11 @@ from fracskip.training.objective import (
 )
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor
-from fracskip.training.shrinkage import Kept
-from fracskip.training.stages import PathTraining, Place, StepResult, count_correct
+from fracskip.training.shrinkage import Shrinkage
+from fracskip.training.stages import AllocationTraining, StepIndex, StepResult, count_correct
 
 
-class JointTraining(PathTraining):
+class JointTraining(AllocationTraining):
     """Stage 4: weights and gates together, towards the target cost.
 
     Args:
@@ -35,11 +35,11 @@ class JointTraining(PathTraining):
         teacher: The network to distil from, if the recipe says so.
 
     Attributes:
-        kept: What shrinkage has left of differences in head outputs, if that was chosen.
+        shrinkage: How far head outputs were shrunk, if that was chosen.
     """
 
     name = "joint"
-    kept: Kept | None = None
+    shrinkage: Shrinkage | None = None
 
     def __init__(
         self,
@@ -55,26 +55,26 @@ class JointTraining(PathTraining):
         self._price = CostPrice(rate)
         self._balance: CostBalance | None = None
         if recipe.joint.objective == "balance":
-            self._balance = CostBalance(rate, recipe.joint.lean_rate)
+            self._balance = CostBalance(rate, recipe.joint.multiplier_rate)
         if net.gate is not None:
             self.optimisers.append(torch.optim.Adam(net.gate.parameters(), lr=self._config.gate_lr))
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
-        if self._config.paths == "shared":
-            return {} if self.kept is None else {"kept": asdict(self.kept)}
+        if self._config.allocation == "batch":
+            return {} if self.shrinkage is None else {"shrinkage": asdict(self.shrinkage)}
         if self._balance is not None:
             return {"price": self._balance.price, "multiplier": self._balance.multiplier}
         return {"price": self._price.integral}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        if "kept" in state:
-            self.kept = Kept(**state["kept"])
-        if self._balance is not None and self._config.paths != "shared":
+        if "shrinkage" in state:
+            self.shrinkage = Shrinkage(**state["shrinkage"])
+        if self._balance is not None and self._config.allocation != "batch":
             self._balance.price, self._balance.multiplier = state["price"], state["multiplier"]
             self._operate(self._balance.multiplier)
-        elif self._config.paths != "shared":
+        elif self._config.allocation != "batch":
             self._price.integral = state["price"]
 
     def _operate(self, multiplier: float) -> None:
@@ -95,70 +95,70 @@ class JointTraining(PathTraining):
             return paper_penalty(cost, target, self._config.beta, len(self.net.blocks))
         return self._price.penalty(cost, target)
 
-    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
         """See `Stage`."""
         config = self._config
-        if config.paths == "shared":
-            return self._shared_step(images, labels, place)
+        if config.allocation == "batch":
+            return self._batch_step(images, labels, at)
         if self.net.gate is None:
-            return self.train_path(images, labels, [0] * len(self.net.blocks), place)
+            return self.train_allocation(images, labels, [0] * len(self.net.blocks), at)
         multiplier = None
         if self._balance is not None:
             multiplier = torch.tensor(
                 self._balance.multiplier, device=images.device, requires_grad=True
             )
-        draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
-        anchors = int(config.anchor_rate * len(labels)) if self.net.gate is not None else 0
-        remaining = max(0.0, 1 - place.progress / config.exploration_until)
-        mixing = Mixing(
+        draw = generator_at(self.recipe.seed, "joint", at.epoch, at.step)
+        uniform = int(config.uniform_rate * len(labels)) if self.net.gate is not None else 0
+        remaining = max(0.0, 1 - at.progress / config.exploration_until)
+        exploration = Exploration(
             draw,
             noise=config.exploration * remaining,
             temperature=config.temperature,
             dense=config.gate_gradient == "dense",
             sample_rate=config.sample_rate if config.gate_lr else 0.0,
-            anchors=anchors,
-            anchor_option=self._anchor(draw),
+            uniform=uniform,
+            uniform_option=self._uniform_option(draw),
             multiplier=0.0 if multiplier is None else multiplier,
         )
         with self.autocast():
-            out = self.net(images, mixing=mixing)
-        logits, cost = out.logits.float(), out.cost[anchors:]
+            out = self.net(images, exploration=exploration)
+        logits, cost = out.logits.float(), out.cost[uniform:]
         loss = self.learning_loss(logits, images, labels, config)
         if self.net.gate is not None:
-            loss = loss + self._penalty(cost, place.progress)
+            loss = loss + self._penalty(cost, at.progress)
         if config.diversity and out.scores is not None:
-            loss = loss - config.diversity * decision_information(out.scores[anchors:])
-        factor = lr_factor(config.optim, place.progress)
+            loss = loss - config.diversity * decision_information(out.scores[uniform:])
+        factor = lr_factor(config.optim, at.progress)
         rates = [config.optim.lr * factor, config.gate_lr * factor]
         cost_slope = 0.0
         if multiplier is not None and self.net.gate is not None and config.gate_lr:
             (slope,) = torch.autograd.grad(cost.mean(), multiplier, retain_graph=True)
-            cost_slope = float(slope) / self._target(place.progress)
+            cost_slope = float(slope) / self._target(at.progress)
         self.update(loss, rates[: len(self.optimisers)], config.optim.clip_norm)
         along = None if multiplier is None else multiplier.grad
         if self._balance is not None and cost_slope and along is not None:
             self._balance.follow(float(along), cost_slope)
-        routed = len(labels) - anchors
+        routed = len(labels) - uniform
         return StepResult(
             float(loss.detach()) * routed,
-            count_correct(logits[anchors:], labels[anchors:]),
+            count_correct(logits[uniform:], labels[uniform:]),
             routed,
             float(cost.detach().sum()),
         )
 
-    def _shared_step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
-        """The path of the batch's first image, which was drawn at random, for all of its images."""
-        draw = generator_at(self.recipe.seed, "joint", place.epoch, place.step)
-        anchored, share = torch.rand(2, generator=draw).tolist()
-        if anchored < self._config.anchor_rate:
-            path = [self._anchor(draw)] * len(self.net.blocks)
+    def _batch_step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
+        """The allocation of the batch's first image, which was drawn at random, for all of them."""
+        draw = generator_at(self.recipe.seed, "joint", at.epoch, at.step)
+        drawn, share = torch.rand(2, generator=draw).tolist()
+        if drawn < self._config.uniform_rate:
+            allocation = [self._uniform_option(draw)] * len(self.net.blocks)
         else:
             with torch.no_grad(), self.autocast():
                 found = self.net(images[:1], budget=self._budget(share)).decisions
-            path = found[0].tolist()
-        return self.train_path(images, labels, path, place)
+            allocation = found[0].tolist()
+        return self.train_allocation(images, labels, allocation, at)
 
-    def _anchor(self, draw: torch.Generator) -> int:
+    def _uniform_option(self, draw: torch.Generator) -> int:
         """An executed option, drawn at random."""
         options = self.net.options
         return int(torch.randint(int(options.can_skip), len(options), (), generator=draw))

@@ -23,7 +23,7 @@ _END = object()
 
 
 @dataclass(frozen=True)
-class Held:
+class ValidationSet:
     """Validation images in memory, as the network takes them.
 
     Attributes:
@@ -98,8 +98,8 @@ class LoaderBatches:
             raise ConfigError(f"fit goes through the training loader every epoch, and {ONE_PASS}")
         self._loader, self._device, self._spec = loader, device, spec
         self._normalised = normalised
-        self._place: tuple[str, int, int] | None = None
-        self._told = steps is not None
+        self._last: tuple[str, int, int] | None = None
+        self._warned = steps is not None
         self.steps = _length(loader) if steps is None else steps
         if self.steps < 1:
             raise ConfigError(
@@ -113,8 +113,8 @@ class LoaderBatches:
         if step == 0:
             self._batches = iter(self._loader)
         else:
-            assert self._place == (stage, epoch, step - 1), "batches come in order"
-        self._place = (stage, epoch, step)
+            assert self._last == (stage, epoch, step - 1), "batches come in order"
+        self._last = (stage, epoch, step)
         origin = f"the training loader's batch {step + 1}"
         images, labels = taken(self._next(step), self._spec, origin, self._normalised)
         return images.to(self._device), torch.from_numpy(labels).to(self._device)
@@ -122,13 +122,13 @@ class LoaderBatches:
     def _next(self, step: int) -> Any:
         batch = next(self._batches, _END)
         if batch is _END and step:
-            if not self._told:
+            if not self._warned:
                 warnings.warn(
                     f"the training loader gave {step} batches and said that it has {self.steps}: "
                     "it is gone through again within an epoch",
                     stacklevel=2,
                 )
-                self._told = True
+                self._warned = True
             self._batches = iter(self._loader)
             batch = next(self._batches, _END)
         if batch is _END:
@@ -146,7 +146,9 @@ def _length(loader: Any) -> int:
         ) from None
 
 
-def hold(loader: Loader, limit: int, spec: ModelSpec, normalised: bool = False) -> Held:
+def read_validation(
+    loader: Loader, limit: int, spec: ModelSpec, normalised: bool = False
+) -> ValidationSet:
     """A loader's first images, so many at most, in memory.
 
     Raises:
@@ -164,4 +166,4 @@ def hold(loader: Loader, limit: int, spec: ModelSpec, normalised: bool = False) 
             break
     if not count:
         raise DataError("the validation loader gave no images: costs are calibrated on them")
-    return Held(np.concatenate(images), np.concatenate(labels))
+    return ValidationSet(np.concatenate(images), np.concatenate(labels))

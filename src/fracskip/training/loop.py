@@ -56,7 +56,7 @@ from fracskip.training.health import (
 from fracskip.training.lock import locked
 from fracskip.training.record import Record
 from fracskip.training.sequence import STAGES, StageSequence
-from fracskip.training.stages import Place, Stage
+from fracskip.training.stages import Stage, StepIndex
 from fracskip.training.state import Position, Totals, optimiser_tensors
 from fracskip.training.validation import plain_accuracy
 from fracskip.training.watching import (
@@ -234,7 +234,7 @@ class _Run:
                     f"{error} and start anew under another name; {self.folder} holds the state of "
                     "before"
                 ) from None
-            means = position.totals.means()
+            means = position.totals.means(stage.measure)
             if not any(note.startswith(f"stage {stage.name},") for note in position.notes):
                 classes = len(self.spec.class_names)
                 self._note(
@@ -263,18 +263,18 @@ class _Run:
         while position.step < steps:
             begin = time.perf_counter()
             done = (position.epoch * steps + position.step) / (stage.epochs * steps)
-            place = Place(position.epoch, position.step, done)
-            images, labels = self.batches.get(stage.name, place.epoch, place.step)
-            result = stage.step(images, labels, place)
-            require_finite_loss(result.loss, self.recipe, stage.name, place.epoch, place.step)
+            at = StepIndex(position.epoch, position.step, done)
+            images, labels = self.batches.get(stage.name, at.epoch, at.step)
+            result = stage.step(images, labels, at)
+            require_finite_loss(result.loss, self.recipe, stage.name, at.epoch, at.step)
             seconds = time.perf_counter() - begin
             position.totals.add(result, seconds)
             position.seconds += seconds
             position.step += 1
-            self.watcher.step(place, position.totals, stage.lr(done))
+            self.watcher.step(at, position.totals, stage.lr(done))
             due = every and position.step % every == 0
             if self.stop or due or position.step == steps:
-                require_finite_weights(stage.net, self.recipe, stage.name, place.epoch)
+                require_finite_weights(stage.net, self.recipe, stage.name, at.epoch)
             if self.stop:
                 self.save(position, stage)
                 raise RunInterrupted(str(self.folder))

@@ -206,7 +206,7 @@ def mean_allocation(
     usual = torch.from_numpy(found.decisions).mode(0).values.tolist()
     device = next(net.parameters()).device
     pixels = preprocess(torch.from_numpy(data.images[:images]).to(device), net.spec.image)
-    scores = net.gate_scores_on(net.walk(pixels, usual)[0]) + net.mask
+    scores = net.gate_scores_on(net.execute_allocation(pixels, usual)[0]) + net.mask
     costs, weights = torch.tensor(net.options.costs), net.cost_weights.cpu()
     return allocation_at(scores.mean(0).cpu(), costs, weights, target)
 
@@ -219,7 +219,7 @@ def shortfall(points: OperatingPoints, joint: JointStage, reached: float) -> str
         joint: What was asked for.
         reached: The computation share that came nearest to the target.
     """
-    if joint.decisions == "alike":
+    if joint.decisions == "static":
         return None
     advice = "train longer, or ask for other budgets"
     if not joint.budgets:

@@ -1,8 +1,8 @@
 """BatchNorm statistics of the finished weights, in one of two ways: a choice by validation images.
 
 With each option alone in the whole network, every option's are estimated from all images, but what
-a block sees where others are skipped is distributed otherwise. Along the paths that are taken they
-are right for those, and estimated from as few images as take an option in a block, which are not
+a block sees where others are skipped is distributed otherwise. In the allocations taken they are
+right for those, and estimated from as few images as take an option in a block, which are not
 any images. Which errs less depends on how much is skipped and how evenly the options are used.
 """
 
@@ -19,7 +19,7 @@ from fracskip.training.batches import Labelled
 from fracskip.training.objective import spread
 from fracskip.training.validation import ValidationLoss
 
-PLACES = (1 / 6, 1 / 2, 5 / 6)  # on a curve, where the loss is measured
+SHARES = (1 / 6, 1 / 2, 5 / 6)  # of the way along a curve, where the loss is measured
 
 
 def norm_statistics(
@@ -42,7 +42,7 @@ def norm_statistics(
         most: How many of them to use.
 
     Returns:
-        'options' or 'paths', and what the network's state takes, by name.
+        'options' or 'decisions', and what the network's state takes, by name.
     """
     was_training = net.training
     net.eval()
@@ -60,7 +60,7 @@ def norm_statistics(
     net.reestimate(images, decisions=decisions)
     better = "options"
     if _mean(loss, executed) <= by_option:
-        better, found = "paths", _statistics(net)
+        better, found = "decisions", _statistics(net)
     net.load_state_dict(before, strict=False)
     net.train(was_training)
     return better, found
@@ -71,7 +71,7 @@ def _budgets(net: DynamicNetwork) -> list[float | None]:
     if net.operating_points.range is None:
         return [None]
     low, high = net.operating_points.range
-    return [spread(low, high, place) for place in PLACES]
+    return [spread(low, high, share) for share in SHARES]
 
 
 def _mean(loss: ValidationLoss, executed: Sequence[Tensor]) -> float:

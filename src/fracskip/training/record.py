@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fracskip import legacy
 from fracskip.errors import CheckpointError
 from fracskip.files import write_atomically
 
-SCHEMA = "fracskip.run/1"
+SCHEMA = "fracskip.run/2"
 
 
 class Record:
     """`record.jsonl` of a run folder.
 
-    A resumed run calls `rewind` first: epochs after the checkpoint it resumes from are told again.
+    A resumed run calls `rewind` first: epochs after its checkpoint are recorded again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +35,7 @@ class Record:
             except ValueError:
                 continue
             if isinstance(event, dict) and "event" in event:
-                found.append(event)
+                found.append(legacy.run_event(event))
         return found
 
     def append(self, event: dict[str, Any]) -> None:
@@ -82,14 +83,14 @@ class Record:
         return len(kept)
 
     def write_summary(self, path: Path) -> None:
-        """Writes the whole run as one JSON file, schema `fracskip.run/1`."""
+        """Writes the whole run as one JSON file, schema `fracskip.run/2`."""
         events = self.events()
         start = next(event for event in events if event["event"] == "start")
         end = next((event for event in events if event["event"] == "end"), {})
         summary = {
             "schema": SCHEMA,
             **{key: start[key] for key in ("name", "recipe", "versions", "device")},
-            # A run that an older version started has said nothing of its data.
+            # A run that an older version started has recorded nothing of its data.
             "data": {**start.get("data", {}), "skipped_test": end.get("skipped", [])},
             "notes": [*start.get("notes", []), *end.get("notes", [])],
             "epochs": [event for event in events if event["event"] == "epoch"],
@@ -103,7 +104,7 @@ class Record:
 def read_summary(path: Path) -> dict[str, Any] | None:
     """What `write_summary` wrote; None if it is not there, or damaged."""
     try:
-        tree = json.loads(path.read_bytes())
+        tree = legacy.record(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         return None
     whole = isinstance(tree, dict) and tree.get("schema") == SCHEMA and "recipe" in tree

@@ -11,13 +11,13 @@ from fracskip.config import Recipe
 from fracskip.dynamic import DynamicNetwork
 from fracskip.operating import offsets
 from fracskip.options import SENSITIVITY_SCALE
-from fracskip.training.batches import erase
+from fracskip.training.batches import cutout
 from fracskip.training.objective import multiplier_at, sensitivity, spread, target_at
 from fracskip.training.randomness import generator_at
-from fracskip.training.stages import Place, StageBase, StepResult
+from fracskip.training.stages import Measure, StageBase, StepIndex, StepResult
 
 BLOCKS, OPTIONS = 3, 2  # blocks tried in a step, and cheaper options in each
-SCOUTS = 16  # images that say which allocation a budget leads to
+PROBED = 16  # images by which the allocation at a budget is found
 LEAST, MOST = 1e-6, 1.0  # nats; outside, more or less makes no difference
 
 
@@ -52,6 +52,7 @@ class SensitivityTraining(StageBase):
     """
 
     name = "gates"
+    measure: Measure = "agreement"
 
     def __init__(
         self, net: DynamicNetwork, recipe: Recipe, device: torch.device, bf16: bool
@@ -70,38 +71,38 @@ class SensitivityTraining(StageBase):
 
     def state(self) -> dict[str, Any]:
         """See `Stage`."""
-        return {"path": self._allocation}
+        return {"allocation": self._allocation}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Stage`."""
-        self._allocation = list(state["path"])
+        self._allocation = list(state["allocation"])
 
-    def _budget(self, place: Place, draw: torch.Generator) -> float:
+    def _budget(self, at: StepIndex, draw: torch.Generator) -> float:
         joint = self.recipe.joint
         if len(joint.budgets) > 1:
             low, high = min(joint.budgets), max(joint.budgets)
             return spread(low, high, float(torch.rand((), generator=draw)))
         start = self.net.options.costs[self.recipe.start_option]
-        return target_at(joint, start, place.progress)
+        return target_at(joint, start, at.progress)
 
-    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
         """See `Stage`; what counts as right is a decision like those of the allocation's image."""
-        draw = generator_at(self.recipe.seed, "gates", place.epoch, place.step)
-        budget = self._budget(place, draw)
-        images = erase(images, self._config.erase, draw)
+        draw = generator_at(self.recipe.seed, "gates", at.epoch, at.step)
+        budget = self._budget(at, draw)
+        images = cutout(images, self._config.cutout, draw)
         costs, weights = torch.tensor(self.net.options.costs), self.net.cost_weights.cpu()
         with self.autocast():
-            scouted, _ = self.net.walk(images[:SCOUTS], self._allocation)
+            probed, _ = self.net.execute_allocation(images[:PROBED], self._allocation)
             with torch.no_grad():
-                scouts = (self.net.gate_scores_on(scouted, budget) + self.net.mask).cpu()
-            multiplier = multiplier_at(scouts.mean(0), costs, weights, budget)
+                found = (self.net.gate_scores_on(probed, budget) + self.net.mask).cpu()
+            multiplier = multiplier_at(found.mean(0), costs, weights, budget)
             added = offsets(multiplier, weights)
-            allocation = (scouts[0] + added).argmin(-1)
+            allocation = (found[0] + added).argmin(-1)
             self._allocation = allocation.tolist()
-            inputs, predicted = self.net.walk(images, self._allocation)
+            inputs, predicted = self.net.execute_allocation(images, self._allocation)
             scores = self.net.gate_scores_on(inputs, budget)
             loss = self._deviance(scores / SENSITIVITY_SCALE, inputs, predicted, draw)
-        self.update(loss, [self.lr(place.progress)], clip_norm=1.0)
+        self.update(loss, [self.lr(at.progress)], clip_norm=1.0)
         chosen = ((scores.detach() + self.net.mask).cpu() + added).argmin(-1)
         return StepResult(
             float(loss.detach()) * len(labels),
@@ -122,7 +123,9 @@ class SensitivityTraining(StageBase):
             seen = {self._allocation[block]: predicted}
             for option in (dearest, *tried):
                 if option not in seen:
-                    seen[option] = self.net.detour(inputs[block], block, option, self._allocation)
+                    seen[option] = self.net.execute_from(
+                        inputs[block], block, option, self._allocation
+                    )
             done = torch.full_like(predicted[:, 0], LEAST, dtype=torch.float32)
             terms.append(tweedie(expected[:, block, dearest], done))
             for option in tried:

@@ -18,16 +18,16 @@ from fracskip.models import create_backbone
 from fracskip.operating import OperatingPoints
 from fracskip.training.batches import Labelled, TrainingBatches
 from fracskip.training.depth import elimination_order
-from fracskip.training.finalize import calibrate, finalize, fix_decisions, shrink
+from fracskip.training.finalize import calibrate, finalize, fix_allocation, shrink
 from fracskip.training.gates import GateTraining
 from fracskip.training.joint import JointTraining
 from fracskip.training.randomness import derive_seed, generator_at
 from fracskip.training.sensitivities import SensitivityTraining
 from fracskip.training.stages import BackboneTraining, Stage
 from fracskip.training.state import Position, load_optimiser
-from fracskip.training.supernet import SupernetTraining, draw_path
+from fracskip.training.supernet import SupernetTraining, draw_allocation
 
-ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by harm
+ORDER_BATCHES = 4  # on which the backbone's blocks are ordered by sensitivity
 STAGES = ("backbone", "supernet", "gates", "joint")
 
 
@@ -103,7 +103,7 @@ class StageSequence:
             return self._begin_joint(before.net)
 
     def _begin_backbone(self) -> Stage:
-        net = self._place(self._backbone())
+        net = self._to_device(self._backbone())
         self._find_teacher(net)
         return self._stage("backbone", net, self._depth_order(net))
 
@@ -112,7 +112,7 @@ class StageSequence:
         if self._recipe.supernet.distillation or self._recipe.joint.distillation:
             self.teacher = self._frozen(net.plain())
         net.operating_points = self._points
-        placed: DynamicNetwork = self._place(net)
+        placed: DynamicNetwork = self._to_device(net)
         placed.calibrate(self._calibration_images())
         return self._stage("supernet", placed)
 
@@ -142,7 +142,7 @@ class StageSequence:
         own.load_state_dict(net.state_dict())
         own.operating_points = points
         self._load_teacher()
-        return self._stage("supernet", self._place(own))
+        return self._stage("supernet", self._to_device(own))
 
     def _begin_supernet(self, backbone: torch.nn.Module) -> Stage:
         recipe = self._recipe
@@ -151,7 +151,7 @@ class StageSequence:
         )
         if learns and not recipe.teacher.load:
             self.teacher = self._frozen(copy.deepcopy(backbone))
-        net = self._place(DynamicNetwork(backbone.eval(), self._spec))
+        net = self._to_device(DynamicNetwork(backbone.eval(), self._spec))
         net.operating_points = self._points
         net.calibrate(self._calibration_images())
         return self._stage("supernet", net)
@@ -161,26 +161,26 @@ class StageSequence:
         images = self._norm_images()
         if stage.epochs and images:
             # The weights have moved since calibration.
-            paths = []
+            drawn = []
             for index, batch in enumerate(images):
                 draw = generator_at(self._recipe.seed, "supernet-norms", 0, index)
-                path = draw_path(net, (index + 0.5) / len(images), stage, draw)
-                paths.append(torch.tensor(path, device=self._device).expand(len(batch), -1))
-            net.reestimate(images, decisions=paths)
+                allocation = draw_allocation(net, (index + 0.5) / len(images), stage, draw)
+                drawn.append(torch.tensor(allocation, device=self._device).expand(len(batch), -1))
+            net.reestimate(images, decisions=drawn)
         return self._stage("gates", net)
 
     def _begin_joint(self, net: DynamicNetwork) -> Stage:
         joint = self._recipe.joint
         if net.gate is not None:
             net.gate.round_embeddings()
-        kept = shrink(net, self._validation, self._recipe.gates, joint)
-        if joint.decisions == "alike" and net.gate is not None:
-            fix_decisions(net, self._validation, joint)
-        if joint.epochs and joint.paths == "shared":
+        shrinkage = shrink(net, self._validation, self._recipe.gates, joint)
+        if joint.decisions == "static" and net.gate is not None:
+            fix_allocation(net, self._validation, joint)
+        if joint.epochs and joint.allocation == "batch":
             calibrate(net, self._validation, joint, self._norm_images())
         stage = self._stage("joint", net)
         assert isinstance(stage, JointTraining)
-        stage.kept = kept
+        stage.shrinkage = shrinkage
         return stage
 
     # -- a stage anew, and the end ----------------------------------------------------------------
@@ -206,7 +206,7 @@ class StageSequence:
             net = build_network(self._spec)
             given = {"target": self._points.target, **(position.operating_points or {})}
             net.operating_points = OperatingPoints.model_validate(given)
-        stage = self._stage(position.stage, self._place(net))
+        stage = self._stage(position.stage, self._to_device(net))
         apply_state(stage.net, parts["net"], origin)
         for index, optimiser in enumerate(stage.optimisers):
             load_optimiser(optimiser, parts.get(f"optimiser{index}", {}))
@@ -252,7 +252,7 @@ class StageSequence:
             return GateTraining(net, *common)
         return JointTraining(net, *common, self.teacher)
 
-    def _place(self, net: Any) -> Any:  # torch 2.13 does not type `to(memory_format=)`
+    def _to_device(self, net: Any) -> Any:  # torch 2.13 does not type `to(memory_format=)`
         net = net.to(self._device)
         if self._recipe.runtime.channels_last:
             net = net.to(memory_format=torch.channels_last)
@@ -297,7 +297,7 @@ class StageSequence:
         )
 
     def _frozen(self, net: torch.nn.Module) -> torch.nn.Module:
-        teacher: torch.nn.Module = self._place(net).eval().requires_grad_(False)
+        teacher: torch.nn.Module = self._to_device(net).eval().requires_grad_(False)
         return teacher
 
     def _find_teacher(self, backbone: torch.nn.Module) -> None:
@@ -319,8 +319,8 @@ class StageSequence:
 
     def _depth_order(self, net: torch.nn.Module) -> list[int]:
         stage = self._recipe.backbone
-        by_harm = stage.epochs and stage.stochastic_depth and stage.depth_order == "harm"
-        if not by_harm:
+        elastic = stage.depth_sampling == "elastic"
+        if not (elastic and stage.epochs and stage.stochastic_depth):
             return []
         batches = self._batches
         steps = range(min(batches.steps, ORDER_BATCHES))

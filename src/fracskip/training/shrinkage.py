@@ -28,38 +28,37 @@ MEASURED = 3  # budgets at which the loss is measured, or one or two more
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What shrinkage leaves, as shares in [0, 1]: one minus the shrinkage.
+class Shrinkage:
+    """How far head outputs are shrunk, as shares in [0, 1]: 0 leaves them, 1 leaves the mean.
 
     Attributes:
-        images: Of what sets an image apart from the mean over images.
-        blocks: Of what sets a block apart from the mean over blocks.
+        images: Towards the mean over images.
+        blocks: Towards the mean over blocks.
     """
 
-    images: float = 1.0
-    blocks: float = 1.0
+    images: float = 0.0
+    blocks: float = 0.0
 
-    def rest(self, centre: Tensor) -> Tensor:
-        """What is added for all images alike to `images` times the head outputs.
+    def added(self, centre: Tensor) -> Tensor:
+        """What is added, the same for all images, to 1 - `images` times the head outputs.
 
         Args:
             centre: The mean head outputs over images, (L, K).
         """
-        levelled = (1 - self.blocks) * (centre.mean(0) - centre)
-        return (1 - self.images) * centre + levelled
+        return self.images * centre + self.blocks * (centre.mean(0) - centre)
 
 
 @dataclass(frozen=True)
-class Shrinkage:
-    """What was chosen, and how a gate takes it: `Gate.shrink(kept.images, rest)`.
+class ChosenShrinkage:
+    """What was chosen, and how a gate takes it: `Gate.shrink(shrinkage.images, added)`.
 
     Attributes:
-        kept: The shares.
-        rest: See `Kept.rest`.
+        shrinkage: The shares.
+        added: See `Shrinkage.added`.
     """
 
-    kept: Kept
-    rest: Tensor
+    shrinkage: Shrinkage
+    added: Tensor
 
 
 @torch.no_grad()
@@ -67,41 +66,41 @@ def choose_shrinkage(
     net: DynamicNetwork,
     data: Labelled,
     budgets: Sequence[float],
-    kept_of_images: Sequence[float],
-    kept_of_blocks: Sequence[float] = (),
+    image_shares: Sequence[float],
+    block_shares: Sequence[float] = (),
     images: int = 2000,
-) -> Shrinkage:
-    """The shares of the gates' differences with which the loss is least; nothing is changed.
+) -> ChosenShrinkage:
+    """The shrinkage with which the loss is least; nothing is changed.
 
     Shares with which more of the budgets are met come first: without differences all decisions
     change at once, and what lies between is out of reach.
 
-    The share for blocks is chosen first, with the least share for images that there is to choose;
+    The share for blocks is chosen first, with the largest share for images that there is to choose;
     then the share for images.
 
     Args:
         net: The network.
         data: Validation images and labels.
         budgets: To be met, ascending; at a few of them the cross-entropy is measured.
-        kept_of_images: Shares to choose from for differences between images; () keeps all.
-        kept_of_blocks: Likewise between blocks.
+        image_shares: To choose from, towards the mean over images; () shrinks nothing.
+        block_shares: Likewise, over blocks.
         images: How many to use.
     """
     was_training = net.training
     net.eval()
-    trial = _Trial(net, data, budgets, images)
-    best = Kept()
-    if kept_of_blocks:
-        least = min(kept_of_images, default=1.0)
-        found = min((Kept(least, share) for share in kept_of_blocks), key=trial.loss)
-        best = Kept(1.0, found.blocks)
-    if kept_of_images:
-        best = min((Kept(share, best.blocks) for share in kept_of_images), key=trial.loss)
+    shrunk = _ShrunkOutputs(net, data, budgets, images)
+    best = Shrinkage()
+    if block_shares:
+        most = max(image_shares, default=0.0)
+        found = min((Shrinkage(most, share) for share in block_shares), key=shrunk.loss)
+        best = Shrinkage(0.0, found.blocks)
+    if image_shares:
+        best = min((Shrinkage(share, best.blocks) for share in image_shares), key=shrunk.loss)
     net.train(was_training)
-    return Shrinkage(best, best.rest(trial.centre))
+    return ChosenShrinkage(best, best.added(shrunk.centre))
 
 
-class _Trial:
+class _ShrunkOutputs:
     """Head outputs for validation images, and what becomes of decisions when they are shrunk.
 
     Attributes:
@@ -119,7 +118,7 @@ class _Trial:
         self._outputs = [_head_outputs(net, self._loss.batches, budget) for budget in budgets]
         self.centre = self._outputs[len(budgets) // 2].mean(0)
 
-    def loss(self, kept: Kept) -> tuple[int, float]:
+    def loss(self, shrinkage: Shrinkage) -> tuple[int, float]:
         """How many budgets no multiplier meets, as decisions jump past; the cross-entropy's sum.
 
         Whether a budget is met follows from head outputs; the network runs for the loss alone.
@@ -127,9 +126,9 @@ class _Trial:
         net, weights = self._net, self._net.cost_weights
         missed, total = 0, 0.0
         assert net.gate is not None
-        rest = kept.rest(self.centre)
+        added = shrinkage.added(self.centre)
         for index, (budget, outputs) in enumerate(zip(self._budgets, self._outputs, strict=True)):
-            scores = net.gate.scores_of(kept.images * outputs + rest)
+            scores = net.gate.scores_of((1 - shrinkage.images) * outputs + added)
             multiplier = multiplier_at(scores + net.mask, self._costs, weights, budget)
             chosen = (scores + multiplier * weights + net.mask).argmin(-1)
             off = float(self._costs[chosen].mean()) - budget
@@ -146,9 +145,14 @@ def _head_outputs(net: DynamicNetwork, batches: Sequence[Tensor], budget: float)
     allocation = [len(net.options) - 1] * len(net.blocks)
     given = budget if net.spec.gate.budget_input else None
     for _ in range(APPROACHES):
-        scores = net.gate_scores_on(net.walk(batches[0], allocation)[0], given) + net.mask
+        scores = (
+            net.gate_scores_on(net.execute_allocation(batches[0], allocation)[0], given) + net.mask
+        )
         allocation = allocation_at(scores.mean(0).cpu(), costs, weights, budget)
     scores = torch.cat(
-        [net.gate_scores_on(net.walk(batch, allocation)[0], given) for batch in batches]
+        [
+            net.gate_scores_on(net.execute_allocation(batch, allocation)[0], given)
+            for batch in batches
+        ]
     )
     return net.gate.outputs_of(scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,16 @@ from fracskip.config import BackboneStage, ImageConfig, JointStage, Recipe, Supe
 from fracskip.dynamic import DynamicNetwork
 from fracskip.models.fusion import fused
 from fracskip.models.skippable import SkippableNetwork
-from fracskip.training.depth import draw_by_depth, draw_by_harm, skippable_network
+from fracskip.training.depth import draw_by_depth, draw_by_sensitivity, skippable_network
 from fracskip.training.objective import distillation
 from fracskip.training.randomness import generator_at
 from fracskip.training.schedule import lr_factor, weight_optimiser
 
+Measure = Literal["accuracy", "agreement"]
+
 
 @dataclass(frozen=True)
-class Place:
+class StepIndex:
     """Where a step stands.
 
     Attributes:
@@ -45,7 +47,8 @@ class StepResult:
 
     Attributes:
         loss: Sum of losses.
-        correct: Images classified right (in the gates' stage: decisions for its option).
+        correct: Images classified right; in the gates' stage decisions, in images' worth, that are
+            those it trains towards. See `Stage.measure`.
         images: Images.
         cost: Sum of relative costs; None in a stage without decisions.
     """
@@ -60,6 +63,7 @@ class Stage(Protocol):
     """What the loop asks of a stage."""
 
     name: str
+    measure: Measure  # what a step's `correct` is a count for
     epochs: int
     optimisers: list[torch.optim.Optimizer]
     class_weights: Tensor | None
@@ -69,7 +73,7 @@ class Stage(Protocol):
         """What it trains."""
         ...
 
-    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
         """Trains on one batch: images (B, C, H, W), labels (B,)."""
         ...
 
@@ -100,6 +104,7 @@ class StageBase:
         class_weights: What classes weigh in the cross-entropy (N,); None: all the same.
     """
 
+    measure: Measure = "accuracy"
     optimisers: list[torch.optim.Optimizer]
 
     def __init__(
@@ -211,7 +216,7 @@ class BackboneTraining(StageBase):
         recipe: The run.
         device: Where it trains.
         bf16: Whether in bfloat16.
-        order: For stochastic depth by harm: its blocks, the most dispensable first.
+        order: For elastic depth: its blocks, those of least sensitivity first.
         teacher: The network to distil from, if the recipe says so.
 
     Raises:
@@ -253,28 +258,28 @@ class BackboneTraining(StageBase):
         """See `Stage`."""
         self._order = list(state.get("skip_order", ()))
 
-    def _skipped(self, blocks: SkippableNetwork, place: Place) -> frozenset[int]:
+    def _skipped(self, blocks: SkippableNetwork, at: StepIndex) -> frozenset[int]:
         """The blocks that this step leaves out."""
         rate = self.recipe.backbone.stochastic_depth
-        draw = generator_at(self.recipe.seed, "depth", place.epoch, place.step)
+        draw = generator_at(self.recipe.seed, "depth", at.epoch, at.step)
         if self._order:
-            return draw_by_harm(self._order, rate, draw)
+            return draw_by_sensitivity(self._order, rate, draw)
         return draw_by_depth(blocks, rate, draw)
 
-    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
         """See `Stage`."""
         blocks = self._blocks
         with self.autocast():
             if blocks is None:
                 logits = self._run(images)
             else:
-                logits = blocks(images, self._skipped(blocks, place))
-        rates = [self.lr(place.progress)]
+                logits = blocks(images, self._skipped(blocks, at))
+        rates = [self.lr(at.progress)]
         return self.learn(logits, images, labels, self.recipe.backbone, rates)
 
 
-class PathTraining(StageBase):
-    """What stages share that train a dynamic network's weights, a step on one path for all images.
+class AllocationTraining(StageBase):
+    """What stages share that train a dynamic network's weights, one allocation for all of a batch.
 
     Nothing is grouped: a step costs what its blocks do.
 
@@ -307,18 +312,18 @@ class PathTraining(StageBase):
         """See `Stage`."""
         return self._weights.optim.lr * lr_factor(self._weights.optim, progress)
 
-    def train_path(
-        self, images: Tensor, labels: Tensor, path: Sequence[int], place: Place
+    def train_allocation(
+        self, images: Tensor, labels: Tensor, allocation: Sequence[int], at: StepIndex
     ) -> StepResult:
         """One step of the weights; other optimisers stand still.
 
         Args:
             images: (B, C, H, W).
             labels: (B,).
-            path: Index of each gated block's option (L).
-            place: Where the step stands.
+            allocation: Index of each gated block's option (L).
+            at: Where the step stands.
         """
         with self.autocast():
-            out = self.net(images, decisions=torch.tensor([*path]).expand(len(images), -1))
-        rates = [self.lr(place.progress), *[0.0] * (len(self.optimisers) - 1)]
+            out = self.net(images, decisions=torch.tensor([*allocation]).expand(len(images), -1))
+        rates = [self.lr(at.progress), *[0.0] * (len(self.optimisers) - 1)]
         return self.learn(out.logits, images, labels, self._weights, rates, out.cost)

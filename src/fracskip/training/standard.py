@@ -18,8 +18,8 @@ from fracskip.errors import ConfigError
 from fracskip.training.objective import spread
 
 BUDGET = (0.005, 0.06)
-EPOCHS = (25, 3, 6)  # of all options' weights, of the gates, along the gates' paths
-LOOKS: Literal[1, 2] = 2
+EPOCHS = (25, 3, 6)  # of all options' weights, of the gates, in the gates' allocations
+MEMBERS: Literal[1, 2] = 2
 LR = 3e-3
 VALIDATION = 2000  # images at most
 BUDGETS = 11  # costs for which the multiplier is searched, between the smallest and the largest
@@ -27,7 +27,7 @@ OPTIONS = "low"
 # A backbone from scratch, if there is one: a few hundred images are a few dozen steps, in which an
 # unclipped gradient throws a fresh network to losses that it does not come back from.
 SCRATCH = BackboneStage().optim.model_copy(update={"clip_norm": 1.0})
-QUANT = QuantConfig(weights="own")
+QUANT = QuantConfig(weights="per_option")
 
 # Of photographs:
 SIZE = 128
@@ -40,18 +40,18 @@ Budget = float | tuple[float, float]
 def stages(
     budget: Budget = BUDGET,
     epochs: tuple[int, int, int] = EPOCHS,
-    looks: Literal[1, 2] = LOOKS,
+    members: Literal[1, 2] = MEMBERS,
     lr: float = LR,
-    trusts: bool = True,
+    shrinks: bool = True,
 ) -> dict[str, Any]:
     """A recipe's tables `supernet`, `gates` and `joint`.
 
     Args:
         budget: Computation share to be met, or the smallest and the largest.
         epochs: Of the three stages.
-        looks: 2 allows for a cascade of two members (two budgets).
+        members: 2 allows for a cascade of two (two budgets).
         lr: Highest learning rate of the weights.
-        trusts: Whether it is chosen how far head outputs are shrunk; needs `gate.block_bias`.
+        shrinks: Whether it is chosen how far head outputs are shrunk; needs `gate.block_bias`.
 
     Raises:
         ConfigError: if the budget is no share, or its ends are the wrong way round.
@@ -66,16 +66,16 @@ def stages(
     budgets = tuple(spread(low, high, at / (BUDGETS - 1)) for at in range(BUDGETS))
     taught: dict[str, Any] = {"distillation": 0.8, "distillation_temperature": 4.0}
     optim = {"lr": lr, "warmup": 0.05, "clip_norm": 1.0}
-    weights, gates, paths = epochs
-    shares = (0.0, 0.1, 0.25, 0.5, 1.0) if trusts else ()
+    weights, gates, allocations = epochs
+    shares = (1.0, 0.9, 0.75, 0.5, 0.0) if shrinks else ()
     return {
         "supernet": {"epochs": weights, "skip_rate": 0.2, "uniform_rate": 0.5, "low_focus": 1.3,
                      "optim": optim, **taught},
-        "gates": {"epochs": gates, "label": "harm", "lr": 2e-3, "trusts": shares,
-                  "block_trusts": shares[1:]},
-        "joint": {"epochs": paths, "paths": "shared", "gate_lr": 0, "anchor_rate": 0.25,
+        "gates": {"epochs": gates, "label": "sensitivity", "lr": 2e-3, "shrinkage": shares,
+                  "block_shrinkage": shares[1:]},
+        "joint": {"epochs": allocations, "allocation": "batch", "gate_lr": 0, "uniform_rate": 0.25,
                   "aim": "budgets" if many else "target", "budgets": budgets if many else (),
-                  "target": spread(low, high, 0.5), "looks": looks if many else 1,
+                  "target": spread(low, high, 0.5), "members": members if many else 1,
                   "optim": optim, **taught},
     }  # fmt: skip
 
@@ -86,8 +86,8 @@ def scaled_epochs(weights: int) -> tuple[int, int, int]:
     >>> scaled_epochs(25), scaled_epochs(10), scaled_epochs(1)
     ((25, 3, 6), (10, 1, 2), (1, 1, 1))
     """
-    _, gates, paths = (max(1, round(epochs * weights / EPOCHS[0])) for epochs in EPOCHS)
-    return weights, gates, paths
+    _, gates, allocations = (max(1, round(epochs * weights / EPOCHS[0])) for epochs in EPOCHS)
+    return weights, gates, allocations
 
 
 def standard_recipe(
@@ -110,7 +110,7 @@ def standard_recipe(
         weights: Of the plain network, a safetensors file; None if it is to be trained first.
         options: A preset's name or the options.
         budget: Computation share to be met, or the smallest and the largest.
-        epochs: Of all options' weights, of the gates, along the gates' paths.
+        epochs: Of all options' weights, of the gates, in the gates' allocations.
         size: Of the square images in pixels; by default 128 for a folder and 32 for others.
         overrides: `key=value`, for all else that a recipe can say.
 

@@ -29,11 +29,11 @@ class Totals:
         if result.cost is not None:
             self.cost = (self.cost or 0.0) + result.cost
 
-    def means(self) -> dict[str, float | None]:
-        """Per image: loss, accuracy, cp."""
+    def means(self, measure: str = "accuracy") -> dict[str, float | None]:
+        """Per image: loss, accuracy or agreement (see `Stage.measure`), cp."""
         count = max(self.images, 1)
         cp = None if self.cost is None else self.cost / count
-        return {"loss": self.loss / count, "accuracy": self.correct / count, "cp": cp}
+        return {"loss": self.loss / count, measure: self.correct / count, "cp": cp}
 
 
 @dataclass

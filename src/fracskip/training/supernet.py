@@ -1,8 +1,9 @@
-"""The second stage: weights that serve every option, before gates judge what an option does.
+"""The second stage: weights that serve every option, before gates learn what an option does.
 
-A gate that learns harm from options that were only calibrated learns that 2 bits ruin everything.
-So first all options learn together on paths drawn by lot, sharing their weights (one-shot
-supernets: Guo et al., ECCV 2020; options as widths in slimmable networks: Yu et al., ICLR 2019).
+A gate that learns sensitivity to options that were only calibrated learns that 2 bits ruin
+everything. So first all options learn together in allocations drawn at random, sharing weights
+(one-shot supernets: Guo et al., ECCV 2020; options as widths in slimmable networks: Yu et al., ICLR
+2019).
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
 from fracskip.training.randomness import generator_at
-from fracskip.training.stages import PathTraining, Place, StepResult
+from fracskip.training.stages import AllocationTraining, StepIndex, StepResult
 
-SPREAD = 0.7  # deviation of a block's option around the path's level, in ranks
+SPREAD = 0.7  # deviation of a block's option around the allocation's level, in ranks
 
 
-def draw_path(
+def draw_allocation(
     net: DynamicNetwork, share: float, config: SupernetStage, draw: torch.Generator
 ) -> list[int]:
     """An option for each gated block: all near one level, some skipped; or one option for all.
@@ -27,9 +28,9 @@ def draw_path(
 
     Args:
         net: The network.
-        share: In [0, 1]; says how dear the path is, from 0 (blocks about the cheapest executed
+        share: In [0, 1]: how dear the allocation is, from 0 (blocks about the cheapest executed
             option) to 1 (about the dearest).
-        config: How paths are drawn.
+        config: How allocations are drawn.
         draw: A CPU generator.
 
     Returns:
@@ -41,18 +42,18 @@ def draw_path(
     if float(torch.rand((), generator=draw)) < config.uniform_rate:
         return [lowest + min(int(level), widths - 1)] * count
     drawn = lowest - 0.5 + level + SPREAD * torch.randn(count, generator=draw)
-    path = drawn.round().long().clamp(lowest, len(net.options) - 1)
+    allocation = drawn.round().long().clamp(lowest, len(net.options) - 1)
     skip_rate = config.skip_rate * torch.rand((), generator=draw)
     skipped = torch.rand(count, generator=draw) < skip_rate
     if net.options.can_skip:
         allowed = torch.tensor([block.identity_shortcut for block in net.blocks])
-        path[skipped & allowed] = 0
-    taken: list[int] = path.tolist()
+        allocation[skipped & allowed] = 0
+    taken: list[int] = allocation.tolist()
     return taken
 
 
-class SupernetTraining(PathTraining):
-    """Stage 2: all options' weights, all images of a step on one path drawn by lot.
+class SupernetTraining(AllocationTraining):
+    """Stage 2: all options' weights, all images of a step in one allocation drawn at random.
 
     Args:
         net: The network; its gates have no part in this.
@@ -75,10 +76,9 @@ class SupernetTraining(PathTraining):
         super().__init__(net, recipe, recipe.supernet, device, bf16, teacher)
         self._config = recipe.supernet
 
-    def step(self, images: Tensor, labels: Tensor, place: Place) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, at: StepIndex) -> StepResult:
         """See `Stage`."""
-        draw = generator_at(self.recipe.seed, "supernet", place.epoch, place.step)
+        draw = generator_at(self.recipe.seed, "supernet", at.epoch, at.step)
         share = float(torch.rand((), generator=draw))
-        return self.train_path(
-            images, labels, draw_path(self.net, share, self._config, draw), place
-        )
+        allocation = draw_allocation(self.net, share, self._config, draw)
+        return self.train_allocation(images, labels, allocation, at)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fracskip.config import ImageConfig
 from fracskip.dynamic import DynamicNetwork, preprocess
-from fracskip.evaluation.network import NetworkSubject
-from fracskip.evaluation.predictions import predict_subject
+from fracskip.evaluation.network import NetworkPredictor
+from fracskip.evaluation.predictions import predict_with
 from fracskip.evaluation.source import sliced
 from fracskip.operating import OperatingPoints, Prediction
 from fracskip.training.batches import Labelled
@@ -31,8 +31,8 @@ def predicted(
         images: Pixels, uint8 (N, H, W, C).
         budget: Computation share, if the network takes one.
     """
-    subject = NetworkSubject(net, points)
-    return predict_subject(subject, sliced(images, BATCH), None, budget, None)
+    predictor = NetworkPredictor(net, points)
+    return predict_with(predictor, sliced(images, BATCH), None, budget, None)
 
 
 class ValidationLoss:

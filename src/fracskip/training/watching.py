@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
-from fracskip.training.stages import Place
+from fracskip.training.stages import StepIndex
 from fracskip.training.state import Totals
 
 
@@ -32,7 +32,7 @@ class TrainingWatcher(Protocol):
         """A stage begins, or goes on."""
         ...
 
-    def step(self, place: Place, totals: Totals, lr: float) -> None:
+    def step(self, at: StepIndex, totals: Totals, lr: float) -> None:
         """A step is done; `totals` are the epoch's so far."""
         ...
 
@@ -45,7 +45,7 @@ class _Silent:
     def loading(self, done: int, total: int) -> None: ...
     def note(self, text: str) -> None: ...
     def stage(self, name: str, epochs: int, steps: int) -> None: ...
-    def step(self, place: Place, totals: Totals, lr: float) -> None: ...
+    def step(self, at: StepIndex, totals: Totals, lr: float) -> None: ...
     def epoch(self, event: dict[str, Any]) -> None: ...
 
 

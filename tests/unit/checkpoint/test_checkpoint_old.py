@@ -1,4 +1,4 @@
-"""Files that version 1 wrote (`support.old`), and what they say of today's words."""
+"""Files that older versions wrote (`support.old`), and what they say of today's words."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from support.old.network import Small, images
 
 FOLDER = Path(support.old.__file__).parent
 ANSWERS: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "answers.json").read_text())
+ANSWERS["second/gated"] = json.loads((FOLDER / "second" / "answers.json").read_text())
 POINTS: dict[str, dict[str, Any]] = {
     "cascade": {
         "target": 0.02,
@@ -31,6 +32,15 @@ POINTS: dict[str, dict[str, Any]] = {
     },
     "stream": {"target": None, "multiplier": 0.0, "multiplier_curve": (), "cascade": ()},
     "static": {"target": None, "multiplier": 0.0, "multiplier_curve": (), "cascade": ()},
+    "second/gated": {
+        "target": 0.02,
+        "multiplier": 4.0,
+        "multiplier_curve": ((0.005, 60.0), (0.02, 4.0), (0.05, 0.5)),
+        "cascade": (
+            (0.008, 0.005, 0.03, 0.4329490065574646),
+            (0.04, 0.02, 0.05, 0.575252890586853),
+        ),
+    },
 }
 
 
@@ -39,7 +49,9 @@ def test_an_old_checkpoint_answers_as_it_did(name: str, tmp_path: Path) -> None:
     net = load(FOLDER / f"{name}.safetensors", model=Small())
     assert net.operating_points.model_dump() == POINTS[name]
     assert str(net.operating_points.multiplier) != "-0.0"
-    assert net.spec.gate.output == ("sensitivity" if name == "cascade" else "logit")
+    assert net.spec.gate.output == (
+        "sensitivity" if name in ("cascade", "second/gated") else "logit"
+    )
     save(net, tmp_path / "again.safetensors")
     again = load(tmp_path / "again.safetensors", model=Small())
     assert (again.spec, again.operating_points) == (net.spec, net.operating_points)
@@ -62,13 +74,13 @@ def test_an_old_checkpoint_answers_as_it_did(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage_state", "state", "points"),
     [
-        ({"path": [1, 0]}, {"path": [1, 0]}, {}),
+        ({"path": [1, 0]}, {"allocation": [1, 0]}, {}),
         ({"price": 0.5}, {"price": 0.5}, {}),
         ({"price": 0.5, "lean": 2.0}, {"price": 0.5, "multiplier": -2.0}, {"multiplier": -2.0}),
         (
             {"lean": -1.0, "curve": [[0.1, -2.0], [0.2, 0.0]], "target": 0.1, "trust": 0.1,
              "block_trust": 0.5},
-            {"kept": {"images": 0.1, "blocks": 0.5}},
+            {"shrinkage": {"images": 0.9, "blocks": 0.5}},
             {"multiplier": 1.0, "multiplier_curve": [[0.1, 2.0], [0.2, 0.0]], "target": 0.1},
         ),
     ],

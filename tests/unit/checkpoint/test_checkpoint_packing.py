@@ -15,7 +15,10 @@ from fracskip.errors import CheckpointError
 
 Make = Callable[..., DynamicNetwork]
 INT8 = {"stream": "int8", "stem": "full", "head": "full"}
-OWN: dict[str, Any] = {"options": ["skip", "2", "4", "8"], "quant": {**INT8, "weights": "own"}}
+OWN: dict[str, Any] = {
+    "options": ["skip", "2", "4", "8"],
+    "quant": {**INT8, "weights": "per_option"},
+}
 ALONE: dict[str, Any] = {"options": ["4"], "target": None, "quant": INT8}
 BRANCHES = [f"layer{stage}.0.conv{index}" for stage in (2, 3) for index in (1, 2)]
 

@@ -69,7 +69,7 @@ def test_records_name_images_and_hold_none(
         assert fracskip(*words, *wanted).code == 0
         text = Path("r.json").read_text()
         examples = json.loads(text)["examples"]
-        assert [len(examples[side]) for side in ("easiest", "hardest")] == [kept, kept]
+        assert [len(examples[side]) for side in ("cheapest", "dearest")] == [kept, kept]
         assert ("png" in text, "digest" in json.loads(text)["data"]) == (False, kept > 0)
         for named, shown in (((), 0), (("--data", f"folder:{pictures}"), 2 * kept)):
             assert fracskip("report", "r.json", *named, "--out", "r.html").code == 0
@@ -104,7 +104,7 @@ def test_predict(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
     found = json.loads(Path("p.json").read_text())
     net = load(checkpoint_file)
     assert set(found) == {"schema", "checkpoint_digest", "predictions", "errors"}
-    assert found["schema"] == "fracskip.predictions/1"
+    assert found["schema"] == "fracskip.predictions/2"
     assert found["checkpoint_digest"] == net.digest
     assert found["errors"] == []
     assert [row["file"] for row in found["predictions"]] == list(map(str, [files[1], *files]))
@@ -114,15 +114,15 @@ def test_predict(fracskip: Run, checkpoint_file: Path, pictures: Path) -> None:
     for row, probabilities, path in zip(
         found["predictions"][1:], expected.probabilities, expected.decisions, strict=True
     ):
-        assert set(row) == {"file", "class", "probability", "cp", "path", "first_path"}
-        assert row["first_path"] is None
+        assert set(row) == {"file", "class", "probability", "cp", "allocation", "first_allocation"}
+        assert row["first_allocation"] is None
         assert row["class"] == net.spec.class_names[probabilities.argmax()]
         assert row["probability"] == pytest.approx(float(probabilities.max()), abs=1e-5)
-        assert row["path"] == [net.options.labels[choice] for choice in path]
+        assert row["allocation"] == [net.options.labels[choice] for choice in path]
         assert row["cp"] == pytest.approx(float(np.array(net.options.costs)[path].mean()))
     first = found["predictions"][0]
     assert f"{100 * first['probability']:.1f}%" in answer.out
-    assert " ".join({"skip": "·", "full": "F"}.get(o, o) for o in first["path"]) in answer.out
+    assert " ".join({"skip": "·", "full": "F"}.get(o, o) for o in first["allocation"]) in answer.out
 
 
 def test_images_of_any_size_and_kind(fracskip: Run, checkpoint_file: Path) -> None:

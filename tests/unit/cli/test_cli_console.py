@@ -11,7 +11,7 @@ OPTIONS = ("skip", "8", "full")
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
-    """An older record's keys: no word of second looks."""
+    """An older record's keys: no word of escalation."""
     shares = dict(zip(OPTIONS, (0.25, 0.5, 0.25), strict=True))
     return {
         "checkpoint": {"model": "resnet38", "name": "net"},
@@ -29,7 +29,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     }
 
 
-def sweep(*second_looks: float | None) -> dict[str, Any]:
+def sweep(*escalation_rate: float | None) -> dict[str, Any]:
     """A point for each share; None leaves the key out, as older records do."""
     points = [
         {
@@ -38,18 +38,18 @@ def sweep(*second_looks: float | None) -> dict[str, Any]:
             "bitops_ratio": 0.02 * place,
             "accuracy": 0.9,
             "option_share": dict(zip(OPTIONS, (0.25, 0.5, 0.25), strict=True)),
-            **({} if share is None else {"second_looks": share}),
+            **({} if share is None else {"escalation_rate": share}),
         }
-        for place, share in enumerate(second_looks, 1)
+        for place, share in enumerate(escalation_rate, 1)
     ]
     checkpoint = {"model": "resnet38", "name": "net", "options": list(OPTIONS)}
     data = {"name": "cifar10", "split": "test"}
     return {"checkpoint": checkpoint, "data": data, "images": 1000, "points": points}
 
 
-def prediction(path: list[str], first: list[str] | None = None) -> dict[str, Any]:
+def prediction(allocation: list[str], first: list[str] | None = None) -> dict[str, Any]:
     row = {"file": "a.png", "class": "cat", "probability": 0.5, "cp": 0.05}
-    return {**row, "path": path, "first_path": first}
+    return {**row, "allocation": allocation, "first_allocation": first}
 
 
 def cells(line: str) -> list[str]:
@@ -67,14 +67,14 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def test_an_evaluation_says_how_many_images_were_escalated(capsys: Capture) -> None:
-    console.show_evaluation(evaluation(second_looks=0.234))
+    console.show_evaluation(evaluation(escalation_rate=0.234))
     assert capsys.readouterr().out.endswith("2.0 s on cpu. 23.4% of images were escalated.\n")
-    for once in (evaluation(), evaluation(second_looks=0.0)):
+    for once in (evaluation(), evaluation(escalation_rate=0.0)):
         console.show_evaluation(once)
         assert capsys.readouterr().out.endswith("2.0 s on cpu.\n")
 
 
-def test_a_sweep_has_a_column_for_second_looks(capsys: Capture) -> None:
+def test_a_sweep_has_a_column_for_escalation(capsys: Capture) -> None:
     console.show_sweep(sweep(0.0, 0.234))
     heading, *rows = rows_of(capsys.readouterr().out)
     assert heading == ["budget", "cp", "BitOps", "accuracy", "escalated", *OPTIONS]
@@ -83,7 +83,7 @@ def test_a_sweep_has_a_column_for_second_looks(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("share", [None, 0.0])
-def test_a_sweep_of_single_looks_has_none(capsys: Capture, share: float | None) -> None:
+def test_a_sweep_without_escalation_has_none(capsys: Capture, share: float | None) -> None:
     console.show_sweep(sweep(share, share))
     heading, *rows = rows_of(capsys.readouterr().out)
     assert heading == ["budget", "cp", "BitOps", "accuracy", *OPTIONS]

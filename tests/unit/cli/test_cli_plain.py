@@ -57,7 +57,7 @@ def test_predict(fracskip: Run, plain: torch.nn.Module, pictures: Path, count: i
     rows = json.loads(Path("p.json").read_text())["predictions"]
     assert [row["file"] for row in rows] == list(map(str, files))
     assert {row["class"] for row in rows} <= {"0", "1", "2"}
-    assert [row["path"] for row in rows] == [["full"] * 2] * count
+    assert [row["allocation"] for row in rows] == [["full"] * 2] * count
 
 
 def test_bench(fracskip: Run, pictures: Path) -> None:

@@ -98,7 +98,7 @@ import sys
 import fracskip, fracskip.cli
 from fracskip import Option, OptionSet, ConfigError
 assert "torch" not in sys.modules
-print(fracskip.OptionSet.of("cpu").labels)
+print(fracskip.OptionSet.of("skip8").labels)
 """
 
 

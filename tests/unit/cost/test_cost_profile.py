@@ -65,7 +65,7 @@ def test_fixed_parts_at_8_bits_count_by_their_bitops() -> None:
     assert network.fixed_macs == 1000 + 100 / 16 + 20 / 16 + 50 + 16
     assert network.backbone_macs == NETWORK.backbone_macs
     decisions = np.array([[0, 1], [1, 1]])
-    report = account(decisions, OptionSet.of("cpu"), network)
+    report = account(decisions, OptionSet.of("skip8"), network)
     assert report.cp == 0.75 / 16
     executed = network.fixed_macs + (100 + 300) / 16  # means over two images
     assert report.bitops_ratio == pytest.approx(executed / network.backbone_macs)

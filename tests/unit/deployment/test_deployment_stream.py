@@ -37,7 +37,7 @@ from fracskip.runtime.operations import AffineOp, ConvOp
 from fracskip.runtime.plan import Plan
 
 OPTIONS = ("skip", 2, 4, 8, "full")
-INT8 = QuantConfig(weights="own", stream="int8")
+INT8 = QuantConfig(weights="per_option", stream="int8")
 
 
 def dynamic(kind: Kind | type[Loose], options: object = OPTIONS) -> DynamicNetwork:
@@ -92,7 +92,7 @@ def test_levels_are_handed_on(kind: Kind, tmp_path: Path) -> None:
     assert free
     with torch.no_grad():
         for block in free:
-            x = net.trunk.begin(images) if block is net.blocks[0] else None
+            x = net.sections.begin(images) if block is net.blocks[0] else None
             if x is not None:
                 assert block.execute(x, net.options[0]) is x
     plan = session_of(net, tmp_path).plan

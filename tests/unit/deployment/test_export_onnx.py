@@ -26,7 +26,7 @@ from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import parse_bundle
 from support.random_bundle import random_bundle, random_images
 
-Answers = tuple[NDArray[np.float32], NDArray[np.int64]]
+Predicted = tuple[NDArray[np.float32], NDArray[np.int64]]
 MakeNet = Callable[..., DynamicNetwork]
 FAST = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 LITERAL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -47,7 +47,7 @@ def open_session(
     )
 
 
-def run(model: onnx.ModelProto, x: torch.Tensor, level: Any = FAST, **others: Any) -> Answers:
+def run(model: onnx.ModelProto, x: torch.Tensor, level: Any = FAST, **others: Any) -> Predicted:
     """Image by image."""
     session = open_session(model, level)
     rows = [session.run(None, {"images": image[None].numpy(), **others}) for image in x]
@@ -55,7 +55,7 @@ def run(model: onnx.ModelProto, x: torch.Tensor, level: Any = FAST, **others: An
     return np.concatenate(logits), np.concatenate(decisions)
 
 
-def in_torch(net: DynamicNetwork, x: torch.Tensor, **others: Any) -> Answers:
+def in_torch(net: DynamicNetwork, x: torch.Tensor, **others: Any) -> Predicted:
     with torch.no_grad():
         out = net(x, **others)
     return out.logits.numpy(), out.decisions.numpy()
@@ -67,7 +67,7 @@ def some_images(net: DynamicNetwork, count: int = 24) -> torch.Tensor:
     return torch.randn(count, image.channels, *image.size, generator=generator)
 
 
-def assert_agree(found: Answers, wanted: Answers, atol: float = 1e-4) -> None:
+def assert_agree(found: Predicted, wanted: Predicted, atol: float = 1e-4) -> None:
     """Up to the few values between two integers that another order of summation moves."""
     (logits, decisions), (other_logits, other_decisions) = found, wanted
     assert logits.dtype == np.float32

@@ -67,7 +67,7 @@ WIDTHS = ("skip", "2", "8", "full")
 
 
 def converted(
-    stream: str, ends: str, options: tuple[str, ...] = WIDTHS, scheme: str = "modern"
+    stream: str, ends: str, options: tuple[str, ...] = WIDTHS, scheme: str = "lsq"
 ) -> DynamicNetwork:
     """A network whose options have the backbone's statistics still, of `make_images`."""
     spec = make_spec(options, model="resnet8", stream=stream, ends=ends, scheme=scheme)

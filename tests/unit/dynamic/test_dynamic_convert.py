@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import fracskip
 from fracskip.config import GateConfig, ImageConfig, ModelSpec, QuantConfig
-from fracskip.dynamic import DynamicNetwork, Mixing, convert
+from fracskip.dynamic import DynamicNetwork, Exploration, convert
 from fracskip.errors import CheckpointError, ConfigError, FracskipError
 from fracskip.models import create_model, export
 from fracskip.quant.convolution import FractionalLayer
@@ -139,7 +139,7 @@ def test_a_block_without_a_shortcut_is_never_skipped() -> None:
     net.operating_points = net.operating_points.changed(multiplier=100.0)
     with torch.no_grad():
         decisions = net(images).decisions
-        mixed = net(images, mixing=Mixing(torch.Generator(), noise=5.0))
+        mixed = net(images, exploration=Exploration(torch.Generator(), noise=5.0))
     assert (decisions == torch.tensor([0, 1, 0])).all()
     assert (mixed.decisions[:, 1] > 0).all()
     assert mixed.logits.isfinite().all()
@@ -234,9 +234,11 @@ def test_it_runs_as_other_modules_do(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_of_it_learns(kind: Kind) -> None:
     """Every weight, step and gate gets a gradient from images that take every option."""
-    net, images = make_dynamic(kind, quant=QuantConfig(weights="own")), make_images(32)
+    net, images = make_dynamic(kind, quant=QuantConfig(weights="per_option")), make_images(32)
     net.train()
-    out = net(images, mixing=Mixing(torch.Generator().manual_seed(0), noise=3.0, dense=True))
+    out = net(
+        images, exploration=Exploration(torch.Generator().manual_seed(0), noise=3.0, dense=True)
+    )
     nn.functional.cross_entropy(out.logits, torch.arange(32) % 5).backward()
     lacking = [name for name, value in net.named_parameters() if value.grad is None]
     assert not lacking
@@ -299,7 +301,7 @@ def test_what_evaluation_leaves_out_is_said() -> None:
 def test_it_is_pickled_and_averaged_as_other_modules_are(kind: Kind, stream: str) -> None:
     torch.manual_seed(0)
     plain = kind().eval() if kind is Loose else make_plain(kind)  # type: ignore[call-arg]
-    images, quant = make_images(), QuantConfig(weights="own", stream=stream)  # type: ignore[arg-type]
+    images, quant = make_images(), QuantConfig(weights="per_option", stream=stream)  # type: ignore[arg-type]
     net = convert(plain, [4, 8], quant=quant, example_input=images, calibration=[images])
     again = pickle.loads(pickle.dumps(net))
     average = torch.optim.swa_utils.AveragedModel(net)

@@ -11,10 +11,10 @@ from tiny_networks import (
     GATES,
     close,
     every_option,
+    exploration,
     make_images,
     make_network,
     make_spec,
-    mixing,
 )
 from torch import Tensor
 
@@ -111,8 +111,8 @@ def test_ties_go_to_the_first_option() -> None:
     with torch.no_grad():
         for out in net.gate.out:
             out.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    for mode in (None, mixing(), mixing(dense=True)):
-        assert (net(make_images(net.spec), mixing=mode).decisions == 1).all()
+    for mode in (None, exploration(), exploration(dense=True)):
+        assert (net(make_images(net.spec), exploration=mode).decisions == 1).all()
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -141,7 +141,7 @@ def test_a_multiplier_moves_decisions_by_rank_at_evaluation_alone(gate: str) -> 
     # Forced decisions, training and the gates' own scores know nothing of it.
     forced = every_option(plain, COUNT)
     assert torch.equal(operated(-1e4)(images, decisions=forced).decisions, forced)
-    trained = operated(-1e4)(images, mixing=mixing(dense=True)).decisions
+    trained = operated(-1e4)(images, exploration=exploration(dense=True)).decisions
     assert torch.equal(trained, plain(images).decisions)
     assert torch.equal(operated(-1e4).gate_scores(images), plain.gate_scores(images))
     assert not {"mask", "cost_weights", "_costs"} & plain.state_dict().keys()
@@ -169,7 +169,7 @@ def test_a_temperature_softens_the_gradient_and_no_decision(dense: bool) -> None
 
     def run(temperature: float) -> tuple[Prediction[Tensor], Tensor]:
         net.zero_grad(set_to_none=True)
-        out = net(images, mixing=mixing(dense=dense, temperature=temperature))
+        out = net(images, exploration=exploration(dense=dense, temperature=temperature))
         out.cost.sum().backward()
         assert bias.grad is not None
         return out, bias.grad

@@ -1,4 +1,4 @@
-"""The gates' gradient: sampled, it is on average that of mixing every option."""
+"""The gates' gradient: sampled, it is on average that of exploration every option."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from tiny_networks import make_images, make_network, make_spec
 from torch import Tensor
 
-from fracskip.dynamic import DynamicNetwork, FractionalBlock, Mixing
+from fracskip.dynamic import DynamicNetwork, Exploration, FractionalBlock
 from fracskip.dynamic.gradient import pass_gate_gradient
-from fracskip.dynamic.layout import inner_per_image, reorder
-from fracskip.dynamic.routing import Trial
+from fracskip.dynamic.passes import inner_per_image, reorder
+from fracskip.dynamic.routing import OptionSample
 from fracskip.gating import first_minimum, straight_through
 
 COUNT, TRIES = 4, 2
 SETS = [("skip", "4", "8", "full"), ("4", "8", "full"), ("skip", "full"), ("skip", "8")]
 
 
-def every_trial(options: int, can_skip: bool) -> Iterator[Trial]:
+def every_sample(options: int, can_skip: bool) -> Iterator[OptionSample]:
     """All equally likely choices of rows and of the option they try."""
     executed = range(1 if can_skip else 0, options)
     for rows in itertools.combinations(range(COUNT), TRIES):
         for option in executed:
-            yield Trial(torch.tensor(rows), option, len(executed) * COUNT / TRIES)
+            yield OptionSample(torch.tensor(rows), option, len(executed) * COUNT / TRIES)
 
 
 def block_parameters(net: DynamicNetwork, block: FractionalBlock) -> dict[str, Tensor]:
@@ -34,7 +34,11 @@ def block_parameters(net: DynamicNetwork, block: FractionalBlock) -> dict[str, T
 
 
 def run_block(
-    net: DynamicNetwork, block: FractionalBlock, x: Tensor, logits: Tensor, trial: Trial | None
+    net: DynamicNetwork,
+    block: FractionalBlock,
+    x: Tensor,
+    logits: Tensor,
+    sample: OptionSample | None,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Output and gradients (by logits, input, parameters) of a nonlinear loss."""
     x, logits = x.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -42,10 +46,10 @@ def run_block(
         parameter.grad = None
     choice = first_minimum(-logits)
     weights = straight_through(logits.softmax(-1), choice)
-    if trial is None:
+    if sample is None:
         y = block.mix(x, weights)
     else:
-        y = block.route_with_gradient(x, weights, choice, trial)
+        y = block.route_with_gradient(x, weights, choice, sample)
     scale = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
     (20 * (y * scale + 0.1 * y.square()).mean((1, 2, 3))).sum().backward()
     assert x.grad is not None
@@ -61,7 +65,7 @@ def group_shares(net: DynamicNetwork, choice: Tensor) -> Tensor:
     """Share of the images in each quantised option's group, (slots, 1).
 
     LSQ scales a step's gradient by one over the root of the number of values it quantises; routing
-    counts those of a group, mixing those of the batch.
+    counts those of a group, exploration those of the batch.
     """
     counts = torch.bincount(choice, minlength=len(net.options))
     quantised = [index for index, option in enumerate(net.options) if option.is_quantised]
@@ -69,7 +73,7 @@ def group_shares(net: DynamicNetwork, choice: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("options", SETS, ids="-".join)
-@pytest.mark.parametrize("scheme", ["modern", "paper"])
+@pytest.mark.parametrize("scheme", ["lsq", "paper"])
 @pytest.mark.parametrize("index", [0, 1], ids=["identity", "strided"])
 def test_the_sampled_gradient_is_unbiased(
     options: tuple[str, ...], scheme: str, index: int
@@ -83,8 +87,8 @@ def test_the_sampled_gradient_is_unbiased(
     y, by_logits, by_x, by_weights = run_block(net, block, x, logits, None)
     shares = group_shares(net, first_minimum(-logits))
     total, passes, estimates = torch.zeros_like(by_logits), 0, []
-    for trial in every_trial(len(options), net.options.can_skip):
-        found = run_block(net, block, x, logits, trial)
+    for sample in every_sample(len(options), net.options.can_skip):
+        found = run_block(net, block, x, logits, sample)
         torch.testing.assert_close(found[0], y, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found[2], by_x, rtol=1e-4, atol=1e-5)
         assert found[3].keys() == by_weights.keys()
@@ -114,7 +118,7 @@ def test_a_networks_gates_learn_the_same_on_average(
 
     def gradients(dense: bool) -> dict[str, Tensor]:
         net.zero_grad(set_to_none=True)
-        out = net(images, mixing=Mixing(torch.Generator(), dense=dense))
+        out = net(images, exploration=Exploration(torch.Generator(), dense=dense))
         loss = out.logits.square().mean() + 0.3 * out.cost.square().sum()
         loss.backward()
         choices[:] = out.decisions.T
@@ -122,13 +126,13 @@ def test_a_networks_gates_learn_the_same_on_average(
 
     dense = gradients(dense=True)
     sampled = []
-    for trial in every_trial(3, can_skip=True):
-        monkeypatch.setattr(Mixing, "trial", lambda *_, trial=trial: trial)
+    for sample in every_sample(3, can_skip=True):
+        monkeypatch.setattr(Exploration, "sample", lambda *_, sample=sample: sample)
         sampled.append(gradients(dense=False))
     for name, wanted in dense.items():
         found = [one[name] for one in sampled if name in one]
         if not found:
-            assert not wanted.any(), name  # not chosen: dense mixing gives it zeros
+            assert not wanted.any(), name  # not chosen: dense exploration gives it zeros
         elif name.startswith("gate."):
             scale = float(wanted.abs().max())
             assert scale > 0
@@ -144,14 +148,14 @@ def test_a_networks_gates_learn_the_same_on_average(
 
 def test_trials_are_drawn_evenly() -> None:
     net = make_network(make_spec(("skip", "4", "full")))
-    mixing = Mixing(torch.Generator().manual_seed(0), sample_rate=0.5)
+    exploration = Exploration(torch.Generator().manual_seed(0), sample_rate=0.5)
     rows, options = torch.zeros(COUNT), torch.zeros(3)
     for _ in range(600):
-        trial = mixing.trial(COUNT, net.options, torch.device("cpu"))
-        assert len(trial.rows.unique()) == len(trial.rows) == 2
-        assert trial.weight == 2 * COUNT / 2
-        rows[trial.rows] += 1
-        options[trial.option] += 1
+        sample = exploration.sample(COUNT, net.options, torch.device("cpu"))
+        assert len(sample.rows.unique()) == len(sample.rows) == 2
+        assert sample.weight == 2 * COUNT / 2
+        rows[sample.rows] += 1
+        options[sample.option] += 1
     torch.testing.assert_close(rows / 600, torch.full((COUNT,), 0.5), rtol=0, atol=0.08)
     torch.testing.assert_close(options / 600, torch.tensor([0.0, 0.5, 0.5]), rtol=0, atol=0.08)
 
@@ -170,12 +174,12 @@ def test_a_trials_weight_is_the_inverse_of_its_probability(
     options: tuple[str, ...], rate: float, count: int, tries: int, weight: float
 ) -> None:
     net = make_network(make_spec(options))
-    mixing = Mixing(torch.Generator().manual_seed(0), sample_rate=rate)
-    drawn = [mixing.trial(count, net.options, torch.device("cpu")) for _ in range(40)]
-    assert {len(trial.rows) for trial in drawn} == {tries}
-    assert {trial.weight for trial in drawn} == {weight}
+    exploration = Exploration(torch.Generator().manual_seed(0), sample_rate=rate)
+    drawn = [exploration.sample(count, net.options, torch.device("cpu")) for _ in range(40)]
+    assert {len(sample.rows) for sample in drawn} == {tries}
+    assert {sample.weight for sample in drawn} == {weight}
     lowest = 1 if options[0] == "skip" else 0
-    assert {trial.option for trial in drawn} == set(range(lowest, len(options)))
+    assert {sample.option for sample in drawn} == set(range(lowest, len(options)))
 
 
 def test_the_same_generator_gives_the_same_pass() -> None:
@@ -183,7 +187,9 @@ def test_the_same_generator_gives_the_same_pass() -> None:
     outs = [
         net(
             make_images(net.spec),
-            mixing=Mixing(torch.Generator().manual_seed(seed), noise=2.0, sample_rate=0.5),
+            exploration=Exploration(
+                torch.Generator().manual_seed(seed), noise=2.0, sample_rate=0.5
+            ),
         )
         for seed in (1, 1, 2)
     ]
@@ -197,8 +203,8 @@ def test_the_cost_carries_the_softmaxs_gradient(dense: bool) -> None:
     net = make_network(make_spec(gate="feedforward")).train()
     assert net.gate is not None
     images = make_images(net.spec)
-    mixing = Mixing(torch.Generator().manual_seed(0), dense=dense)
-    net(images, mixing=mixing).cost.sum().backward()
+    exploration = Exploration(torch.Generator().manual_seed(0), dense=dense)
+    net(images, exploration=exploration).cost.sum().backward()
     grads = [p.grad.clone() for p in net.gate.parameters() if p.grad is not None]
     assert all(p.grad is None for p in net.backbone.parameters())
     # By hand: the expected cost under the softmax, along the path that was taken.
@@ -226,37 +232,37 @@ def test_anchors_execute_their_option_and_teach_the_gates_nothing(dense: bool) -
     assert net.gate is not None
     images = make_images(net.spec)
 
-    def run(loss_of: slice, anchors: int) -> float:
+    def run(loss_of: slice, uniform: int) -> float:
         net.zero_grad(set_to_none=True)
-        mixing = Mixing(
+        exploration = Exploration(
             torch.Generator().manual_seed(0),
             noise=1.0,
             dense=dense,
             sample_rate=1.0,
-            anchors=anchors,
-            anchor_option=1,
+            uniform=uniform,
+            uniform_option=1,
         )
-        out = net(images, mixing=mixing)
-        assert (out.decisions[:anchors] == 1).all()
-        assert len(out.decisions[anchors:].unique()) > 1
+        out = net(images, exploration=exploration)
+        assert (out.decisions[:uniform] == 1).all()
+        assert len(out.decisions[uniform:].unique()) > 1
         (out.logits[loss_of].square().sum() + 5 * out.cost[loss_of].sum()).backward()
         weights = [block_parameters(net, block)["conv1.weight"] for block in net.blocks]
         assert any(w.grad is not None and (w.grad != 0).any() for w in weights)
         return max(float(p.grad.abs().max()) for p in net.gate.parameters() if p.grad is not None)
 
-    assert run(slice(0, 2), anchors=0) > 0
-    assert run(slice(0, 2), anchors=2) == 0
-    assert run(slice(2, None), anchors=2) > 0
+    assert run(slice(0, 2), uniform=0) > 0
+    assert run(slice(0, 2), uniform=2) == 0
+    assert run(slice(2, None), uniform=2) > 0
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_batch_of_anchors_alone(dense: bool) -> None:
     net = make_network(make_spec()).train()
     images = make_images(net.spec)
-    mixing = Mixing(
-        torch.Generator().manual_seed(0), dense=dense, anchors=len(images), anchor_option=3
+    exploration = Exploration(
+        torch.Generator().manual_seed(0), dense=dense, uniform=len(images), uniform_option=3
     )
-    out = net(images, mixing=mixing)
+    out = net(images, exploration=exploration)
     assert (out.decisions == 3).all()
     forced = net(images, decisions=net.forced("full", len(images)))
     torch.testing.assert_close(out.logits, forced.logits, rtol=1e-4, atol=1e-4)
@@ -268,7 +274,7 @@ def test_a_batch_of_anchors_alone(dense: bool) -> None:
 def test_steering_is_no_business_of_the_backbone() -> None:
     # With the classifier's gradient cut, nothing reaches the weights through the gates' features.
     net = make_network(make_spec()).train()
-    out = net(make_images(net.spec), mixing=Mixing(torch.Generator(), dense=True))
+    out = net(make_images(net.spec), exploration=Exploration(torch.Generator(), dense=True))
     out.cost.sum().backward()
     assert all(p.grad is None for p in net.backbone.parameters())
 

@@ -120,7 +120,7 @@ def read(net: DynamicNetwork, x: torch.Tensor, stage: int) -> NDArray[np.int64]:
 def test_blocks_agree_with_integers(option: str, seed: int) -> None:
     net = network(seed)
     plan, entry = Integers(net), 0
-    x = net.trunk.stem(make_images(net.spec, 12, seed))
+    x = net.sections.stem(make_images(net.spec, 12, seed))
     wanted = plan.block(FIRST, read(net, x, 0), "8", 0)
     x = net.begin(make_images(net.spec, 12, seed))
     compare(read(net, x, 0), wanted)
@@ -143,7 +143,7 @@ def compare(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> None:
 def test_the_whole_network_at_8_bits_agrees_with_integers() -> None:
     net = network(2)
     plan, images = Integers(net), make_images(net.spec, 12, 5)
-    r, entry = plan.block(FIRST, read(net, net.trunk.stem(images), 0), "8", 0), 0
+    r, entry = plan.block(FIRST, read(net, net.sections.stem(images), 0), "8", 0), 0
     for name in GATED:
         r = plan.block(name, r, "8", entry)
         entry = STAGE[name[:6]]

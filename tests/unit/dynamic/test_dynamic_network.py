@@ -13,11 +13,11 @@ from tiny_networks import (
     SCHEMES,
     close,
     every_option,
+    exploration,
     make_backbone,
     make_images,
     make_network,
     make_spec,
-    mixing,
 )
 from torch import Tensor, nn
 
@@ -35,9 +35,9 @@ def test_mixing_and_routing_agree_at_equal_decisions(scheme: str, gate: str, noi
     images = make_images(net.spec, COUNT)
     # The paper's ranges move in training mode, so there the numbers may be compared only where
     # they stand still.
-    net.train(scheme == "modern")
-    dense = net(images, mixing=mixing(noise=noise, dense=True))
-    sampled = net(images, mixing=mixing(noise=noise, sample_rate=0.5))
+    net.train(scheme == "lsq")
+    dense = net(images, exploration=exploration(noise=noise, dense=True))
+    sampled = net(images, exploration=exploration(noise=noise, sample_rate=0.5))
     net.eval()
     if noise:
         assert len(dense.decisions.unique()) == 4
@@ -60,7 +60,7 @@ def test_training_moves_the_papers_ranges_and_nothing_else(dense: bool) -> None:
     for scheme in SCHEMES:
         net = make_network(make_spec(scheme=scheme)).train()
         before = {name: value.clone() for name, value in net.state_dict().items()}
-        net(make_images(net.spec) * 3, mixing=mixing(dense=dense, noise=1.0))
+        net(make_images(net.spec) * 3, exploration=exploration(dense=dense, noise=1.0))
         moved = {name for name, v in net.state_dict().items() if not torch.equal(v, before[name])}
         assert all(name.endswith("quantiser.activation_range") for name in moved)
         assert bool(moved) == (scheme == "paper")
@@ -140,8 +140,8 @@ def test_the_cost_of_an_output_is_the_accountings() -> None:
     for out in (
         net(images),
         net(images, decisions=every_option(net, COUNT)),
-        net(images, mixing=mixing(noise=2.0)),
-        net(images, mixing=mixing(noise=2.0, dense=True)),
+        net(images, exploration=exploration(noise=2.0)),
+        net(images, exploration=exploration(noise=2.0, dense=True)),
     ):
         report = account(out.decisions.numpy(), net.options, net.profile)
         np.testing.assert_allclose(out.cost.detach().numpy(), report.image_cp, rtol=1e-6)
@@ -162,7 +162,7 @@ def test_channels_last_gives_the_same(scheme: str) -> None:
         )
 
     def gradients(run: DynamicNetwork, x: Tensor) -> dict[str, Tensor]:
-        out = run(x, mixing=mixing(sample_rate=1.0))
+        out = run(x, exploration=exploration(sample_rate=1.0))
         (out.logits.square().mean() + out.cost.mean()).backward()
         return {name: p.grad for name, p in run.named_parameters() if p.grad is not None}
 
@@ -179,7 +179,7 @@ def test_bfloat16_autocast_trains(scheme: str, dense: bool) -> None:
     net = make_network(make_spec(scheme=scheme)).train()
     images = make_images(net.spec, COUNT)
     with torch.autocast("cpu", torch.bfloat16):
-        out = net(images, mixing=mixing(noise=1.0, dense=dense, sample_rate=0.5))
+        out = net(images, exploration=exploration(noise=1.0, dense=dense, sample_rate=0.5))
     assert out.logits.dtype == torch.bfloat16
     # Costs are no activations: they keep float32, to the last decision.
     assert out.cost.dtype == torch.float32

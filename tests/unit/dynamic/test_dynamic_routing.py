@@ -17,8 +17,8 @@ from tiny_networks import (
 )
 from torch import Tensor, nn
 
-from fracskip.dynamic import DynamicNetwork, Mixing
-from fracskip.dynamic.routing import Trial
+from fracskip.dynamic import DynamicNetwork, Exploration
+from fracskip.dynamic.routing import OptionSample
 from fracskip.options import Option
 from fracskip.quant.convolution import FractionalConv2d
 
@@ -197,23 +197,25 @@ def test_in_training_only_trials_are_executed_beside_the_chosen(
     executed: Counter[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = make_network(make_spec()).train()
-    trials: list[Trial] = []
-    draw = Mixing.trial
-    monkeypatch.setattr(Mixing, "trial", lambda *args: trials.append(draw(*args)) or trials[-1])
-    mixing = Mixing(torch.Generator().manual_seed(0), noise=1.0, sample_rate=0.5)
+    samples: list[OptionSample] = []
+    draw = Exploration.sample
+    monkeypatch.setattr(
+        Exploration, "sample", lambda *args: samples.append(draw(*args)) or samples[-1]
+    )
+    exploration = Exploration(torch.Generator().manual_seed(0), noise=1.0, sample_rate=0.5)
     executed.clear()
-    out = net(make_images(net.spec, COUNT), mixing=mixing)
+    out = net(make_images(net.spec, COUNT), exploration=exploration)
     wanted = wanted_rows(net, out.decisions)
     modules = dict(net.backbone.named_modules())
     again = 0
-    for block, trial, column in zip(net.blocks, trials, out.decisions.T, strict=True):
-        assert len(trial.rows) == 3
+    for block, sample, column in zip(net.blocks, samples, out.decisions.T, strict=True):
+        assert len(sample.rows) == 3
         # Who chose the option that is tried has computed it already.
-        new = int((column[trial.rows] != trial.option).sum())
+        new = int((column[sample.rows] != sample.option).sum())
         again += 3 - new
         for name in ("conv1", "conv2"):
             module = modules[f"{block.name}.{name}"]
-            wanted[id(module), net.options.labels[trial.option]] += new
+            wanted[id(module), net.options.labels[sample.option]] += new
     assert again > 0
     assert executed == wanted
 
@@ -223,6 +225,6 @@ def test_dense_mixing_executes_every_option_for_every_image(
 ) -> None:
     net = make_network(make_spec()).train()
     executed.clear()
-    net(make_images(net.spec, COUNT), mixing=Mixing(torch.Generator(), dense=True))
+    net(make_images(net.spec, COUNT), exploration=Exploration(torch.Generator(), dense=True))
     assert set(executed.values()) == {COUNT}
     assert len(executed) == 2 * len(net.blocks) * 3

@@ -12,11 +12,11 @@ from tiny_networks import (
     SCHEMES,
     close,
     every_option,
+    exploration,
     make_backbone,
     make_images,
     make_network,
     make_spec,
-    mixing,
 )
 from torch import nn
 
@@ -33,8 +33,8 @@ def test_a_static_network_has_no_gate(scheme: str) -> None:
     net, plain, images = make_network(spec), make_backbone(spec), make_images(spec, COUNT)
     assert net.gate is None
     assert net.profile.gate_macs == 0
-    for mode in (None, mixing()):
-        out = net(images, mixing=mode)
+    for mode in (None, exploration()):
+        out = net(images, exploration=mode)
         torch.testing.assert_close(out.logits, plain(images), rtol=1e-5, atol=1e-5)
         assert out.decisions.tolist() == [[0] * 5] * COUNT
         assert out.cost.tolist() == [1.0] * COUNT

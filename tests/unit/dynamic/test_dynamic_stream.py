@@ -24,7 +24,7 @@ SPEC = make_spec(stream="int8")
 
 
 def stages(net: DynamicNetwork) -> tuple[int, ...]:
-    return tuple(block.stage for block in net.trunk.every)
+    return tuple(block.stage for block in net.sections.every)
 
 
 def folded(net: DynamicNetwork, block: str, option: str) -> tuple[FoldedLayer, FoldedLayer]:
@@ -98,7 +98,7 @@ def test_grouped_images_compute_what_each_computes_alone() -> None:
 
 
 def test_gradients_reach_the_steps_of_all_stages_and_every_part_at_8_bits() -> None:
-    net = make_network(make_spec("cpu", stream="int8")).train()
+    net = make_network(make_spec("skip8", stream="int8")).train()
     net(make_images(net.spec, 8), decisions=net.forced("8", 8)).logits.square().mean().backward()
     assert net.stream is not None
     assert net.stream.steps.grad is not None
@@ -152,7 +152,7 @@ def test_folded_parts_multiply_out_to_what_is_executed() -> None:
 
 
 def test_the_state_survives_a_file(tmp_path: object) -> None:
-    net = make_network(make_spec("cpu", stream="int8", block_bias=True))
+    net = make_network(make_spec("skip8", stream="int8", block_bias=True))
     path = f"{tmp_path}/net.safetensors"
     checkpoint.save(net, path)
     again = checkpoint.load(path)
@@ -199,7 +199,7 @@ def test_a_walk_and_a_detour_are_forced_decisions(stream: str) -> None:
     net = make_network(make_spec(stream=stream))
     images = make_images(net.spec, COUNT)
     path = [2, 0, 1, 2, 3]
-    inputs, logits = net.walk(images, path)
+    inputs, logits = net.execute_allocation(images, path)
     decisions = torch.tensor(path).repeat(COUNT, 1)
     with torch.inference_mode():
         assert torch.equal(logits, net(images, decisions=decisions).logits)
@@ -207,5 +207,7 @@ def test_a_walk_and_a_detour_are_forced_decisions(stream: str) -> None:
             changed = decisions.clone()
             changed[:, block] = other
             wanted = net(images, decisions=changed).logits
-            assert torch.equal(net.detour(inputs[block], block, other, path), wanted)
-    assert torch.equal(net.gate_scores_on(net.walk(images)[0]), net.gate_scores(images))
+            assert torch.equal(net.execute_from(inputs[block], block, other, path), wanted)
+    assert torch.equal(
+        net.gate_scores_on(net.execute_allocation(images)[0]), net.gate_scores(images)
+    )

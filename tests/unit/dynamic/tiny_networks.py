@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracskip.config import GateConfig, ImageConfig, ModelConfig, ModelSpec, QuantConfig
-from fracskip.dynamic import DynamicNetwork, Mixing
+from fracskip.dynamic import DynamicNetwork, Exploration
 from fracskip.models import create_model
 from fracskip.models.resnet import CifarResNet
 
 DEFAULT_OPTIONS = ("skip", "4", "8", "full")
-SCHEMES = ["modern", "paper"]
+SCHEMES = ["lsq", "paper"]
 GATES = ["recurrent", "feedforward"]
 COUNT = 6
 
@@ -26,15 +26,15 @@ def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
-def mixing(seed: int = 0, **settings: object) -> Mixing:
-    return Mixing(torch.Generator().manual_seed(seed), **settings)
+def exploration(seed: int = 0, **settings: object) -> Exploration:
+    return Exploration(torch.Generator().manual_seed(seed), **settings)
 
 
 def make_spec(
     options: str | Sequence[str | int] = DEFAULT_OPTIONS,
     *,
     model: str = "resnet14",
-    scheme: str = "modern",
+    scheme: str = "lsq",
     gate: str = "recurrent",
     budget_input: bool = False,
     size: tuple[int, int] = (8, 8),

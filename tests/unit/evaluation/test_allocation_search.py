@@ -1,4 +1,4 @@
-"""The search for one allocation that all images take: cheapest harm within a budget."""
+"""The search for one allocation that all images take: least sensitivity within a budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fracskip.options import OptionSet
 ROOT = Path(__file__).parents[3]
 COSTS = np.array([0.0, 0.25, 1.0])
 # Of the three options in each of four blocks: the second block must run, the last may be skipped.
-HARMS = np.array([[0.5, 0.1, 0.0], [9.0, 2.0, 0.0], [0.8, 0.2, 0.0], [0.01, 0.0, 0.0]])
+SENSITIVITIES = np.array([[0.5, 0.1, 0.0], [9.0, 2.0, 0.0], [0.8, 0.2, 0.0], [0.01, 0.0, 0.0]])
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,18 @@ def tool() -> dict[str, Any]:
 def test_an_allocation_meets_its_budget_and_nothing_as_cheap_does_less_harm(
     tool: dict[str, Any], budget: float
 ) -> None:
-    path = tool["allocate"](HARMS, COSTS, budget)
-    cost = COSTS[path].mean()
+    allocation = tool["allocate"](SENSITIVITIES, COSTS, budget)
+    cost = COSTS[allocation].mean()
     assert cost <= budget
-    harm = HARMS[np.arange(4), path].sum()
+    sensitivity = SENSITIVITIES[np.arange(4), allocation].sum()
     for other in itertools.product(range(3), repeat=4):
         if COSTS[list(other)].mean() <= cost:
-            assert HARMS[np.arange(4), other].sum() >= harm - 1e-9
+            assert SENSITIVITIES[np.arange(4), other].sum() >= sensitivity - 1e-9
 
 
 def test_dearer_blocks_go_to_those_that_need_them(tool: dict[str, Any]) -> None:
-    assert tool["allocate"](HARMS, COSTS, 0.4).tolist() == [1, 2, 1, 0]
-    assert tool["allocate"](HARMS, COSTS, 1.0)[:3].tolist() == [2, 2, 2]
+    assert tool["allocate"](SENSITIVITIES, COSTS, 0.4).tolist() == [1, 2, 1, 0]
+    assert tool["allocate"](SENSITIVITIES, COSTS, 1.0)[:3].tolist() == [2, 2, 2]
 
 
 class Additive:
@@ -52,18 +52,18 @@ class Additive:
     plan = SimpleNamespace(gated=(0, 1, 2, 3))
 
     def run(self, images: Any, decisions: Any) -> Any:
-        harm = HARMS[np.arange(4), decisions].sum(1)
-        # Two classes, the first right: log(1 + exp(-logit)) is the harm, and 0.05 more.
-        logit = -np.log(np.expm1(harm + 0.05))
+        sensitivity = SENSITIVITIES[np.arange(4), decisions].sum(1)
+        # Two classes, the first right: log(1 + exp(-logit)) is the sensitivity, and 0.05 more.
+        logit = -np.log(np.expm1(sensitivity + 0.05))
         return SimpleNamespace(logits=np.stack([logit, np.zeros_like(logit)], 1))
 
 
 def test_the_search_measures_what_it_adds_up(tool: dict[str, Any]) -> None:
     session, images = Additive(), np.zeros((5, 8, 8, 3), np.uint8)
     data = ImageSet(images, np.zeros(5, np.int64), ("a", "b"), "none", "train", "numpy")
-    path = np.array([1, 2, 1, 0], np.uint8)
-    wanted = HARMS[np.arange(4), path].sum() + 0.05
-    assert tool["loss"](session, data, path) == pytest.approx(wanted)
+    allocation = np.array([1, 2, 1, 0], np.uint8)
+    wanted = SENSITIVITIES[np.arange(4), allocation].sum() + 0.05
+    assert tool["loss"](session, data, allocation) == pytest.approx(wanted)
     costs = np.array(session.options.costs)
     known: dict[bytes, float] = {}
     for budget in (0.03, 0.1, 0.3):
@@ -71,10 +71,10 @@ def test_the_search_measures_what_it_adds_up(tool: dict[str, Any]) -> None:
         cost = costs[found].mean()
         assert cost <= budget
         least = min(
-            HARMS[np.arange(4), other].sum()
+            SENSITIVITIES[np.arange(4), other].sum()
             for other in itertools.product(range(3), repeat=4)
             if costs[list(other)].mean() <= cost
         )
-        assert HARMS[np.arange(4), found].sum() == pytest.approx(least)
+        assert SENSITIVITIES[np.arange(4), found].sum() == pytest.approx(least)
     with pytest.raises(ValueError, match="no allocation costs"):
         tool["search"](session, data, 0.001, {})

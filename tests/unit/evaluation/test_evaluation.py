@@ -115,7 +115,7 @@ def test_what_was_measured_is_named(
         "digest": weights,
         "model": "resnet8",
         "options": ["skip", "4", "full"],
-        "quant": "modern",
+        "quant": "lsq",
         "gate": "recurrent",
         "target": 0.1,
         "macs": load(checkpoint_file).profile.backbone_macs,
@@ -223,18 +223,20 @@ def test_examples_are_the_cheapest_and_the_dearest_images(
 ) -> None:
     found = predict(net, data.images)
     image_cp = np.array(net.options.costs)[found.decisions].mean(1)
-    easiest, hardest = record["examples"]["easiest"], record["examples"]["hardest"]
-    assert len({item["index"] for item in easiest}) == len(easiest) == 40
-    assert len({item["index"] for item in hardest}) == len(hardest) == 40
-    assert [item["cp"] for item in easiest] == sorted(image_cp)[:40]
-    assert [item["cp"] for item in hardest] == sorted(image_cp, reverse=True)[:40]
-    assert len({item["cp"] for item in easiest}) > 2
-    for item in easiest + hardest:
+    cheapest, dearest = record["examples"]["cheapest"], record["examples"]["dearest"]
+    assert len({item["index"] for item in cheapest}) == len(cheapest) == 40
+    assert len({item["index"] for item in dearest}) == len(dearest) == 40
+    assert [item["cp"] for item in cheapest] == sorted(image_cp)[:40]
+    assert [item["cp"] for item in dearest] == sorted(image_cp, reverse=True)[:40]
+    assert len({item["cp"] for item in cheapest}) > 2
+    for item in cheapest + dearest:
         index = item["index"]
         assert item["label"] == data.class_names[data.labels[index]]
         assert item["predicted"] == data.class_names[found.predicted[index]]
         assert item["cp"] == pytest.approx(image_cp[index])
-        assert item["path"] == [net.options.labels[choice] for choice in found.decisions[index]]
+        assert item["allocation"] == [
+            net.options.labels[choice] for choice in found.decisions[index]
+        ]
 
 
 def test_both_members_of_a_cascade_are_recorded(
@@ -247,7 +249,7 @@ def test_both_members_of_a_cascade_are_recorded(
     net.operating_points = net.operating_points.changed(cascade=points)
     record = evaluate(net, data, static=False, examples=len(data))
     found = predict(net, data.images)
-    assert record["second_looks"] == found.escalated.mean() == (sure < np.float32(least)).mean()
+    assert record["escalation_rate"] == found.escalated.mean() == (sure < np.float32(least)).mean()
     cost = account(found.executions, net.options, net.profile)
     assert (record["cp"], record["bitops_ratio"]) == (cost.cp, cost.bitops_ratio)
     executed = np.concatenate([each.decisions for each in found.executions])
@@ -255,22 +257,22 @@ def test_both_members_of_a_cascade_are_recorded(
     skipped = float((executed == 0).mean())
     assert record["option_share"]["skip"] == pytest.approx(skipped)
     labels = net.options.labels
-    for item in record["examples"]["hardest"]:
+    for item in record["examples"]["dearest"]:
         row = item["index"]
-        assert item["path"] == [labels[choice] for choice in found.decisions[row]]
+        assert item["allocation"] == [labels[choice] for choice in found.decisions[row]]
         first = [labels[choice] for choice in found.executions[0].decisions[row]]
-        assert item["first_path"] == (first if found.escalated[row] else None)
+        assert item["first_allocation"] == (first if found.escalated[row] else None)
         assert item["cp"] == pytest.approx(cost.image_cp[row])
 
 
 def test_more_examples_than_images_and_none(net: DynamicNetwork, data: ImageSet) -> None:
     few = data.subset([4, 2, 9])
     record = evaluate(net, few, static=False, examples=12)
-    assert sorted(item["index"] for item in record["examples"]["easiest"]) == [0, 1, 2]
-    assert record["examples"]["hardest"] == record["examples"]["easiest"][::-1]
+    assert sorted(item["index"] for item in record["examples"]["cheapest"]) == [0, 1, 2]
+    assert record["examples"]["dearest"] == record["examples"]["cheapest"][::-1]
     assert evaluate(net, few, static=False, examples=0)["examples"] == {
-        "easiest": [],
-        "hardest": [],
+        "cheapest": [],
+        "dearest": [],
     }
 
 

@@ -26,7 +26,7 @@ def test_each_point_is_an_evaluation(net: DynamicNetwork, pictures: Path) -> Non
     data = load_split(f"folder:{pictures}", "test", net.spec.image)
     done: list[int] = []
     record = json.loads(json.dumps(sweep(net, data, [0.4, 0.1], name="x", progress=done.append)))
-    assert record["schema"] == "fracskip.sweep/1"
+    assert record["schema"] == "fracskip.sweep/2"
     assert record["checkpoint"]["name"] == "x"
     assert sum(done) == 2 * len(data)
     assert [point["budget"] for point in record["points"]] == [0.1, 0.4]
@@ -37,7 +37,7 @@ def test_each_point_is_an_evaluation(net: DynamicNetwork, pictures: Path) -> Non
             "accuracy",
             "cp",
             "bitops_ratio",
-            "second_looks",
+            "escalation_rate",
             "option_share",
             "decision_entropy_bits",
         ):

@@ -24,7 +24,7 @@ def pooled(count: int) -> list[torch.Tensor]:
     return [torch.rand(count, channels, generator=generator) for channels in CHANNELS]
 
 
-def walk(gate: Gate, inputs: list[torch.Tensor], budget: float | torch.Tensor | None = None):
+def scores_over(gate: Gate, inputs: list[torch.Tensor], budget: float | torch.Tensor | None = None):
     state = gate.start(len(inputs[0]), budget, inputs[0])
     return torch.stack([gate(block, x, state) for block, x in enumerate(inputs)], 1)
 
@@ -38,7 +38,7 @@ def test_a_recipe_names_the_kind() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("options", [2, 7])
 def test_shapes(kind: str, count: int, options: int) -> None:
-    logits = walk(make(kind, options=options), pooled(count))
+    logits = scores_over(make(kind, options=options), pooled(count))
     assert logits.shape == (count, len(CHANNELS), options)
     assert logits.isfinite().all()
 
@@ -47,11 +47,11 @@ def test_shapes(kind: str, count: int, options: int) -> None:
 def test_state_runs_over_the_blocks_of_a_recurrent_gate_alone(kind: str) -> None:
     gate, inputs = make(kind), pooled(2)
     changed = [inputs[0] + 1, *inputs[1:]]
-    before, after = walk(gate, inputs), walk(gate, changed)
+    before, after = scores_over(gate, inputs), scores_over(gate, changed)
     same = [torch.equal(before[:, block], after[:, block]) for block in range(len(CHANNELS))]
     assert same == [False, kind == "feedforward", kind == "feedforward", kind == "feedforward"]
     # A batch begins anew: nothing is left of the last one.
-    assert torch.equal(walk(gate, inputs), before)
+    assert torch.equal(scores_over(gate, inputs), before)
 
 
 def test_a_recurrent_state_starts_at_zero_and_is_kept_in_the_state() -> None:
@@ -75,10 +75,10 @@ def test_a_recurrent_state_starts_at_zero_and_is_kept_in_the_state() -> None:
 def test_an_images_logits_are_its_own(kind: str, budget_input: bool) -> None:
     gate, inputs = make(kind, budget_input), pooled(5)
     budget = torch.tensor([0.01, 0.05, 0.1, 0.5, 1.0]) if budget_input else None
-    together = walk(gate, inputs, budget)
+    together = scores_over(gate, inputs, budget)
     for image in range(5):
         own = None if budget is None else float(budget[image])
-        alone = walk(gate, [x[image : image + 1] for x in inputs], own)
+        alone = scores_over(gate, [x[image : image + 1] for x in inputs], own)
         torch.testing.assert_close(alone[0], together[image], rtol=1e-5, atol=1e-6)
 
 
@@ -112,17 +112,17 @@ def test_budgets_for_another_number_of_images_are_refused(shape: tuple[int, ...]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_budget_changes_the_logits(kind: str) -> None:
     gate, inputs = make(kind, budget_input=True), pooled(3)
-    low, high = walk(gate, inputs, 0.01), walk(gate, inputs, 1.0)
+    low, high = scores_over(gate, inputs, 0.01), scores_over(gate, inputs, 1.0)
     assert (low != high).any(dim=2).all()  # of every image, at every block
     for one_for_all in (0.01, torch.tensor(0.01), torch.tensor([0.01]), torch.full((3,), 0.01)):
-        assert torch.equal(walk(gate, inputs, one_for_all), low)
+        assert torch.equal(scores_over(gate, inputs, one_for_all), low)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_image_may_have_a_budget_of_its_own(kind: str) -> None:
     gate, inputs = make(kind, budget_input=True), pooled(3)
-    low, high = walk(gate, inputs, 0.02), walk(gate, inputs, 0.6)
-    mixed = walk(gate, inputs, torch.tensor([0.02, 0.6, 0.02]))
+    low, high = scores_over(gate, inputs, 0.02), scores_over(gate, inputs, 0.6)
+    mixed = scores_over(gate, inputs, torch.tensor([0.02, 0.6, 0.02]))
     torch.testing.assert_close(mixed, torch.stack([low[0], high[1], low[2]]))
 
 
@@ -157,7 +157,7 @@ def test_macs_are_a_hand_count(kind: str) -> None:
 def test_every_parameter_learns(kind: str, budget_input: bool) -> None:
     gate = make(kind, budget_input)
     budget = torch.tensor([0.1, 0.9]) if budget_input else None
-    walk(gate, pooled(2), budget).square().sum().backward()
+    scores_over(gate, pooled(2), budget).square().sum().backward()
     for name, parameter in gate.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).any(), name
@@ -233,7 +233,7 @@ def test_fixed_decisions_follow_no_image_and_no_multiplier(kind: str) -> None:
     inputs = pooled(50)
     path = [2, 0, 1, 0]
     gate.fix(path)
-    scores = walk(gate, inputs)
+    scores = scores_over(gate, inputs)
     for multiplier in (-64.0, 0.0, 64.0):
         chosen = (scores + multiplier * torch.linspace(0, 1, 3)).argmin(-1)
         assert chosen.tolist() == [path] * 50
@@ -247,11 +247,11 @@ def test_decisions_cannot_be_fixed_where_all_blocks_share_their_bias() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounded_embeddings_are_exact_in_bfloat16_and_say_the_same(kind: str) -> None:
     gate, inputs = make(kind), pooled(8)
-    before = walk(gate, inputs)
+    before = scores_over(gate, inputs)
     assert any(not torch.equal(each.weight, each.weight.bfloat16().float()) for each in gate.embed)
     gate.round_embeddings()
     assert all(torch.equal(each.weight, each.weight.bfloat16().float()) for each in gate.embed)
-    torch.testing.assert_close(walk(gate, inputs), before, rtol=0, atol=5e-3)
+    torch.testing.assert_close(scores_over(gate, inputs), before, rtol=0, atol=5e-3)
 
 
 # -- gates that give sensitivities ----------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_scores_are_sensitivities_in_hundredths_of_a_nat(kind: str) -> None:
 def test_fresh_gates_give_a_little_sensitivity_and_none_to_the_dearest_option(kind: str) -> None:
     gate, inputs = sensitive(kind), pooled(200)
     gate.standardise(inputs)
-    found = walk(gate, inputs).detach()
+    found = scores_over(gate, inputs).detach()
     assert found[..., :-1].log().mean().exp() == pytest.approx(1000 * math.exp(-6), rel=0.01)
     assert found[..., -1].max() < 0.01
     assert found[..., 0].std() > 0.5
@@ -285,7 +285,7 @@ def test_fixed_sensitivities_outweigh_every_multiplier() -> None:
     config = GateConfig(kind="recurrent", output="sensitivity", block_bias=True)
     gate, inputs = create_gate(config, CHANNELS, 3), pooled(5)
     gate.fix([2, 0, 1, 0])
-    scores = walk(gate, inputs)
+    scores = scores_over(gate, inputs)
     costs = torch.tensor([0.0, 0.25, 1.0])
     for multiplier in (-900.0, 0.0, 900.0):
         assert (scores + multiplier * costs).argmin(-1).tolist() == [[2, 0, 1, 0]] * 5

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from fracskip.errors import ConfigError
-from fracskip.operating.calibration import RATES, Answers, choose_points, temperature
+from fracskip.operating.calibration import RATES, MemberOutputs, choose_points, temperature
 from fracskip.operating.cascade import CascadePoint, CascadePoints, Member
 from fracskip.operating.scores import answers_of, score_of
 
@@ -172,7 +172,7 @@ def test_averaged_answers_are_means_over_temperatures() -> None:
     np.testing.assert_allclose(np.concatenate(alone), [[2, 0], [0, 3], [3, 0]], rtol=1e-6)
 
 
-def answers(seed: int = 0) -> tuple[list[Answers], np.ndarray]:
+def answers(seed: int = 0) -> tuple[list[MemberOutputs], np.ndarray]:
     """Three members, each a noisy view of the classes, dearer ones less noisy."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, IMAGES)
@@ -180,7 +180,7 @@ def answers(seed: int = 0) -> tuple[list[Answers], np.ndarray]:
     found = []
     for number, (noise, bitops) in enumerate([(1.8, 1e6), (1.2, 3e6), (0.5, 9e6)]):
         logits = (truth + noise * rng.normal(size=truth.shape)).astype(np.float32)
-        found.append(Answers(number, None, logits, bitops, ()))
+        found.append(MemberOutputs(number, None, logits, bitops, ()))
     return found, labels
 
 

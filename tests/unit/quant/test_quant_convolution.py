@@ -16,7 +16,7 @@ from fracskip.quant.quantisers import SMALLEST_STEP
 
 OPTIONS = OptionSet.of(["skip", 4, 8, "full"])
 FOUR, EIGHT, FULL = Option(4), Option(8), Option(32)
-SCHEMES = ["modern", "paper"]
+SCHEMES = ["lsq", "paper"]
 
 
 def plain(bias: bool = False, stride: int = 1) -> nn.Conv2d:
@@ -33,7 +33,7 @@ def test_parameters_are_taken_over_not_copied(scheme: str, bias: bool) -> None:
     assert new.bias is conv.bias
     assert conv.state_dict().keys() <= new.state_dict().keys()
     own = {
-        "modern": {"quantiser.activation_step", "quantiser.weight_step"},
+        "lsq": {"quantiser.activation_step", "quantiser.weight_step"},
         "paper": {"quantiser.activation_range"},
     }[scheme]
     assert new.state_dict().keys() - conv.state_dict().keys() == own
@@ -43,7 +43,7 @@ def test_parameters_are_taken_over_not_copied(scheme: str, bias: bool) -> None:
 
 def test_geometry_is_taken_over() -> None:
     conv = nn.Conv2d(4, 8, (3, 1), (2, 1), (1, 0), (1, 1), groups=2, bias=True)
-    new = FractionalConv2d.of(conv, OPTIONS, "modern")
+    new = FractionalConv2d.of(conv, OPTIONS, "lsq")
     x = torch.rand(2, 4, 7, 5)
     assert torch.equal(new.execute(x, FULL), conv(x))
 
@@ -58,7 +58,7 @@ def test_full_is_the_plain_convolution_exactly(scheme: str, bias: bool, stride: 
 
 
 def test_each_width_has_steps_of_its_own() -> None:
-    new = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    new = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     x = torch.randn(4, 4, 8, 8).relu()
     for option in (FOUR, EIGHT):
         new.observe(x, option)
@@ -83,7 +83,7 @@ def test_each_width_has_steps_of_its_own() -> None:
 
 def test_a_quantised_option_convolves_the_references_numbers() -> None:
     conv = plain()
-    new = FractionalConv2d.of(conv, OPTIONS, "modern")
+    new = FractionalConv2d.of(conv, OPTIONS, "lsq")
     x = torch.randn(2, 4, 6, 5)
     new.observe(x, FOUR)
     a_step = new.quantiser.activation_step[0].detach().numpy()
@@ -116,14 +116,14 @@ def test_gain_and_offset_are_a_batchnorm_after_the_convolution(
 
 def test_an_offset_alone_is_added() -> None:
     for bias in (False, True):
-        new = FractionalConv2d.of(plain(bias), OPTIONS, "modern")
+        new = FractionalConv2d.of(plain(bias), OPTIONS, "lsq")
         x, offset = torch.randn(1, 4, 5, 5), torch.arange(6.0)
         wanted = new.execute(x, FULL) + offset[:, None, None]
         torch.testing.assert_close(new.execute(x, FULL, bias=offset), wanted)
 
 
 def test_modern_grids_absorb_the_relu_before_them() -> None:
-    new = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    new = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     x = torch.randn(2, 4, 6, 6)
     new.observe(x, FOUR)
     assert new.absorbs_relu(FOUR)
@@ -180,7 +180,7 @@ def test_the_papers_weights_follow_their_tensors_min_and_max() -> None:
 
 @pytest.mark.parametrize("option", [FOUR, EIGHT], ids=lambda option: option.label)
 def test_every_parameter_of_a_modern_option_learns(option: Option) -> None:
-    new = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    new = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     x = torch.randn(2, 4, 6, 6).requires_grad_()
     new.observe(x, option)
     new.execute(x, option).square().sum().backward()
@@ -196,7 +196,7 @@ def test_every_parameter_of_a_modern_option_learns(option: Option) -> None:
 
 
 def test_a_step_can_not_change_its_sign() -> None:
-    new = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    new = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     with torch.no_grad():
         new.quantiser.activation_step.fill_(-1.0)
         new.quantiser.weight_step.fill_(-0.01)
@@ -211,7 +211,7 @@ def test_a_step_can_not_change_its_sign() -> None:
 
 def test_steps_start_from_no_more_than_a_sample_of_the_activations() -> None:
     # Values beyond the sample's limit are strided over, not cut off at the front.
-    new = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    new = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     x = torch.zeros(1, 4, 512, 256)
     x[:, 2:] = 2.0
     new.observe(x, EIGHT)
@@ -229,7 +229,7 @@ def test_a_set_without_widths_has_no_slots() -> None:
 
 def test_gradient_scales_are_those_of_each_tensors_size() -> None:
     # One activation step for 2·4·6·6 values at q_max 15; one weight step for 4·3·3 at q_max 7.
-    new = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    new = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     with torch.no_grad():
         new.quantiser.activation_step.fill_(0.01)
         new.quantiser.weight_step.fill_(1e-5)
@@ -247,7 +247,7 @@ def test_gradient_scales_are_those_of_each_tensors_size() -> None:
 
 
 def test_grids_are_those_of_the_widths() -> None:
-    new = FractionalConv2d.of(plain(), OptionSet.of("low"), "modern")
+    new = FractionalConv2d.of(plain(), OptionSet.of("low"), "lsq")
     x = torch.linspace(0, 1, 4000).reshape(1, 4, 25, 40)
     for slot, bits in enumerate((2, 3, 4, 6, 8)):
         new.observe(x, Option(bits))
@@ -260,14 +260,14 @@ def test_grids_are_those_of_the_widths() -> None:
 
 def test_own_weights_start_as_the_convolution_s_and_go_their_own_way() -> None:
     conv = plain()
-    new = FractionalConv2d.of(conv, OPTIONS, "modern", own_weights=True)
+    new = FractionalConv2d.of(conv, OPTIONS, "lsq", weights_per_option=True)
     assert [tuple(each.shape) for each in new.option_weight] == [tuple(conv.weight.shape)] * 2
     assert new.weight_of(FULL) is conv.weight
     assert torch.equal(new.weight_of(FOUR), conv.weight)
     x = torch.rand(2, 4, 7, 9)
     for option in (FOUR, EIGHT):
         new.observe(x, option)
-    shared = FractionalConv2d.of(plain(), OPTIONS, "modern")
+    shared = FractionalConv2d.of(plain(), OPTIONS, "lsq")
     for option in (FOUR, EIGHT):
         shared.observe(x, option)
         assert torch.equal(new.execute(x, option), shared.execute(x, option))
@@ -284,8 +284,8 @@ def test_own_weights_start_as_the_convolution_s_and_go_their_own_way() -> None:
 
 def test_the_dearest_option_keeps_the_convolution_s_weights() -> None:
     options = OptionSet.of(["skip", 2, 8])
-    new = FractionalConv2d.of(plain(), options, "modern", own_weights=True)
+    new = FractionalConv2d.of(plain(), options, "lsq", weights_per_option=True)
     assert len(new.option_weight) == 1
     assert new.weight_of(EIGHT) is new.weight
-    static = FractionalConv2d.of(plain(), OptionSet.of([8]), "modern", own_weights=True)
+    static = FractionalConv2d.of(plain(), OptionSet.of([8]), "lsq", weights_per_option=True)
     assert len(static.option_weight) == 0

@@ -9,7 +9,7 @@ from fracskip.options import OptionSet
 from fracskip.quant.affine import IntegerGrid
 from fracskip.quant.fake import round_to_grid
 from fracskip.quant.observer import best_grid, best_step, update_range
-from fracskip.quant.quantisers import SAMPLE_VALUES, ModernQuantiser, thinned
+from fracskip.quant.quantisers import SAMPLE_VALUES, LsqQuantiser, thinned
 
 
 def test_the_first_range_is_the_values_own() -> None:
@@ -121,7 +121,7 @@ def test_at_16_bits_no_value_clips(signed: bool) -> None:
     values = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
     values[12_345], values[54_321] = 40.0, -30.0
     values = values if signed else values.relu()
-    quantiser = ModernQuantiser(OptionSet.of([16]), out_channels=1, signed_in=signed)
+    quantiser = LsqQuantiser(OptionSet.of([16]), out_channels=1, signed_in=signed)
     quantiser.observe(values, None, 0)
     found = quantiser.activation(values, 0).detach()
     assert float((found - values).abs().max()) < 70 / 65_535

@@ -58,27 +58,27 @@ def make_evaluation(
     def example(cheap: bool) -> Tree:
         odds = np.array([0.62, 0.36, 0.02, 0] if cheap else [0.05, 0.6, 0.2, 0.15])
         odds = np.resize(odds, len(options))
-        path = [str(x) for x in rng.choice(options, blocks, p=odds / odds.sum())]
+        allocation = [str(x) for x in rng.choice(options, blocks, p=odds / odds.sum())]
         label = str(rng.choice(classes))
         wrong = not cheap and rng.random() < 0.3
         return {
             "index": int(rng.integers(10_000)),
             "label": label,
             "predicted": str(rng.choice(classes)) if wrong else label,
-            "cp": sum(map(cost_of, path)) / blocks,
-            "path": path,
+            "cp": sum(map(cost_of, allocation)) / blocks,
+            "allocation": allocation,
             "png": thumbnail(rng),
         }
 
     widths = [option for option in options if option != "skip"]
     return {
-        "schema": "fracskip.evaluation/1",
+        "schema": "fracskip.evaluation/2",
         "checkpoint": {
             "name": name,
             "digest": f"sha256:{seed:064x}",
             "model": "resnet38",
             "options": list(options),
-            "quant": "modern",
+            "quant": "lsq",
             "gate": "recurrent",
         },
         "data": {"name": "cifar10", "split": "test"},
@@ -121,8 +121,8 @@ def make_evaluation(
             for width in widths
         ],
         "examples": {
-            "easiest": [example(True) for _ in range(examples)],
-            "hardest": [example(False) for _ in range(examples)],
+            "cheapest": [example(True) for _ in range(examples)],
+            "dearest": [example(False) for _ in range(examples)],
         },
     }
 
@@ -148,22 +148,23 @@ def make_events(test: Tree | None = None, *, joint: int = 30, finished: bool = T
             loss = 1.3 * (1 - accuracy) * 4 + 0.05 * float(rng.random())
             validation = {"accuracy": accuracy - 0.02, "cp": cp, "loss": loss + 0.06}
             event = {"event": "epoch", "stage": stage, "epoch": epoch, "step": step, "loss": loss}
-            event |= {"accuracy": accuracy, "cp": cp, "lr": 0.02, "seconds": 86.0}
+            measure = "agreement" if stage == "gates" else "accuracy"
+            event |= {measure: accuracy, "cp": cp, "lr": 0.02, "seconds": 86.0}
             events.append(event | {"validation": validation})
     if finished:
         events.append({"event": "end", "test": test, "seconds": 5000})
     return events
 
 
-def look_twice(evaluation: Tree, share: float = 0.234) -> Tree:
-    """The same evaluation by a network that looked at its hardest examples, and others, twice."""
-    evaluation["second_looks"] = share
-    for kind, again in (("easiest", False), ("hardest", True)):
+def escalated(evaluation: Tree, share: float = 0.234) -> Tree:
+    """The same evaluation by a cascade that escalated its dearest examples, and others."""
+    evaluation["escalation_rate"] = share
+    for kind, again in (("cheapest", False), ("dearest", True)):
         for example in evaluation["examples"][kind]:
-            path = example["path"]
-            first = ["skip" if block % 2 else "8" for block in range(len(path))]
-            example["first_path"] = first if again else None
-            example["cp"] += again * sum(map(cost_of, first)) / len(path)
+            allocation = example["allocation"]
+            first = ["skip" if block % 2 else "8" for block in range(len(allocation))]
+            example["first_allocation"] = first if again else None
+            example["cp"] += again * sum(map(cost_of, first)) / len(allocation)
     return evaluation
 
 
@@ -172,9 +173,9 @@ def make_sweep(
     options: tuple[str, ...] = ("skip", "8", "full"),
     blocks: int = 17,
     name: str = "curve",
-    second_looks: tuple[float, ...] | None = None,
+    escalation_rate: tuple[float, ...] | None = None,
 ) -> Tree:
-    """A sweep record of five budgets as a dictionary; one of older days has no second looks."""
+    """A sweep record of five budgets as a dictionary; one of older days has no escalation rate."""
     points = []
     for step, budget in enumerate((0.01, 0.02, 0.03, 0.04, 0.06)):
         executed = min(budget / 0.0625, 1.0)
@@ -194,10 +195,10 @@ def make_sweep(
                 ],
             }
         )
-    for point, share in zip(points, second_looks or (), strict=second_looks is not None):
-        point["second_looks"] = share
+    for point, share in zip(points, escalation_rate or (), strict=escalation_rate is not None):
+        point["escalation_rate"] = share
     return {
-        "schema": "fracskip.sweep/1",
+        "schema": "fracskip.sweep/2",
         "checkpoint": {"name": name, "model": "resnet38", "options": list(options)},
         "data": {"name": "cifar10", "split": "test"},
         "images": 10_000,

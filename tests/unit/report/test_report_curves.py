@@ -28,14 +28,14 @@ from fracskip.report.svg import standalone
 ROOT = Path(__file__).parents[3]
 
 
-def sweep(**card: Any) -> SweepRecord:
+def sweep(**checkpoint: Any) -> SweepRecord:
     tree = make_sweep()
-    tree["checkpoint"] |= card
+    tree["checkpoint"] |= checkpoint
     return SweepRecord.model_validate(tree)
 
 
 def run(name: str, ended: bool = True) -> RunRecord:
-    tree: dict[str, Any] = {"schema": "fracskip.run/1", "name": name, "epochs": []}
+    tree: dict[str, Any] = {"schema": "fracskip.run/2", "name": name, "epochs": []}
     if ended:
         tree |= {"test": make_evaluation(), "seconds": 1.0}
     return RunRecord.model_validate(tree)

@@ -26,7 +26,7 @@ def record_of(tree: Tree) -> EvaluationRecord:
 
 def run_of(events: list[Tree]) -> RunRecord:
     return RunRecord.model_validate(
-        {"schema": "fracskip.run/1", "name": "r38", "epochs": events[1:-1]}
+        {"schema": "fracskip.run/2", "name": "r38", "epochs": events[1:-1]}
     )
 
 

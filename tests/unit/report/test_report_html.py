@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_records import look_twice, make_evaluation, make_events
+from synthetic_records import escalated, make_evaluation, make_events
 
 from fracskip.errors import DataError, MissingExtraError
 from fracskip.report import write_report
 from fracskip.report.html import _environment
-from fracskip.report.wording import path_words
+from fracskip.report.wording import allocation_words
 
 Tree = dict[str, Any]
 Save = Callable[..., Path]
@@ -139,41 +139,43 @@ def test_is_accessible(full_page: Page) -> None:
     assert all(svg.get("aria-label") for svg in full_page.all("svg"))
     assert len(full_page.all("caption")) == len(full_page.all("table"))
     assert all("scope" in header for header in full_page.all("th"))
-    paths = [e for _, e in full_page.elements if e.get("class") == "path"]
-    assert len(paths) == 4
-    assert all(e["role"] == "img" and "Path: " in e["aria-label"] for e in paths)
+    allocations = [e for _, e in full_page.elements if e.get("class") == "allocation"]
+    assert len(allocations) == 4
+    assert all(e["role"] == "img" and "Allocation: " in e["aria-label"] for e in allocations)
 
 
 def test_two_looks_are_drawn_one_above_the_other(save: Save, tmp_path: Path) -> None:
-    tree = look_twice(small())
+    tree = escalated(small())
     page = page_of([save(tree)], tmp_path / "page.html")
     assert "23.4% of the images were escalated." in page.text
     assert "Where there are two, the image was escalated" in page.text
     assert "Share of executions by option and block" in page.text
-    (easy,), (hard,) = tree["examples"]["easiest"], tree["examples"]["hardest"]
-    paths = [e for _, e in page.elements if e.get("class", "").startswith("path")]
-    assert all(e["role"] == "img" for e in paths)
-    assert [e["aria-label"] for e in paths] == [
-        f"Path: {path_words(easy['path'])}",
-        "First look: 8 bits, skip, 8 bits",
-        f"Path: {path_words(hard['path'])}",
+    (easy,), (hard,) = tree["examples"]["cheapest"], tree["examples"]["dearest"]
+    allocations = [e for _, e in page.elements if e.get("class", "").startswith("allocation")]
+    assert all(e["role"] == "img" for e in allocations)
+    assert [e["aria-label"] for e in allocations] == [
+        f"Allocation: {allocation_words(easy['allocation'])}",
+        "First member: 8 bits, skip, 8 bits",
+        f"Allocation: {allocation_words(hard['allocation'])}",
     ]
-    assert [e["class"] for e in paths] == ["path", "path first", "path"]
+    assert [e["class"] for e in allocations] == ["allocation", "allocation first", "allocation"]
     cells = [e for tag, e in page.elements if tag == "i" and "--h" in e.get("style", "")]
     assert [e["class"] for e in cells] == [
-        f"o-{label}" for path in (easy["path"], hard["first_path"], hard["path"]) for label in path
+        f"o-{label}"
+        for path in (easy["allocation"], hard["first_allocation"], hard["allocation"])
+        for label in path
     ]
 
 
 @pytest.mark.parametrize("older", [True, False])
 def test_one_look_is_not_spoken_of(save: Save, tmp_path: Path, older: bool) -> None:
-    tree = small() if older else small(second_looks=0.0)
+    tree = small() if older else small(escalation_rate=0.0)
     if not older:
-        for example in (*tree["examples"]["easiest"], *tree["examples"]["hardest"]):
-            example["first_path"] = None
+        for example in (*tree["examples"]["cheapest"], *tree["examples"]["dearest"]):
+            example["first_allocation"] = None
     page = page_of([save(tree)], tmp_path / "page.html")
     assert "twice" not in page.text.lower()
-    assert "First look" not in page.html
+    assert "First member" not in page.html
     assert "Share of images by option and block" in page.text
 
 
@@ -287,7 +289,7 @@ def test_run_without_epochs(save: Save, tmp_path: Path) -> None:
 def test_log_and_summary_of_a_run_are_one_run(save: Save, tmp_path: Path) -> None:
     events = make_events(joint=1)[:3]
     summary = {key: events[0][key] for key in ("name", "recipe", "versions", "device")}
-    summary |= {"schema": "fracskip.run/1", "epochs": events[1:], "test": None, "seconds": None}
+    summary |= {"schema": "fracskip.run/2", "epochs": events[1:], "test": None, "seconds": None}
     records = [save(events, "record.jsonl"), save(summary, "run.json")]
     page = page_of(records, tmp_path / "page.html")
     assert len(page.all("svg")) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
-from synthetic_records import look_twice
+from synthetic_records import escalated
 
 from fracskip.report.pictures import cheapest_and_dearest
 from fracskip.report.records import EvaluationRecord
@@ -14,10 +14,10 @@ from fracskip.report.wording import cost
 
 
 def test_every_example_is_shown_with_what_it_cost(evaluation: dict[str, Any]) -> None:
-    record = EvaluationRecord.model_validate(look_twice(evaluation))
+    record = EvaluationRecord.model_validate(escalated(evaluation))
     root = ElementTree.fromstring(standalone(cheapest_and_dearest(record, count=3)))
     images = [e.get("href") for e in root.iter() if e.tag.endswith("}image")]
-    shown = [*record.examples.easiest[:3], *record.examples.hardest[:3]]
+    shown = [*record.examples.cheapest[:3], *record.examples.dearest[:3]]
     assert images == [f"data:image/png;base64,{example.png}" for example in shown]
     texts = [e.text for e in root.iter() if e.tag.endswith("}text")]
     for example in shown:
@@ -25,19 +25,19 @@ def test_every_example_is_shown_with_what_it_cost(evaluation: dict[str, Any]) ->
         assert cost(example.cp) in texts
         assert (f"✗ {example.predicted}" in texts) or example.is_right
     bars = [e for e in root.iter() if e.tag.endswith("}rect")]
-    looks = sum(1 + (example.first_path is not None) for example in shown)
-    assert len(bars) == looks * len(record.blocks)
+    members = sum(1 + (example.first_allocation is not None) for example in shown)
+    assert len(bars) == members * len(record.blocks)
     assert shown[0].label in root.get("aria-label", "")
 
 
 def test_a_name_cannot_be_markup(evaluation: dict[str, Any]) -> None:
-    evaluation["examples"]["easiest"][0]["label"] = "<script>alert(1)</script>"
+    evaluation["examples"]["cheapest"][0]["label"] = "<script>alert(1)</script>"
     svg = cheapest_and_dearest(EvaluationRecord.model_validate(evaluation))
     assert "<script" not in svg
 
 
 def test_no_examples_are_an_empty_figure(evaluation: dict[str, Any]) -> None:
-    evaluation["examples"] = {"easiest": [], "hardest": []}
+    evaluation["examples"] = {"cheapest": [], "dearest": []}
     svg = cheapest_and_dearest(EvaluationRecord.model_validate(evaluation))
     root = ElementTree.fromstring(svg)
     assert "none" in root.get("aria-label", "")

@@ -35,7 +35,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(data: ImageSet, image: ImageConfig) -> dict[str, Any]:
     """A record of these images, the first and the last of which are named."""
     tree = make_evaluation(examples=1)
-    for side, index in (("easiest", 0), ("hardest", len(data) - 1)):
+    for side, index in (("cheapest", 0), ("dearest", len(data) - 1)):
         tree["examples"][side][0]["index"] = index
         del tree["examples"][side][0]["png"]
     held = {"digest": cache.digest(data.images), "image": image.model_dump(mode="json")}
@@ -45,7 +45,7 @@ def measured(data: ImageSet, image: ImageConfig) -> dict[str, Any]:
 def shown(tree: dict[str, Any], data: str = "") -> list[np.ndarray]:
     record, missing = with_pictures(EvaluationRecord.model_validate(tree), data)
     assert missing == ""
-    pictures = [record.examples.easiest[0].png, record.examples.hardest[0].png]
+    pictures = [record.examples.cheapest[0].png, record.examples.dearest[0].png]
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png or "")))) for png in pictures]
 
 
@@ -83,7 +83,7 @@ def test_a_folder_is_shown_where_it_is_named_and_large_images_small(pictures: Pa
     first, last = shown(tree, folder)
     assert first.shape == last.shape == (128, 256)
     record, missing = with_pictures(EvaluationRecord.model_validate(tree))
-    assert record.examples.hardest[0].png is None
+    assert record.examples.dearest[0].png is None
     assert missing == (
         f"The pictures are not shown: these test images of {tree['data']['name']} are not here; "
         "name their data set (`fracskip report --data folder:PATH`)."

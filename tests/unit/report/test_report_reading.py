@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_records import look_twice, make_sweep
+from synthetic_records import escalated, make_sweep
 
 from fracskip.errors import DataError
 from fracskip.report import load_record
-from fracskip.report.reading import read_source
+from fracskip.report.reading import read_record_file
 from fracskip.report.records import EvaluationRecord, RunRecord, SweepRecord
 
 Tree = dict[str, Any]
@@ -35,7 +35,7 @@ def test_evaluation_is_read(evaluation: Tree, save: Save) -> None:
     assert isinstance(record, EvaluationRecord)
     assert (record.images, record.accuracy, record.cp) == (10_000, 0.925, 0.05)
     assert record.digest == evaluation["checkpoint_digest"]
-    assert len(record.blocks) == len(record.examples.easiest[0].path) == 17
+    assert len(record.blocks) == len(record.examples.cheapest[0].allocation) == 17
     assert record.option_labels == ("skip", "8", "16", "full")
 
 
@@ -62,38 +62,38 @@ def test_shares_ascend_whatever_their_order(evaluation: Tree, save: Save) -> Non
     assert list(record.option_share) == ["skip", "8", "full"]
 
 
-def test_second_looks_are_read(evaluation: Tree, save: Save) -> None:
-    tree = look_twice(evaluation, 0.25)
+def test_escalation_is_read(evaluation: Tree, save: Save) -> None:
+    tree = escalated(evaluation, 0.25)
     record = load_record(save(tree))
     assert isinstance(record, EvaluationRecord)
-    assert record.second_looks == 0.25
-    hardest = record.examples.hardest[0]
-    assert hardest.first_path == tuple(tree["examples"]["hardest"][0]["first_path"])
-    assert hardest.first_path != hardest.path
-    assert hardest.paths == (hardest.first_path, hardest.path)
-    easiest = record.examples.easiest[0]
-    assert (easiest.first_path, easiest.paths) == (None, (easiest.path,))
+    assert record.escalation_rate == 0.25
+    dearest = record.examples.dearest[0]
+    assert dearest.first_allocation == tuple(tree["examples"]["dearest"][0]["first_allocation"])
+    assert dearest.first_allocation != dearest.allocation
+    assert dearest.allocations == (dearest.first_allocation, dearest.allocation)
+    cheapest = record.examples.cheapest[0]
+    assert (cheapest.first_allocation, cheapest.allocations) == (None, (cheapest.allocation,))
 
 
 def test_older_records_know_one_look(evaluation: Tree, save: Save) -> None:
-    assert "second_looks" not in evaluation
-    assert "first_path" not in evaluation["examples"]["hardest"][0]
+    assert "escalation_rate" not in evaluation
+    assert "first_allocation" not in evaluation["examples"]["dearest"][0]
     record = load_record(save(evaluation))
     assert isinstance(record, EvaluationRecord)
-    assert record.second_looks == 0.0
-    assert record.examples.hardest[0].first_path is None
+    assert record.escalation_rate == 0.0
+    assert record.examples.dearest[0].first_allocation is None
     sweep = load_record(save(make_sweep(), "sweep.json"))
     assert isinstance(sweep, SweepRecord)
-    assert [point.second_looks for point in sweep.points] == [0.0] * 5
+    assert [point.escalation_rate for point in sweep.points] == [0.0] * 5
 
 
-def test_two_looks_may_cost_more_than_the_whole_network(evaluation: Tree, save: Save) -> None:
-    tree = look_twice(evaluation, 0.25)
-    tree["examples"]["hardest"][0] |= {"cp": 1.5, "first_path": ["full"] * 17}
+def test_two_members_may_cost_more_than_the_whole_network(evaluation: Tree, save: Save) -> None:
+    tree = escalated(evaluation, 0.25)
+    tree["examples"]["dearest"][0] |= {"cp": 1.5, "first_allocation": ["full"] * 17}
     tree["classes"][0]["cp"] = 1.3
     record = load_record(save(change(tree, "cp", 1.2)))
     assert isinstance(record, EvaluationRecord)
-    assert (record.cp, record.classes[0].cp, record.examples.hardest[0].cp) == (1.2, 1.3, 1.5)
+    assert (record.cp, record.classes[0].cp, record.examples.dearest[0].cp) == (1.2, 1.3, 1.5)
 
 
 def test_rounding_above_one_is_one(evaluation: Tree, save: Save) -> None:
@@ -119,11 +119,15 @@ BAD = [
     ("option_share", {"skip": 0.5, "9bit": 0.5}, "option '9bit' is unknown"),
     ("option_share", {"skip": 0.5, "4": 0.5}, "'4' is not among the checkpoint's options"),
     ("checkpoint.options", ["full", "skip"], "must ascend"),
-    ("examples.easiest.0.path", ["8"] * 16, "every path needs one option per gated block, 17"),
-    ("examples.hardest.0.path", [], "examples.hardest.0.path"),
-    ("examples.easiest.0.path", ["4"] * 17, "'4' is not among"),
-    ("examples.easiest.0.png", "no base64!", "base64"),
-    ("examples.easiest.0.png", "aGVsbG8=", "a PNG image"),
+    (
+        "examples.cheapest.0.allocation",
+        ["8"] * 16,
+        "every allocation needs one option per gated block, 17",
+    ),
+    ("examples.dearest.0.allocation", [], "examples.dearest.0.allocation"),
+    ("examples.cheapest.0.allocation", ["4"] * 17, "'4' is not among"),
+    ("examples.cheapest.0.png", "no base64!", "base64"),
+    ("examples.cheapest.0.png", "aGVsbG8=", "a PNG image"),
     ("checkpoint_digest", "sha256:other", "must be the same"),
     ("versions", {"torch": 2}, "versions.torch"),
     ("blocks", 17, "blocks"),
@@ -131,32 +135,40 @@ BAD = [
 
 
 BAD_LOOKS = [
-    ("second_looks", 1.5, "second_looks: a share of at most 1"),
-    ("second_looks", None, "second_looks: Input should be a valid number"),
-    ("examples.hardest.0.first_path", ["8"] * 16, "every path needs one option per gated block"),
-    ("examples.hardest.0.first_path", [], "examples.hardest.0.first_path"),
-    ("examples.hardest.0.first_path", ["4"] * 17, "'4' is not among"),
-    ("examples.hardest.0.first_path", ["9bit"] * 17, "option '9bit' is unknown"),
-    ("examples.hardest.0.cp", 2.5, "examples.hardest.0.cp: a share of at most 2"),
-    ("examples.easiest.0.cp", 1.5, "examples.easiest.0: cp may be at most 1, with 0 second looks"),
-    ("cp", 1.3, "cp may be at most 1.25, with 0.25 second looks an image; it is 1.3"),
+    ("escalation_rate", 1.5, "escalation_rate: a share of at most 1"),
+    ("escalation_rate", None, "escalation_rate: Input should be a valid number"),
+    (
+        "examples.dearest.0.first_allocation",
+        ["8"] * 16,
+        "every allocation needs one option per gated block",
+    ),
+    ("examples.dearest.0.first_allocation", [], "examples.dearest.0.first_allocation"),
+    ("examples.dearest.0.first_allocation", ["4"] * 17, "'4' is not among"),
+    ("examples.dearest.0.first_allocation", ["9bit"] * 17, "option '9bit' is unknown"),
+    ("examples.dearest.0.cp", 2.5, "examples.dearest.0.cp: a share of at most 2"),
+    (
+        "examples.cheapest.0.cp",
+        1.5,
+        "examples.cheapest.0: cp may be at most 1, with an escalation rate of 0",
+    ),
+    ("cp", 1.3, "cp may be at most 1.25, with an escalation rate of 0.25; it is 1.3"),
     ("classes.0.cp", 2.1, "classes.0.cp: a share of at most 2"),
 ]
 
 
 @pytest.mark.parametrize(("where", "value", "message"), BAD_LOOKS)
-def test_malformed_second_looks(
+def test_malformed_escalation(
     evaluation: Tree, save: Save, where: str, value: Any, message: str
 ) -> None:
-    path = save(change(look_twice(evaluation, 0.25), where, value))
+    path = save(change(escalated(evaluation, 0.25), where, value))
     with pytest.raises(DataError) as caught:
         load_record(path)
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["cp", "classes.0.cp", "examples.hardest.0.cp"])
+@pytest.mark.parametrize("where", ["cp", "classes.0.cp", "examples.dearest.0.cp"])
 def test_one_look_costs_the_whole_network_at_most(evaluation: Tree, save: Save, where: str) -> None:
-    with pytest.raises(DataError, match="cp may be at most 1, with 0 second looks"):
+    with pytest.raises(DataError, match="cp may be at most 1, with an escalation rate of 0"):
         load_record(save(change(evaluation, where, 1.01)))
     load_record(save(change(evaluation, where, 1.0000001)))
 
@@ -185,13 +197,13 @@ NOT_RECORDS = [
     (b"", "is empty"),
     (b" \n", "is empty"),
     (b"accuracy: 0.9", "not valid JSON"),
-    (b'{"schema": "fracskip.evaluation/1", "chec', "not valid JSON"),
+    (b'{"schema": "fracskip.evaluation/2", "chec', "not valid JSON"),
     (b"\x89PNG\r\n\x1a\n\x00\xff", "not valid JSON"),
     (b"[" * 100_000, "nested too deeply"),
     (b"[]", "no JSON object"),
     (b"{}", "schema None"),
-    (b'{"schema": "fracskip.evaluation/2"}', "schema 'fracskip.evaluation/2'"),
-    (b'{"schema": ["fracskip.evaluation/1"]}', "schema ["),
+    (b'{"schema": "fracskip.evaluation/3"}', "schema 'fracskip.evaluation/3'"),
+    (b'{"schema": ["fracskip.evaluation/2"]}', "schema ["),
 ]
 
 
@@ -202,8 +214,8 @@ def test_foreign_files(save: Save, content: bytes, message: str) -> None:
     text = str(caught.value)
     assert message in text
     assert "evaluation.json" in text
-    schemas = "'fracskip.evaluation/1', 'fracskip.sweep/1', 'fracskip.cascade/1' or"
-    assert f"{schemas} 'fracskip.run/1'" in text
+    schemas = "'fracskip.evaluation/2', 'fracskip.sweep/2', 'fracskip.cascade/1' or"
+    assert f"{schemas} 'fracskip.run/2'" in text
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -216,7 +228,7 @@ def test_missing_files(tmp_path: Path) -> None:
 def test_run_folder_log_and_summary_agree(run_events: list[Tree], save: Save) -> None:
     log = save(run_events, "r38/record.jsonl")
     summary = {key: run_events[0][key] for key in ("name", "recipe", "versions", "device")}
-    summary |= {"schema": "fracskip.run/1", "epochs": run_events[1:-1]}
+    summary |= {"schema": "fracskip.run/2", "epochs": run_events[1:-1]}
     summary |= {key: run_events[-1][key] for key in ("test", "seconds")}
     record = load_record(log)
     assert isinstance(record, RunRecord)
@@ -225,7 +237,7 @@ def test_run_folder_log_and_summary_agree(run_events: list[Tree], save: Save) ->
     assert [epoch.stage for epoch in record.epochs] == ["backbone"] * 30 + ["gates"] * 2 + [
         "joint"
     ] * 30
-    assert read_source(log.parent).name == "r38/record.jsonl"
+    assert read_record_file(log.parent).name == "r38/record.jsonl"
 
 
 def test_run_that_goes_on(run_events: list[Tree], save: Save) -> None:
@@ -238,7 +250,7 @@ def test_run_that_goes_on(run_events: list[Tree], save: Save) -> None:
 
 
 def test_unfinished_summary(run_events: list[Tree], save: Save) -> None:
-    summary = {"schema": "fracskip.run/1", "name": "r", "epochs": [], "test": None}
+    summary = {"schema": "fracskip.run/2", "name": "r", "epochs": [], "test": None}
     record = load_record(save(summary | {"seconds": None}, "run.json"))
     assert isinstance(record, RunRecord)
     assert not record.is_finished

@@ -68,13 +68,13 @@ def test_a_sweep_without_blocks(tmp_path: Path) -> None:
 
 
 def test_how_many_images_each_budget_looked_at_twice(tmp_path: Path) -> None:
-    page = written(tmp_path, make_sweep(second_looks=(0.0, 0.123, 0.25, 0.31, 0.0)))
+    page = written(tmp_path, make_sweep(escalation_rate=(0.0, 0.123, 0.25, 0.31, 0.0)))
     found = re.findall(r"It escalates (\S+) of the images\.", page)
     assert found == ["0%", "12.3%", "25.0%", "31.0%", "0%"]
-    # A block's shares count both looks where there were any.
+    # A block's shares count both members where images were escalated.
     shares = re.findall(r"Share of (\w+) that take each option", page)
     assert shares == ["images"] * 2 + ["executions"] * 6 + ["images"] * 2
-    for tree in (make_sweep(), make_sweep(second_looks=(0.0,) * 5)):
+    for tree in (make_sweep(), make_sweep(escalation_rate=(0.0,) * 5)):
         assert "twice" not in written(tmp_path, tree)
 
 
@@ -85,9 +85,12 @@ def test_how_many_images_each_budget_looked_at_twice(tmp_path: Path) -> None:
         (lambda t: t["points"].clear(), "points"),
         (lambda t: t["points"][0].update(option_share={"4": 1.0}), "option '4' is not among"),
         (lambda t: t["points"][0].update(accuracy=1.5), "points.0.accuracy"),
-        (lambda t: t["points"][0].update(second_looks=-0.1), "points.0.second_looks"),
-        (lambda t: t["points"][0].update(cp=1.2), "points.0: cp may be at most 1, with 0 second"),
-        (lambda t: t["points"][0].update(cp=1.6, second_looks=0.5), "cp may be at most 1.5"),
+        (lambda t: t["points"][0].update(escalation_rate=-0.1), "points.0.escalation_rate"),
+        (
+            lambda t: t["points"][0].update(cp=1.2),
+            "points.0: cp may be at most 1, with an escalation rate of 0",
+        ),
+        (lambda t: t["points"][0].update(cp=1.6, escalation_rate=0.5), "cp may be at most 1.5"),
         (lambda t: t.pop("device"), "device is missing"),
     ],
 )

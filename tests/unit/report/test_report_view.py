@@ -5,24 +5,24 @@ from typing import Any
 import pytest
 from synthetic_records import Tree, make_evaluation, make_events
 
-from fracskip.report.reading import Source
+from fracskip.report.reading import RecordFile
 from fracskip.report.records import EvaluationRecord, RunRecord
 from fracskip.report.view import Measured, Trained, by_data, measured, trained
 from fracskip.report.wording import percent
 
 
-def evaluation_source(**changes: Any) -> Source:
+def evaluation_source(**changes: Any) -> RecordFile:
     tree = make_evaluation(blocks=2, classes=("cat",), examples=1) | changes
-    return Source("evaluation.json", "0", EvaluationRecord.model_validate(tree))
+    return RecordFile("evaluation.json", "0", EvaluationRecord.model_validate(tree))
 
 
-def run_source(events: list[Tree], **changes: Any) -> Source:
-    tree = {"schema": "fracskip.run/1", "name": "r38", "device": "cpu"} | changes
+def run_source(events: list[Tree], **changes: Any) -> RecordFile:
+    tree = {"schema": "fracskip.run/2", "name": "r38", "device": "cpu"} | changes
     epochs = [event for event in events if event["event"] == "epoch"]
-    return Source("run.json", "1", RunRecord.model_validate(tree | {"epochs": epochs}))
+    return RecordFile("run.json", "1", RunRecord.model_validate(tree | {"epochs": epochs}))
 
 
-def only(source: Source) -> Measured:
+def only(source: RecordFile) -> Measured:
     (item,) = measured([source])
     return item
 
@@ -46,12 +46,12 @@ def test_no_static_network_on_record() -> None:
 
 
 def test_escalated_images_are_told_with_the_cost() -> None:
-    item = only(evaluation_source(second_looks=0.234))
+    item = only(evaluation_source(escalation_rate=0.234))
     assert (
         "of the 32-bit network's BitOps. 23.4% of the images were escalated. The cheapest"
     ) in item.comparison
     assert item.steadiness.endswith("at least 95% of the executions.")
-    for once in (only(evaluation_source()), only(evaluation_source(second_looks=0.0))):
+    for once in (only(evaluation_source()), only(evaluation_source(escalation_rate=0.0))):
         assert "escalated" not in once.comparison
         assert once.steadiness.endswith("at least 95% of the images.")
 
@@ -79,17 +79,17 @@ def test_a_run_and_its_evaluation_hold_one_result() -> None:
     (item,) = measured([run, evaluation_source()])
     assert item.references == (1, 2)
     assert item.references_of("examples") == (2,)
-    assert item.record.examples.easiest
+    assert item.record.examples.cheapest
 
 
 @pytest.mark.parametrize(
-    "change", [{"accuracy": 0.5}, {"second_looks": 0.5}, {"checkpoint_digest": ""}]
+    "change", [{"accuracy": 0.5}, {"escalation_rate": 0.5}, {"checkpoint_digest": ""}]
 )
 def test_results_that_differ_are_two(change: Tree) -> None:
     tree = make_evaluation(blocks=2, classes=("cat",), examples=1)
     tree["checkpoint"]["digest"] = ""
-    one = Source("a.json", "0", EvaluationRecord.model_validate(tree))
-    other = Source("b.json", "1", EvaluationRecord.model_validate(tree | change))
+    one = RecordFile("a.json", "0", EvaluationRecord.model_validate(tree))
+    other = RecordFile("b.json", "1", EvaluationRecord.model_validate(tree | change))
     assert len(measured([one, other])) == 2
 
 

@@ -1,4 +1,4 @@
-"""Runs that several tests look at."""
+"""Runs that several tests read."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -89,5 +89,5 @@ def stopped(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def opened() -> type[Run]:
-    """Looks into a finished run's folder."""
+    """Opens a finished run's folder."""
     return Run

@@ -131,7 +131,7 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
         model={"name": "resnet14"},
         options=["skip", 8, "full"],
         gate={"width": 6, "block_bias": True, "standardise": True},
-        gates={"epochs": 40, "option": "8", "label": "harm", "lr": 0.03},
+        gates={"epochs": 40, "option": "8", "label": "sensitivity", "lr": 0.03},
         joint={"epochs": 0},
         backbone={"epochs": 8},
     )
@@ -144,11 +144,11 @@ def test_gates_learn_what_harms(tiny_recipe: Make, run: Go) -> None:
     )
     with torch.inference_mode():
         path = [1] * len(net.blocks)
-        inputs, predicted = net.walk(images, path)
+        inputs, predicted = net.execute_allocation(images, path)
         logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = [
-            sensitivity(net.detour(x, at, 0, path), predicted).log().mean()
+            sensitivity(net.execute_from(x, at, 0, path), predicted).log().mean()
             for at, x in enumerate(inputs)
         ]
     order = torch.stack(found).argsort()
@@ -165,33 +165,39 @@ def test_an_allocation_meets_its_target() -> None:
     assert allocation_at(-logits, costs, ranks, 0.26) == [0, 0, 2, 0]  # 0.25; with one more 0.3125
 
 
-def test_gates_learn_harm_on_their_own_path(tiny_recipe: Make, run: Go) -> None:
-    """The path approaches the target's cost, and the margins are those along it."""
+def test_gates_learn_sensitivity_in_their_own_allocation(tiny_recipe: Make, run: Go) -> None:
+    """It approaches the target's cost, and the margins are those in it."""
     recipe = tiny_recipe(
         model={"name": "resnet14"},
         options=["skip", 8, "full"],
         gate={"width": 6, "block_bias": True, "standardise": True},
-        gates={"epochs": 40, "option": "8", "label": "harm", "path": "own", "lr": 0.03},
+        gates={
+            "epochs": 40,
+            "option": "8",
+            "label": "sensitivity",
+            "allocation": "chosen",
+            "lr": 0.03,
+        },
         joint={"epochs": 0, "target": 0.04, "norm_images": 0},
         backbone={"epochs": 8},
     )
     done = run(recipe)
     gates = [event for event in done.epochs if event["stage"] == "gates"]
     assert len(gates) == 40
-    path = gates[-1]["path"]
-    assert sorted(path) == [0, 0, 1, 1, 1]  # 0.04 is 3.2 blocks of five at 8 bits
+    allocation = gates[-1]["allocation"]
+    assert sorted(allocation) == [0, 0, 1, 1, 1]  # 0.04 is 3.2 blocks of five at 8 bits
     net = checkpoint.load(done.folder / "model.safetensors")
     images = preprocess(
         load_split(recipe.data.name, "test", recipe.data.image).images, net.spec.image
     )
     with torch.inference_mode():
-        inputs, predicted = net.walk(images, path)
+        inputs, predicted = net.execute_allocation(images, allocation)
         logits = -net.gate_scores_on(inputs)
         margins = (logits[:, :, 1] - logits[:, :, 0]).mean(0)
         found = []
         for at, x in enumerate(inputs):
-            changed = net.detour(x, at, 1 - path[at], path)
-            less, more = (changed, predicted) if path[at] else (predicted, changed)
+            changed = net.execute_from(x, at, 1 - allocation[at], allocation)
+            less, more = (changed, predicted) if allocation[at] else (predicted, changed)
             found.append(sensitivity(less, more).log().mean())
     order = torch.stack(found).argsort()
     assert margins[order[-1]] > margins[order[0]] + 0.5
@@ -228,8 +234,8 @@ def test_a_batch_shares_the_path_of_its_first_image(
     monkeypatch.setattr(DynamicNetwork, "forward", watched)
     tree = {
         **BALANCE,
-        "gates": {"epochs": 2, "option": "8", "label": "harm"},
-        "joint": {"epochs": 2, "target": 0.04, "paths": "shared", "gate_lr": 0},
+        "gates": {"epochs": 2, "option": "8", "label": "sensitivity"},
+        "joint": {"epochs": 2, "target": 0.04, "allocation": "batch", "gate_lr": 0},
     }
     done = run(tiny_recipe(**tree))
     joint = [event for event in done.epochs if event["stage"] == "joint"]
@@ -269,17 +275,17 @@ def test_gates_without_a_learning_rate_stay_while_weights_learn(tiny_recipe: Mak
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        ({"quant": {"stream": "int8", "scheme": "paper"}}, "stream 'int8' needs scheme 'modern'"),
+        ({"quant": {"stream": "int8", "scheme": "paper"}}, "stream 'int8' needs scheme 'lsq'"),
         ({"quant": {"stream": "int4"}}, "quant.stream"),
         ({"gate": {"kind": "feedforward", "block_bias": True}}, "block_bias is for 'recurrent'"),
         ({"gates": {"label": "harmless"}}, "gates.label"),
-        ({"joint": {"paths": "shared"}}, "teach the gates nothing: set gate_lr to 0"),
+        ({"joint": {"allocation": "batch"}}, "teaches the gates nothing: set gate_lr to 0"),
         (
             {"joint": {"aim": "budgets", "budgets": [0.1, 0.2]}},
-            "aim 'budgets' needs paths 'shared'",
+            "aim 'budgets' needs allocation 'batch'",
         ),
         (
-            {"joint": {"paths": "shared", "gate_lr": 0, "aim": "budgets", "budgets": [0.1]}},
+            {"joint": {"allocation": "batch", "gate_lr": 0, "aim": "budgets", "budgets": [0.1]}},
             "two budgets at least",
         ),
         ({"gates": {"option": "5"}}, "option '5' is not in this set"),

@@ -5,7 +5,7 @@ import torch
 from fracskip.config import DataConfig, ImageConfig
 from fracskip.data import ImageSet
 from fracskip.training.balance import balanced_order, class_weights, rare_classes
-from fracskip.training.batches import Batches, _resampling, crop_padded, crop_resized, erase
+from fracskip.training.batches import Batches, _resampling, crop_padded, crop_resized, cutout
 from fracskip.training.randomness import derive_seed, generator_at
 
 CPU = torch.device("cpu")
@@ -339,7 +339,7 @@ def test_a_generator_is_fresh_and_leaves_the_global_one_alone() -> None:
 
 def test_a_square_of_each_image_is_blanked() -> None:
     images = torch.rand(40, 3, 9, 12) + 1
-    erased = erase(images, 4, torch.Generator().manual_seed(0))
+    erased = cutout(images, 4, torch.Generator().manual_seed(0))
     blank = erased == 0
     assert (erased[~blank] == images[~blank]).all()
     assert (blank[:, :1] == blank).all()  # the same square in every channel
@@ -351,9 +351,9 @@ def test_a_square_of_each_image_is_blanked() -> None:
         assert image.sum() == len(rows) * len(columns)
         assert rows[-1] - rows[0] + 1 == len(rows) <= 4
         assert columns[-1] - columns[0] + 1 == len(columns) <= 4
-    assert torch.equal(erase(images, 4, torch.Generator().manual_seed(0)), erased)
+    assert torch.equal(cutout(images, 4, torch.Generator().manual_seed(0)), erased)
 
 
 def test_no_side_erases_nothing() -> None:
     images = torch.rand(2, 3, 4, 4)
-    assert erase(images, 0, torch.Generator()) is images
+    assert cutout(images, 0, torch.Generator()) is images

@@ -164,7 +164,7 @@ def test_a_run_ends_with_what_validation_chose(
         monkeypatch.setattr(
             cascade, "combined", lambda *given: (np.full((len(given[0]), 9), 2.0), found(*given)[1])
         )
-    joint = {"epochs": 1, "target": 0.45, "budgets": [0.05, 0.1, 0.2, 0.4, 0.6], "looks": 2}
+    joint = {"epochs": 1, "target": 0.45, "budgets": [0.05, 0.1, 0.2, 0.4, 0.6], "members": 2}
     train(tiny_recipe(joint=joint, gates={"epochs": 1}, backbone={"epochs": 1}), tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
     points = load(tmp_path / "run" / "model.safetensors").operating_points
@@ -180,9 +180,9 @@ def test_a_run_ends_with_what_validation_chose(
 def test_a_cascade_needs_budgets_around_the_target(
     tiny_recipe: Callable[..., Recipe], budgets: list[float]
 ) -> None:
-    tiny_recipe(joint={"looks": 2, "target": 0.1, "budgets": [0.05, 0.2]})
-    with pytest.raises(ConfigError, match="looks = 2 needs budgets"):
-        tiny_recipe(joint={"looks": 2, "target": 0.1, "budgets": budgets})
+    tiny_recipe(joint={"members": 2, "target": 0.1, "budgets": [0.05, 0.2]})
+    with pytest.raises(ConfigError, match="members = 2 needs budgets"):
+        tiny_recipe(joint={"members": 2, "target": 0.1, "budgets": budgets})
 
 
 def test_a_gain_within_its_error_is_none(

@@ -23,8 +23,8 @@ from fracskip.config import Recipe, recipe_from_dict
 from fracskip.errors import ConfigError
 from fracskip.models import create_model
 from fracskip.models.skippable import SkippableNetwork
-from fracskip.training.depth import draw_by_harm, elimination_order
-from fracskip.training.stages import BackboneTraining, Place
+from fracskip.training.depth import draw_by_sensitivity, elimination_order
+from fracskip.training.stages import BackboneTraining, StepIndex
 
 IMAGE = (3, 8, 8)
 
@@ -49,10 +49,10 @@ def training(
 
 
 def drawn(stage: BackboneTraining, steps: int) -> list[frozenset[int]]:
-    return [skipped(stage, Place(0, step, 0.0)) for step in range(steps)]
+    return [skipped(stage, StepIndex(0, step, 0.0)) for step in range(steps)]
 
 
-def skipped(stage: BackboneTraining, place: Place) -> frozenset[int]:
+def skipped(stage: BackboneTraining, place: StepIndex) -> frozenset[int]:
     assert stage._blocks is not None
     return stage._skipped(stage._blocks, place)
 
@@ -130,7 +130,7 @@ def test_any_network_s_step_trains_what_is_left(name: str) -> None:
     torch.testing.assert_close(stage._blocks(images), wanted)
     for key, value in twin.state_dict().items():
         torch.testing.assert_close(net.state_dict()[key], value)
-    place = next(p for step in range(50) if skipped(stage, p := Place(0, step, 0.0)))
+    place = next(p for step in range(50) if skipped(stage, p := StepIndex(0, step, 0.0)))
     before = {key: value.clone() for key, value in net.named_parameters()}
     assert stage.step(images, torch.tensor([0, 1, 2, 3]), place).images == 4
     left_out = tuple(f"{names[index]}." for index in skipped(stage, place))
@@ -144,13 +144,13 @@ def test_a_network_that_can_do_without_no_block_is_refused() -> None:
         training(0.5, create_model("resnet8"))
 
 
-# -- by harm --------------------------------------------------------------------------------------
+# -- by sensitivity --------------------------------------------------------------------------------
 
 
 def test_blocks_go_in_order_up_to_a_share_that_is_drawn() -> None:
     order, rate, steps = list(range(100, 140)), 0.5, 4000
     draw = torch.Generator().manual_seed(0)
-    draws = [draw_by_harm(order, rate, draw) for _ in range(steps)]
+    draws = [draw_by_sensitivity(order, rate, draw) for _ in range(steps)]
     sizes = torch.tensor([len(out) for out in draws]) / len(order)
     assert float(sizes.mean()) == pytest.approx(rate / 2, abs=0.02)
     assert float(sizes.max()) == pytest.approx(rate, abs=0.15)
@@ -191,14 +191,14 @@ def test_the_order_is_greedy() -> None:
 
 
 def test_an_order_survives_a_resumption() -> None:
-    by_harm = {"load": "x.safetensors", "depth_order": "harm"}
-    first = training(0.6, create_model("resnet20"), [7, 1, 5, 2, 4, 8], **by_harm)
-    again = training(0.6, create_model("resnet20"), **by_harm)
+    elastic = {"load": "x.safetensors", "depth_sampling": "elastic"}
+    first = training(0.6, create_model("resnet20"), [7, 1, 5, 2, 4, 8], **elastic)
+    again = training(0.6, create_model("resnet20"), **elastic)
     again.load_state(first.state())
     assert drawn(first, 50) == drawn(again, 50)
     assert len({len(skipped) for skipped in drawn(first, 50)}) > 2
 
 
 def test_harm_needs_a_trained_backbone() -> None:
-    with pytest.raises(ConfigError, match="depth_order 'harm' needs a trained backbone"):
-        recipe_from_dict({"name": "x", "backbone": {"epochs": 1, "depth_order": "harm"}})
+    with pytest.raises(ConfigError, match="depth_sampling 'elastic' needs a trained backbone"):
+        recipe_from_dict({"name": "x", "backbone": {"epochs": 1, "depth_sampling": "elastic"}})

@@ -19,7 +19,7 @@ from fracskip.evaluation import evaluate, sweep
 from fracskip.training import fit
 from fracskip.training import standard as module
 from fracskip.training.fitting import make_recipe
-from fracskip.training.loaders import hold
+from fracskip.training.loaders import read_validation
 
 CLASSES = 5
 SIZE = (12, 12)
@@ -66,7 +66,7 @@ def fitted(trained: nn.Module) -> tuple[DynamicNetwork, dict[str, Any]]:
             loader(96, 1),
             budget=(0.008, 0.06),
             epochs=(5, 2, 1),
-            looks=1,
+            members=1,
         )
     return net, found
 
@@ -103,7 +103,7 @@ def test_it_learns_what_the_network_knew(
     assert record["accuracy"] > before - 0.25
     at = {point["option"]: point["accuracy"] for point in record["static"]}
     assert at["4"] > before - 0.1
-    assert record["examples"] == {"easiest": [], "hardest": []}
+    assert record["examples"] == {"cheapest": [], "dearest": []}
     assert [row["name"] for row in record["classes"]] == [str(index) for index in range(5)]
 
 
@@ -194,7 +194,7 @@ def test_the_teacher_is_the_network_as_it_was(trained: nn.Module) -> None:
 
 def test_no_more_is_held_than_is_asked_for(trained: nn.Module) -> None:
     net = convert(trained, "low", example_input=torch.zeros(1, 3, *SIZE))
-    held = hold(loader(96, 0), 40, net.spec)
+    held = read_validation(loader(96, 0), 40, net.spec)
     images, labels = draw_images(96, 0)
     assert len(held) == 40
     assert torch.equal(torch.from_numpy(held.images), images[:40])
@@ -207,7 +207,7 @@ def test_budgets_become_a_recipe(trained: nn.Module) -> None:
     assert (recipe.supernet.epochs, recipe.gates.epochs, recipe.joint.epochs) == (2, 3, 4)
     assert recipe.joint.budgets[0] == pytest.approx(0.005)
     assert recipe.joint.budgets[-1] == pytest.approx(0.05)
-    assert (recipe.joint.looks, recipe.seed, recipe.batch_size) == (2, 9, 32)
+    assert (recipe.joint.members, recipe.seed, recipe.batch_size) == (2, 9, 32)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_budgets_become_a_recipe(trained: nn.Module) -> None:
         ({"validation": [(torch.zeros(2, 3, 12, 12), torch.zeros(2))]}, "one class number each"),
         ({"options": [8]}, "a network with one option has no gates"),
         ({"gate": GateConfig()}, "gates whose output is 'sensitivity', this one's is a 'logit'"),
-        ({"quant": QuantConfig(scheme="paper")}, "needs quant.scheme 'modern'"),
+        ({"quant": QuantConfig(scheme="paper")}, "needs quant.scheme 'lsq'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said(change: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from fracskip.config import Recipe, recipe_from_dict
 from fracskip.dynamic import build_network
 from fracskip.training.joint import JointTraining
-from fracskip.training.stages import Place
+from fracskip.training.stages import StepIndex
 
 STEPS = 3
 CASES = {
@@ -21,7 +21,7 @@ CASES = {
         "quant": {"scheme": "paper"},
         "joint": {"objective": "paper", "gate_gradient": "dense", "beta": 1e-4},
     },
-    "feedforward": {"gate": {"kind": "feedforward"}, "joint": {"anchor_rate": 0.25}},
+    "feedforward": {"gate": {"kind": "feedforward"}, "joint": {"uniform_rate": 0.25}},
 }
 # Of each step: mean loss and mean relative cost of the images that the gates routed, and the norm
 # of the gates' gradient.
@@ -50,7 +50,7 @@ def make_recipe(case: str) -> Recipe:
         "exploration_until": 0.6,
         "temperature": 2.0,
         "sample_rate": 0.25,
-        "anchor_rate": 0.125,
+        "uniform_rate": 0.125,
     }
     tree = {
         "name": "golden",
@@ -87,7 +87,7 @@ def trace(case: str) -> list[tuple[float, float, float]]:
     found = []
     for step in range(STEPS):
         labels = torch.from_numpy(draw.randint(0, 3, 16))
-        result = stage.step(normal(16, 3, 8, 8), labels, Place(0, step, step / STEPS))
+        result = stage.step(normal(16, 3, 8, 8), labels, StepIndex(0, step, step / STEPS))
         assert result.cost is not None
         assert net.gate is not None
         gradients = [p.grad.square().sum() for p in net.gate.parameters() if p.grad is not None]

@@ -46,7 +46,7 @@ LN5 = math.log(5)
         # A teacher's divergence counts 16 times at temperature 4.
         ({"supernet": TAUGHT}, "supernet", 1.4 * 13 * LN5, None),
         ({"supernet": TAUGHT}, "supernet", 1.6 * 13 * LN5, 13 * LN5),
-        ({"joint": {"paths": "shared", "gate_lr": 0}}, "joint", 1.6 * LN5, LN5),
+        ({"joint": {"allocation": "batch", "gate_lr": 0}}, "joint", 1.6 * LN5, LN5),
         # A price of computation, and a deviance of sensitivities, have no such bound.
         ({}, "joint", 99.0, None),
         ({}, "gates", 99.0, None),
@@ -105,7 +105,7 @@ CURVE = ((0.01, 1.0), (0.03, -1.0))
         ({"target": 0.02, "budgets": [0.01, 0.03]}, (), 0.5, "the network has one cost, 0.5"),
         ({"target": 0.02}, (), 0.0205, None),
         ({"target": 0.02}, (), 0.03, "the target of 0.02 is not met.*the nearest cost is 0.03"),
-        ({"target": 0.02, "decisions": "alike", "gate_lr": 0}, (), 0.03, None),
+        ({"target": 0.02, "decisions": "static", "gate_lr": 0}, (), 0.03, None),
     ],
 )
 def test_what_is_not_reached_is_said(

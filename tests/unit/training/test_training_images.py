@@ -88,7 +88,7 @@ def test_a_limit_cuts_the_training_images_after_carving(
 def test_other_random_numbers_hold_out_the_same_images(
     tiny_recipe: Make, run: Go, trained_on: list[ImageSet]
 ) -> None:
-    """A second seed of what follows a backbone must not be judged on images that it has seen."""
+    """A second seed of what follows a backbone must not be validated on images that it has seen."""
     first = run(tiny_recipe(**SHORT, seed=0), "a")
     second = run(tiny_recipe(**SHORT, seed=1), "b")
     run(tiny_recipe(**SHORT, seed=0, data={"split_seed": 1}), "c")

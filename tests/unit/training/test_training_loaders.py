@@ -19,7 +19,7 @@ from fracskip.dynamic import DynamicNetwork, convert, preprocess
 from fracskip.errors import ConfigError, DataError
 from fracskip.evaluation import evaluate, sweep
 from fracskip.training import fit
-from fracskip.training.loaders import LoaderBatches, hold, taken
+from fracskip.training.loaders import LoaderBatches, read_validation, taken
 
 CLASSES = 5
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_every_usual_form_is_the_same_batch(net: DynamicNetwork, images: Tensor,
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
     assert torch.equal(x, images)
     assert torch.equal(y, LABELS)
-    held = hold([batch], 8, net.spec)
+    held = read_validation([batch], 8, net.spec)
     assert np.array_equal(held.images, images.numpy())
     assert held.labels.tolist() == LABELS.tolist()
     wanted = evaluate(net, [(images, LABELS)], static=False, budget=0.03)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_named_with_its_batch(
     with pytest.raises(DataError, match=message) as one:
         batches.get("supernet", 0, 1)
     with pytest.raises(DataError, match=message) as two:
-        hold(spoilt, 99, net.spec)
+        read_validation(spoilt, 99, net.spec)
     with pytest.raises(DataError, match=message) as three:
         evaluate(net, spoilt, static=False, budget=0.03)
     for error, origin in ((one, "the training loader's"), (two, "the validation loader's")):
@@ -260,10 +260,12 @@ def test_pixels_as_floats_are_refused(net: DynamicNetwork, factor: float, range_
     floats[0, 0, 0, :2] = torch.tensor([0.0, 255.0])
     given, message = [(floats * factor, LABELS)], f"batch 1: float images with values .* {range_} "
     with pytest.raises(DataError, match=f"validation loader's {message}"):
-        hold(given, 8, net.spec)
+        read_validation(given, 8, net.spec)
     with pytest.raises(DataError, match=f"training loader's {message}"):
         LoaderBatches(given, CPU, net.spec).get("supernet", 0, 0)
-    assert np.array_equal(hold(given, 8, net.spec, normalised=True).images, floats * factor)
+    assert np.array_equal(
+        read_validation(given, 8, net.spec, normalised=True).images, floats * factor
+    )
 
 
 # -- few images ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fracskip.dynamic import DynamicNetwork
 from fracskip.errors import ConfigError
 from fracskip.evaluation import predict
 from fracskip.training import multipliers
-from fracskip.training.finalize import fix_decisions
+from fracskip.training.finalize import fix_allocation
 from fracskip.training.multipliers import multiplier_curve, target_multiplier
 
 
@@ -155,7 +155,7 @@ def test_a_gate_that_takes_a_budget_is_given_the_one_that_is_searched_for(
         assert realised == pytest.approx(budget, rel=0.06)
 
 
-# -- decisions alike ------------------------------------------------------------------------------
+# -- static decisions ------------------------------------------------------------------------------
 
 
 def test_fixed_decisions_are_one_allocation_at_the_target(
@@ -167,37 +167,37 @@ def test_fixed_decisions_are_one_allocation_at_the_target(
     assert len(np.unique(decisions, axis=0)) > 1
     costs = np.array(net.options.costs)
     target = float(costs[1])
-    alike = {"decisions": "alike", "gate_lr": 0}
-    fix_decisions(net, data, JointStage.model_validate({"target": target, **alike}))
+    static = {"decisions": "static", "gate_lr": 0}
+    fix_allocation(net, data, JointStage.model_validate({"target": target, **static}))
     frozen = predict(net, data.images).decisions
     assert (frozen == frozen[0]).all()
     assert net.operating_points.multiplier == 0.0
     # No nearer than one block's step between options allows.
     assert abs(costs[frozen[0]].mean() - target) <= np.diff(costs).max() / len(frozen[0])
     whole = make_net(gate={"block_bias": True})
-    dearest = {"target": float(costs[-1]), **alike}
-    fix_decisions(whole, data, JointStage.model_validate(dearest))
+    dearest = {"target": float(costs[-1]), **static}
+    fix_allocation(whole, data, JointStage.model_validate(dearest))
     assert (costs[predict(whole, data.images).decisions] == costs[-1]).all()
 
 
-def test_a_run_whose_decisions_are_alike(tiny_recipe: Callable[..., Recipe], run: Any) -> None:
+def test_a_run_whose_decisions_are_static(tiny_recipe: Callable[..., Recipe], run: Any) -> None:
     tree = {
         "options": ["skip", 8, "full"],
         "quant": {"stream": "int8"},
         "gate": {"width": 6, "block_bias": True, "standardise": True},
-        "gates": {"epochs": 2, "option": "8", "label": "harm", "path": "own"},
+        "gates": {"epochs": 2, "option": "8", "label": "sensitivity", "allocation": "chosen"},
     }
-    joint = {"epochs": 1, "target": 0.04, "paths": "shared", "gate_lr": 0}
-    alike = run(tiny_recipe(**tree, joint={**joint, "decisions": "alike"}), "alike")
+    joint = {"epochs": 1, "target": 0.04, "allocation": "batch", "gate_lr": 0}
+    static = run(tiny_recipe(**tree, joint={**joint, "decisions": "static"}), "static")
     each = run(tiny_recipe(**tree, joint=joint), "each")
-    assert alike.summary["test"]["decision_entropy_bits"] == 0
-    assert all(max(b["option_share"].values()) == 1 for b in alike.summary["test"]["blocks"])
+    assert static.summary["test"]["decision_entropy_bits"] == 0
+    assert all(max(b["option_share"].values()) == 1 for b in static.summary["test"]["blocks"])
     # Two blocks: the nearest cost to 4% is one at 8 bits.
-    assert alike.summary["test"]["cp"] == pytest.approx(0.0625 / 2)
-    assert alike.digest != each.digest
+    assert static.summary["test"]["cp"] == pytest.approx(0.0625 / 2)
+    assert static.digest != each.digest
 
 
 @pytest.mark.parametrize("joint", [{}, {"gate_lr": 0, "budgets": [0.02, 0.04]}])
-def test_decisions_alike_leave_nothing_to_learn(joint: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"'alike' leave the gates nothing to learn"):
-        recipe_from_dict({"name": "x", "joint": {"decisions": "alike", **joint}})
+def test_static_decisions_leave_nothing_to_learn(joint: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"'static' leave the gates nothing to learn"):
+        recipe_from_dict({"name": "x", "joint": {"decisions": "static", **joint}})

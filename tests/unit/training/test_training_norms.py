@@ -39,7 +39,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("better", ["options", "paths"])
+@pytest.mark.parametrize("better", ["options", "decisions"])
 def test_those_with_less_loss_stay(
     better: str, make_net: Net, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +50,7 @@ def test_those_with_less_loss_stay(
 
     def loss(*_: object) -> float:
         seen.append(statistics(net))
-        return float(better == ("options", "paths")[len(seen) - 1]) * -1.0
+        return float(better == ("options", "decisions")[len(seen) - 1]) * -1.0
 
     monkeypatch.setattr(norms, "_mean", loss)
     before = statistics(net)

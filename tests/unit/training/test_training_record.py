@@ -102,7 +102,7 @@ def test_the_summary_is_the_whole_run(record: Record, tmp_path: Path) -> None:
     record.append({"event": "end", "notes": ["a loss"], **end})
     record.write_summary(tmp_path / "run.json")
     assert read_summary(tmp_path / "run.json") == {
-        "schema": "fracskip.run/1",
+        "schema": "fracskip.run/2",
         "name": "x",
         "recipe": {},
         "versions": {},

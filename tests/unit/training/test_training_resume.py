@@ -83,15 +83,15 @@ def same(one: Any, other: Any) -> None:
         {
             "options": ["skip", 8, "full"],
             "quant": {"stream": "int8"},
-            "gates": {"option": "8", "label": "harm", "path": "own"},
-            "joint": {"paths": "shared", "gate_lr": 0, "target": 0.04, "budgets": [0.02, 0.05]},
+            "gates": {"option": "8", "label": "sensitivity", "allocation": "chosen"},
+            "joint": {"allocation": "batch", "gate_lr": 0, "target": 0.04, "budgets": [0.02, 0.05]},
         },
         {
             "options": ["skip", 4, 8],
             "gate": {"standardise": True, "width": 6, "block_bias": True},
-            "gates": {"option": "8", "label": "harm", "path": "own"},
+            "gates": {"option": "8", "label": "sensitivity", "allocation": "chosen"},
             "joint": {
-                "paths": "shared",
+                "allocation": "batch",
                 "gate_lr": 0,
                 "target": 0.03,
                 "aim": "budgets",
@@ -102,11 +102,11 @@ def same(one: Any, other: Any) -> None:
             "options": ["skip", 2, 4, 8],
             "gate": {"width": 6, "block_bias": True},
             "supernet": {"epochs": 2, "distillation": 0.5},
-            "gates": {"option": "8", "label": "harm"},
-            "joint": {"paths": "shared", "gate_lr": 0, "target": 0.02, "decisions": "alike"},
+            "gates": {"option": "8", "label": "sensitivity"},
+            "joint": {"allocation": "batch", "gate_lr": 0, "target": 0.02, "decisions": "static"},
         },
     ],
-    ids=["modern", "paper", "int8", "shared", "budgets", "supernet"],
+    ids=["lsq", "paper", "int8", "shared", "budgets", "supernet"],
 )
 def test_killed_in_every_stage_and_resumed(
     tiny_recipe: Make,

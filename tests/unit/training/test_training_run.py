@@ -50,7 +50,7 @@ def test_the_three_stages(tiny_recipe: Make, run: Go) -> None:
 
     # The gates' stage ends with the top option everywhere, and leaves the backbone alone.
     gates = [event for event in done.epochs if event["stage"] == "gates"]
-    assert gates[-1]["accuracy"] == gates[-1]["cp"] == 1.0
+    assert gates[-1]["agreement"] == gates[-1]["cp"] == 1.0
     assert gates[-1]["validation"]["option_share"] == {"skip": 0, "4": 0, "full": 1}
     assert gates[-1]["validation"]["accuracy"] == done.epochs[1]["validation"]["accuracy"]
     assert gates[-1]["loss"] < gates[0]["loss"]
@@ -154,7 +154,7 @@ def test_the_watcher_sees_every_step(tiny_recipe: Make, run: Go) -> None:
     assert watcher.loads == [(32, 48), (48, 48), (12, 12)]
     assert watcher.notes == done.summary["notes"]
     assert [note.split(",")[0] for note in watcher.notes] == ["the target of 0.1 is not met"]
-    # Totals begin anew each epoch; of 12 images one is an anchor and does not count.
+    # Totals begin anew each epoch; of 12 images one executes one option everywhere: left out.
     assert watcher.images == [12, 24, 36] * 3 + [11, 22, 33]
 
 
@@ -290,7 +290,7 @@ def test_a_gate_that_takes_no_budget_refuses_one(tiny_recipe: Make, run: Go) -> 
         {"options": [2, 8]},
         {"options": "low"},
         {"gates": {"epochs": 0}},
-        {"joint": {"epochs": 1, "anchor_rate": 0, "exploration": 0, "descent": 0}},
+        {"joint": {"epochs": 1, "uniform_rate": 0, "exploration": 0, "descent": 0}},
         {"joint": {"epochs": 1, "optim": {"schedule": "step", "clip_norm": 0, "momentum": 0}}},
         {"runtime": {"amp": "bf16", "threads": 1}},
         {"runtime": {"amp": "off", "threads": 1, "channels_last": False}},

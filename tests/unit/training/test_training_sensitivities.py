@@ -19,7 +19,7 @@ Make = Callable[..., Recipe]
 TREE: dict[str, Any] = {
     "options": ["skip", 2, 4, 8],
     "gate": {"width": 6, "output": "sensitivity", "budget_input": True, "standardise": True},
-    "gates": {"epochs": 12, "label": "harm", "lr": 0.02},
+    "gates": {"epochs": 12, "label": "sensitivity", "lr": 0.02},
     "joint": {
         "epochs": 0,
         "target": 0.02,
@@ -64,7 +64,7 @@ def test_a_multiplier_takes_what_saves_most_for_its_cost(target: float) -> None:
 
 
 def test_gates_learn_what_options_do(tiny_recipe: Make, run: Any) -> None:
-    done = run(tiny_recipe(**TREE), "harm")
+    done = run(tiny_recipe(**TREE), "sensitivity")
     gates = [event for event in done.epochs if event["stage"] == "gates"]
     assert gates[-1]["loss"] < gates[0]["loss"]
     net = checkpoint.load(done.folder / "model.safetensors")

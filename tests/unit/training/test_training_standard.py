@@ -12,7 +12,7 @@ from fracskip.dynamic import convert
 from fracskip.errors import ConfigError, DataError
 from fracskip.models import create_model
 from fracskip.training import fitting
-from fracskip.training.standard import BUDGET, EPOCHS, LOOKS, LR, standard_recipe
+from fracskip.training.standard import BUDGET, EPOCHS, LR, MEMBERS, standard_recipe
 
 SAME = ("options", "quant", "gate", "supernet", "gates", "joint", "runtime", "batch_size", "seed")
 
@@ -24,7 +24,7 @@ def data(pictures: Path) -> str:
 
 def of_fit(**changes: Any) -> Recipe:
     net = convert(create_model("resnet14").eval(), example_input=torch.zeros(1, 3, 32, 32))
-    given = {"budget": BUDGET, "epochs": EPOCHS, "looks": LOOKS, "lr": LR, **changes}
+    given = {"budget": BUDGET, "epochs": EPOCHS, "members": MEMBERS, "lr": LR, **changes}
     return fitting.make_recipe(net, seed=0, batch_size=128, **given)
 
 
@@ -41,7 +41,7 @@ def test_the_same_as_fits(data: str, changes: dict[str, Any]) -> None:
 
 def test_defaults_are_those_of_fit() -> None:
     defaults = fitting.fit.__kwdefaults__
-    assert (defaults["epochs"], defaults["looks"], defaults["lr"]) == (EPOCHS, LOOKS, LR)
+    assert (defaults["epochs"], defaults["members"], defaults["lr"]) == (EPOCHS, MEMBERS, LR)
     assert fitting.fit.__defaults__ == (BUDGET,)
 
 

@@ -65,7 +65,7 @@ def test_weights_go_on_from_where_they_were(tiny_recipe: Make, run: Go, trained:
 def test_every_image_alike_from_a_network_whose_images_differ(tiny_recipe: Make, run: Go) -> None:
     gate = {"block_bias": True}  # only so can a recurrent gate be told a path
     trained = run(tiny_recipe(gate=gate), "first").folder / "model.safetensors"
-    joint = {"epochs": 1, "decisions": "alike", "gate_lr": 0}
+    joint = {"epochs": 1, "decisions": "static", "gate_lr": 0}
     done = run(tiny_recipe(**IDLE, start=str(trained), gate=gate, joint=joint), "frozen")
     net = load(done.folder / "model.safetensors")
     decisions = net(torch.randn(32, 3, *net.spec.image.size)).decisions

@@ -1,4 +1,4 @@
-"""Weights of every option learn on drawn paths before gates judge the options."""
+"""Weights of every option learn in drawn allocations before gates are trained."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fracskip.config import Recipe, SupernetStage
 from fracskip.dynamic import DynamicNetwork
 from fracskip.report.reading import load_record
-from fracskip.training.supernet import draw_path
+from fracskip.training.supernet import draw_allocation
 
 Make = Callable[..., Recipe]
 Net = Callable[..., DynamicNetwork]
@@ -22,7 +22,7 @@ def paths(
 ) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
     stage = SupernetStage(skip_rate=skip_rate, **config)
-    return torch.tensor([draw_path(net, share, stage, draw) for _ in range(count)])
+    return torch.tensor([draw_allocation(net, share, stage, draw) for _ in range(count)])
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_weights_learn_and_gates_wait(tiny_recipe: Make, run: Go) -> None:
     tree = {
         "options": ["skip", 2, 4, 8],
         "gate": {"width": 6, "block_bias": True},
-        "gates": {"epochs": 1, "option": "8", "label": "harm"},
+        "gates": {"epochs": 1, "option": "8", "label": "sensitivity"},
         "joint": {"epochs": 0, "target": 0.03, "norm_images": 24},
     }
     done = run(tiny_recipe(**tree, supernet={"epochs": 3, "distillation": 0.5}), "with")

@@ -14,7 +14,7 @@ from fracskip.config import Recipe, load_recipe, recipe_from_dict
 from fracskip.errors import CheckpointError, ConfigError
 from fracskip.models import create_model
 from fracskip.training import train
-from fracskip.training.stages import BackboneTraining, Place
+from fracskip.training.stages import BackboneTraining, StepIndex
 
 Make = Callable[..., Recipe]
 Go = Callable[..., Any]  # conftest.Run
@@ -48,7 +48,7 @@ def test_the_loss_mixes_labels_and_teacher(weight: float) -> None:
     shares = (theirs / 3).softmax(1)
     soft = (shares * (shares.log() - (ours / 3).log_softmax(1))).sum(1).mean() * 9
     stage = BackboneTraining(net, recipe, torch.device("cpu"), False, teacher=taught)
-    found = stage.step(images, labels, Place(0, 0, 0.0)).loss / 6
+    found = stage.step(images, labels, StepIndex(0, 0, 0.0)).loss / 6
     assert found == pytest.approx(float((1 - weight) * hard + weight * soft), rel=1e-4)
     assert float(soft) != pytest.approx(float(hard), rel=0.05)
 

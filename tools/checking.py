@@ -23,14 +23,14 @@ from fracskip.runtime import InferenceSession
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What one executor says of a set of images."""
 
     logits: NDArray[np.float32]
     decisions: NDArray[np.int64]
     times_us: NDArray[np.float64] | None = None  # (images, 2): wall, processor
 
-    def against(self, other: Answers, labels: NDArray[np.int64]) -> dict[str, Any]:
+    def against(self, other: Predictions, labels: NDArray[np.int64]) -> dict[str, Any]:
         """How these answers differ from another executor's."""
         same = self.decisions == other.decisions
         off = np.abs(self.logits - other.logits).max(1)
@@ -59,14 +59,14 @@ def in_torch(
     pixels: NDArray[np.uint8],
     layout: Callable[[torch.Tensor], torch.Tensor],
     budget: float | None = None,
-) -> Answers:
+) -> Predictions:
     """The network itself, with images in the given memory layout."""
     logits, decisions = [], []
     for start in range(0, len(pixels), 250):
         out = net(layout(preprocess(pixels[start : start + 250], net.spec.image)), budget=budget)
         logits.append(out.logits.numpy())
         decisions.append(out.decisions.numpy())
-    return Answers(np.concatenate(logits), np.concatenate(decisions))
+    return Predictions(np.concatenate(logits), np.concatenate(decisions))
 
 
 def session_of(net: DynamicNetwork, threads: int, isa: str = "auto") -> InferenceSession:

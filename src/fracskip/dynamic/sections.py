@@ -36,7 +36,7 @@ from fracskip.quant.quantisers import thinned
 from fracskip.quant.stream import StreamQuantiser
 
 
-class Trunk:
+class Sections:
     """A backbone as a chain of parts between which one value flows.
 
     What lies before the first block is the stem, what lies behind the last one is the head. Both,

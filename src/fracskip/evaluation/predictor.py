@@ -22,8 +22,8 @@ Network: TypeAlias = Union["DynamicNetwork", InferenceSession, Cascade]
 
 
 @dataclass(frozen=True)
-class Card:
-    """Who is evaluated.
+class ModelInfo:
+    """What network is evaluated.
 
     Attributes:
         model: The backbone.
@@ -57,12 +57,12 @@ class Card:
         return self.gate == "none"
 
 
-class Subject(Protocol):
+class Predictor(Protocol):
     """What an evaluation asks of a network."""
 
     @property
-    def card(self) -> Card:
-        """Who it is."""
+    def info(self) -> ModelInfo:
+        """What network it is."""
         ...
 
     def classify(
@@ -72,7 +72,7 @@ class Subject(Protocol):
         budget: float | None = None,
         normalised: bool = False,
     ) -> Prediction[NDArray[Any]]:
-        """What it says of a batch.
+        """Classifies a batch.
 
         Args:
             images: uint8 (B, H, W, C); a network in torch also takes normalised floats
@@ -92,7 +92,7 @@ def cascade_session(net: Network) -> InferenceSession | None:
     return net if is_cascade else None  # type: ignore[return-value]
 
 
-def subject_of(net: Network) -> Subject:
+def predictor_of(net: Network) -> Predictor:
     """Makes a network of either kind ready for evaluation.
 
     Raises:
@@ -101,31 +101,31 @@ def subject_of(net: Network) -> Subject:
     if isinstance(net, Cascade):
         net = net.session()
     if isinstance(net, InferenceSession):
-        return SessionSubject(net)
-    from fracskip.evaluation.network import NetworkSubject
+        return SessionPredictor(net)
+    from fracskip.evaluation.network import NetworkPredictor
 
-    return NetworkSubject(net)
+    return NetworkPredictor(net)
 
 
-class SessionSubject:
+class SessionPredictor:
     """An exported network on an engine. In records it goes by its checkpoint's digest."""
 
     def __init__(self, session: InferenceSession) -> None:
         self._session = session
 
     @property
-    def card(self) -> Card:
-        """See `Subject`."""
+    def info(self) -> ModelInfo:
+        """See `Predictor`."""
         session, plan = self._session, self._session.plan
         engine = f"{session.engine} engine ({session.isa})"
-        return Card(
+        return ModelInfo(
             model=plan.name,
             digest=plan.source or session.digest,
             options=session.options,
             profile=session.profile,
             image=session.image,
             class_names=session.class_names,
-            quant="modern",
+            quant="lsq",
             gate="none" if plan.gate is None else plan.gate.kind,
             target=plan.operating_points.target,
             budgets=plan.budgets,
@@ -139,7 +139,7 @@ class SessionSubject:
         budget: float | None = None,
         normalised: bool = False,
     ) -> Prediction[NDArray[Any]]:
-        """See `Subject`."""
+        """See `Predictor`."""
         session = self._session
         forced = None if force is None else session.forced(force, len(images))
         return session.run(images, budget=budget, decisions=forced, normalised=normalised)
