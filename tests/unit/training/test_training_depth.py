@@ -144,7 +144,7 @@ def test_a_network_that_can_do_without_no_block_is_refused() -> None:
         training(0.5, create_model("resnet8"))
 
 
-# -- by sensitivity ---------------------------------------------------------------------------------
+# -- by sensitivity ------------------------------------------------------------------------------
 
 
 def test_blocks_go_in_order_up_to_a_share_that_is_drawn() -> None:
