@@ -1,4 +1,4 @@
-// Makes damaged bundles of good ones, knowing what a bundle looks like.
+// Makes damaged bundles of good ones, knowing a bundle's format.
 #pragma once
 
 #include <cstdint>

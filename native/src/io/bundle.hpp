@@ -1,4 +1,4 @@
-// Reads a bundle (docs/bundle.md). Trusts nothing: every size, offset, type and value is checked
+// Reads a bundle (docs/bundle.md). Assumes nothing: every size, offset, type and value is checked
 // before it is used.
 #pragma once
 

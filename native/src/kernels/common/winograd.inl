@@ -6,7 +6,7 @@
 // levels reach 68 * 255 and transformed weights 49 * 127, so both fit 16 bits. What was
 // left out returns in the output's transform, where each output comes out multiplied by
 // f_i f_j = 9 * 2^k, f = (24, 12, 6, 6). All sums are taken modulo 2^32, a ring, so overflow on the
-// way does no harm: times the inverse of 9 the value is 2^k * acc modulo 2^32, and an arithmetic
+// way changes nothing: times the inverse of 9 the value is 2^k * acc modulo 2^32, and an arithmetic
 // shift by k gives acc whenever |acc| < 2^25, which whoever chooses this kernel has proved.
 //
 // Included after kernels.hpp, where FRACSKIP_WINOGRAD names the set and holds what its lanes are: ShortLanes, IntLanes,
