@@ -88,7 +88,11 @@ SURFACE = {
         "--json": ("FILE", False, 1),
         "--figure": ("FILE", False, 1),
     },
-    "report": {"records": ("RUN_OR_RECORD", True, "+"), "--out": ("FILE", False, 1)},
+    "report": {
+        "records": ("RUN_OR_RECORD", True, "+"),
+        "--data": ("NAME", False, 1),
+        "--out": ("FILE", False, 1),
+    },
     "data": {"name": ("NAME", True, 1), "--from": ("DIR", False, 1)},
     "doctor": {"bundle": ("FILE", False, "?")},
 }
