@@ -1,4 +1,4 @@
-"""What tests of several rooms share: tiny images in folders, tiny recipes, a tiny network.
+"""What tests of several packages share: tiny images in folders, tiny recipes, a tiny network.
 
 torch is imported inside the fixtures: tests that need none do not wait for it.
 """

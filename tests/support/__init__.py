@@ -1,1 +1,1 @@
-"""What tests of several rooms build their cases from."""
+"""What tests of several packages build their cases from."""

@@ -186,7 +186,7 @@ def run_train(options: argparse.Namespace) -> int:
         print(visible(words), file=sys.stderr)
         return 130
     summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if summary["test"] is not None:  # a note has said why there is none
+    if summary["test"] is not None:  # a note says why there is none
         console.show_evaluation(summary["test"])
     console.say(f"network: {path}")
     console.say(f"record: {folder / 'run.json'}")

@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line; tests pin it."""
     parser = _Parser(
         prog="fracskip",
-        description="Dynamic fractional skipping: every image takes its own path of skipped, "
+        description="Dynamic fractional skipping: every image has its own allocation of skipped, "
         "quantised and full blocks.",
         epilog="example: fracskip demo",
     )
@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = command(
         "train",
         "Run a recipe, or make a network by name dynamic on your images: backbone, options, gates, "
-        "paths. The run's folder is runs/NAME.",
+        "allocations. The run's folder is runs/NAME.",
         "train --model torchvision/resnet18 --weights r18.safetensors --data folder:photos",
     )
     train.add_argument(

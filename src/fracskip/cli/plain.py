@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def refuse_alone(options: argparse.Namespace) -> None:
-    """Refuses what is said of a plain network where none is named."""
+    """Refuses options of a plain network where none is named."""
     for name in ("weights", "size"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} is of a plain network: say which with --model NAME")

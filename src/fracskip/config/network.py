@@ -32,7 +32,7 @@ Mean = Annotated[float, Field(ge=-1e38, le=1e38)]
 Deviation = Annotated[float, Field(ge=1e-38, le=1e38)]
 # Of photographs in colour, as torchvision's and timm's networks expect them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Of a list in a file its first fault is said, and no more of it is read.
+# Of a list in a file its first fault is reported, and no more of it is read.
 FIRST_FAULT = FailFast()
 Texts = Annotated[tuple[str, ...], FIRST_FAULT]
 # A preset's name or a list of options, kept as labels.

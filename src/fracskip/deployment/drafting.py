@@ -63,7 +63,7 @@ class ProgramDraft:
         value = self._taken(node)
         self._values[node.index] = Value(value.index, layout or value.layout, shape or node.shape)
 
-    def _hand_on(self, node: Node) -> None:
+    def _pass_through(self, node: Node) -> None:
         """The node gives what it takes, zeros that are still to be added included."""
         self._values[node.index] = self._unpadded(node)
 

@@ -19,7 +19,7 @@ from fracskip.deployment.drafting import ProgramDraft
 from fracskip.deployment.lowered import Layout, Lowered, Scaled, Value, Weighted
 from fracskip.models.graph import Graph, Node
 from fracskip.models.padding import NO_PADDING, Padding, added, padding_of, zeros_around
-from fracskip.models.structure import bounds, hands_on, never_negative
+from fracskip.models.structure import bounds, is_identity, never_negative
 from fracskip.runtime.operations import (
     Act,
     ActOp,
@@ -88,8 +88,8 @@ class _Lowering(ProgramDraft):
         act = ACTS.get(node.op) or CLAMPS.get(
             bounds(node) if node.op in ("clamp", "clamp_min", "hardtanh") else (None, None)
         )
-        if hands_on(node):
-            self._hand_on(node)
+        if is_identity(node):
+            self._pass_through(node)
         elif self._is_own_gate(node):
             self._same(node)
         elif act is not None:
@@ -292,7 +292,7 @@ class _Lowering(ProgramDraft):
     def _beyond_dropout(self, node: Node) -> Iterator[Node]:
         """The nodes that take a node's value, whatever hands it on."""
         for user in self._graph.users(node):
-            if hands_on(user):
+            if is_identity(user):
                 yield from self._beyond_dropout(user)
             else:
                 yield user
@@ -327,7 +327,7 @@ class _Lowering(ProgramDraft):
 
     def _adaptive(self, node: Node) -> None:
         if self._unpadded(node).shape == node.shape:
-            self._hand_on(node)
+            self._pass_through(node)
             return
         value = self._taken(node)
         if value.layout != "first" or node.shape[-2:] != (1, 1):

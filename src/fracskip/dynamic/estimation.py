@@ -243,7 +243,7 @@ def reestimate(
     fewest: int = 64,
     decisions: Sequence[Tensor] | None = None,
 ) -> None:
-    """Estimates BatchNorm statistics anew along the paths that the gates choose.
+    """Estimates BatchNorm statistics anew in the allocations that the gates choose.
 
     `calibrate` runs each option alone through the whole network. Where the gates then skip
     blocks or mix options, or weights have learned since, what a block sees is distributed

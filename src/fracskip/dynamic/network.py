@@ -142,12 +142,12 @@ class DynamicNetwork(nn.Module):
         rows = [("block", "kind", "MACs", "options")]
         for row in self.sections.described():
             able = self.options.labels[0 if row["skippable"] else int(self.options.can_skip) :]
-            said = f"not gated: {row['reason']}" if row["reason"] else " ".join(able)
-            rows.append((row["name"], row["kind"], f"{row['macs']:,}", said))
+            options = f"not gated: {row['reason']}" if row["reason"] else " ".join(able)
+            rows.append((row["name"], row["kind"], f"{row['macs']:,}", options))
         wide = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join(
-            f"{name:{wide[0]}}  {kind:{wide[1]}}  {macs:>{wide[2]}}  {said}"
-            for name, kind, macs, said in rows
+            f"{name:{wide[0]}}  {kind:{wide[1]}}  {macs:>{wide[2]}}  {options}"
+            for name, kind, macs, options in rows
         )
 
     def train(self, mode: bool = True) -> DynamicNetwork:
@@ -358,7 +358,7 @@ class DynamicNetwork(nn.Module):
         fewest: int = 64,
         decisions: Sequence[Tensor] | None = None,
     ) -> None:
-        """Estimates BatchNorm statistics along the paths taken; see `estimation.reestimate`."""
+        """Estimates BatchNorm statistics by what is decided; see `estimation.reestimate`."""
         estimation.reestimate(self, batches, fewest, decisions)
 
 

@@ -46,7 +46,7 @@ class OptionSample:
 
 
 class RoutedBlock:
-    """Executes one block at any option of a set; how is said by what is made of it.
+    """Executes one block at any option of a set; subclasses say how.
 
     Attributes:
         name: The block's module path.

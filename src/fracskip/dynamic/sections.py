@@ -25,7 +25,7 @@ from fracskip.models.structure import (
     Block,
     Structure,
     find_blocks,
-    hands_on,
+    is_identity,
     is_relu,
     never_negative,
     quantisable,
@@ -233,7 +233,7 @@ def _stages(
     stages = []
     for block, section in zip(blocks, between, strict=True):
         identity = block.can_be_skipped and block.shortcut is None
-        computes = not all(hands_on(node) for node in section.nodes)
+        computes = not all(is_identity(node) for node in section.nodes)
         own = stage_of(block.output, not identity)
         stages.append((own, stage_of(section.output, computes)))
     return stages, signed

@@ -65,7 +65,7 @@ def exported(net: nn.Module, image: tuple[int, int, int]) -> Any:
         if type(module) in _ADAPTERS:
             module.forward = functools.partial(_ADAPTERS[type(module)], module)
         elif type(module).__name__ in RANDOM_NAMES:
-            module.forward = _hand_on
+            module.forward = _mark_identity
     count = torch.export.Dim("images", min=1, max=_LARGEST_BATCH)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -88,7 +88,7 @@ def exported(net: nn.Module, image: tuple[int, int, int]) -> Any:
         ) from error
 
 
-def _hand_on(x: Tensor, *_: Any, **__: Any) -> Tensor:
+def _mark_identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
     found: Tensor = torch.ops.fracskip.only_in_training(x, "module", 0.0)
     return found
 

@@ -115,8 +115,10 @@ def normalisation_of(
     Returns:
         One of each a channel, in units of pixel / 255; None if it does not say, or not for so many.
     """
-    told = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
-    mean, std = ((told or {}).get(key) if isinstance(told, dict) else None for key in _NORMALISES)
+    config = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
+    mean, std = (
+        (config or {}).get(key) if isinstance(config, dict) else None for key in _NORMALISES
+    )
     if not (isinstance(mean, Sequence) and isinstance(std, Sequence)):
         return None
     if not len(mean) == len(std) == channels:

@@ -264,7 +264,7 @@ def never_negative(graph: Graph, node: Node) -> bool:
     return node.op in ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "abs", "exp")
 
 
-def hands_on(node: Node) -> bool:
+def is_identity(node: Node) -> bool:
     """Whether a node gives what it takes, in evaluation mode."""
     return node.op == "dropout"
 

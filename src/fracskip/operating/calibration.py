@@ -111,9 +111,11 @@ def choose_points(answers: Sequence[MemberOutputs], labels: NDArray[np.int64]) -
         found = []
         for members in names:
             logits = [answers[member].logits for member in members]
-            said = answers_of(logits, [temperatures[member] for member in members], averaged)
-            right = np.stack([each.argmax(1) == labels for each in said])
-            found.append(_Chain(members, right, np.stack([score_of(each, score) for each in said])))
+            outputs = answers_of(logits, [temperatures[member] for member in members], averaged)
+            right = np.stack([each.argmax(1) == labels for each in outputs])
+            found.append(
+                _Chain(members, right, np.stack([score_of(each, score) for each in outputs]))
+            )
         return found
 
     # What answers most of the images chosen by right, over all chains and rates.

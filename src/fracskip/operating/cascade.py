@@ -247,7 +247,7 @@ class CascadePoints(_Strict):
             longest: What an image may take of a member, (M,).
 
         Raises:
-            ConfigError: if no point is so cheap; the range is said.
+            ConfigError: if no point is so cheap; the message has the range.
         """
         costs, frontier = self.costs(each), self.frontier(each)
         if bound is not None:
@@ -261,9 +261,9 @@ class CascadePoints(_Strict):
             frontier = within
         low, high = costs[frontier[0]], costs[frontier[-1]]
         if not limit >= low * (1 - COST_TOLERANCE):
-            said = what.format(f"{limit:.4g}")
+            asked = what.format(f"{limit:.4g}")
             raise ConfigError(
-                f"{said} is out of this cascade's reach: give {low:.4g} at least; from "
+                f"{asked} is out of this cascade's reach: give {low:.4g} at least; from "
                 f"{high:.4g} on accuracy does not rise"
             )
         place = max(k for k, i in enumerate(frontier) if costs[i] <= limit or k == 0)
@@ -301,8 +301,8 @@ class CascadePoints(_Strict):
             each: What a member costs, (M,).
 
         Raises:
-            ConfigError: if no point but the last member itself keeps the promise: how many
-                validation images would do is said.
+            ConfigError: if no point but the last member itself keeps the promise: the
+                message has how many validation images would do.
         """
         for value, name in ((max_drop, "max_drop"), (confidence, "confidence")):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:

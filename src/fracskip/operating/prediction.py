@@ -31,7 +31,7 @@ class Execution(NamedTuple, Generic[Array]):
 
 
 class Prediction(NamedTuple, Generic[Array]):
-    """What is said of a batch; a tuple, as what wraps modules expects.
+    """The answers for a batch; a tuple, as what wraps modules expects.
 
     Attributes:
         logits: Of the member that answered, (B, N).

@@ -80,7 +80,7 @@ class _Run:
         self.device = pick_device(recipe.runtime.device)
         self.bf16 = use_bf16(recipe.runtime.amp, self.device)
         if recipe.data.name.startswith(FOLDER_PREFIX):
-            # The test set is read when all is trained; that it is missing is said now.
+            # The test set is read when all is trained; that it is missing is an error now.
             class_counts(Path(recipe.data.name.removeprefix(FOLDER_PREFIX)), "test")
         everything = self._load("train", recipe.data.image.view)
         train, held = split_validation(everything, recipe.data.validation, recipe.data.split_seed)
@@ -216,7 +216,7 @@ class _Run:
             self.save(position, stage)
 
     def _doubts(self, stage: Stage) -> str | None:
-        """What is said of a backbone that is no better than chance."""
+        """A warning of a backbone that is no better than chance."""
         accuracy = plain_accuracy(stage.net, self.validation, self.spec.image)
         causes = CAUSES if self.recipe.backbone.epochs else CAUSES_UNTRAINED
         return accuracy_warning("the backbone", accuracy, self.validation.labels, causes)
