@@ -82,25 +82,27 @@ void check_outputs(Problem& problem, const Convolution& kernel, const std::strin
 void check_limit(const Limit& limit, int more) {
   const std::string what = std::string(limit.what) + (more ? ", and more" : "");
   Problem problem = problem_of(of_bits(limit.bits, limit.channels + more), limit.weights);
-  expect(ByteWeights(problem.conv, limit.rows).short_sums() == !more, what);
-  for (const Isa isa : {Isa::avx2, Isa::avx512_vnni}) {
+  for (const bool pairs : {false, true}) expect(ByteWeights(problem.conv, limit.rows, pairs).short_sums() == !more, what);
+  for (const Isa isa : {Isa::avx2, Isa::avx512_vnni, Isa::neon}) {
     if (!isa_supported(isa)) continue;
     const Convolution kernel(problem.conv, kernel_set(isa), Forms{});
-    const std::string name = "avx2_int8_winograd_" + std::to_string(limit.rows) + "x2" + (more ? "_wide" : "");
-    if (isa == Isa::avx2) expect(kernel.kernel_name() == name, what + ": " + kernel.kernel_name());
+    const std::string name = std::string(isa_name(isa)) + "_int8_winograd_" + std::to_string(limit.rows) + "x2" + (more ? "_wide" : "");
+    if (isa == Isa::avx2 || (isa == Isa::neon && limit.rows == 4)) expect(kernel.kernel_name() == name, what + ": " + kernel.kernel_name());
     check_outputs(problem, kernel, what);
   }
 }
 
 void check_operands() {
-  const auto weights = [](int bits, int rows, const int (&each)[9]) {
-    return ByteWeights(problem_of(of_bits(bits, 16), each).conv, rows);
+  const auto weights = [](int bits, int rows, const int (&each)[9], bool pairs = false) {
+    return ByteWeights(problem_of(of_bits(bits, 16), each).conv, rows, pairs);
   };
   for (int bits = 2; bits <= 8; ++bits) {
     const int most = (1 << (bits - 1)) - 1, small[9] = {0, 0, 0, 0, 1}, large[9] = {most, most, most, most, most, most, most, most, most};
     const std::string what = " at " + std::to_string(bits) + " bits";
     expect(weights(bits, 2, small).operands() == (bits <= 6), "levels in tiles of 2x2" + what);
     expect(weights(bits, 4, small).operands() == (bits <= 3), "levels in tiles of 4x2" + what);
+    expect(weights(bits, 2, small, true).operands() == (bits <= 5), "signed levels in tiles of 2x2" + what);
+    expect(weights(bits, 4, small, true).operands() == (bits <= 3), "signed levels in tiles of 4x2" + what);
     expect(weights(bits, 2, large).operands() == (bits <= 4), "weights in tiles of 2x2" + what);
     expect(weights(bits, 4, large).operands() == (bits <= 3), "weights in tiles of 4x2" + what);
   }
@@ -113,6 +115,13 @@ void check_operands() {
   Problem problem = problem_of(of_bits(4, 160), {0, 0, 0, 0, 7, 0, 0, 0, 0});
   expect(ByteWeights(problem.conv, 2).run() == 39, "a run of 39 groups");
   check_outputs(problem, Convolution(problem.conv, kernel_set(isa_supported(Isa::avx2) ? Isa::avx2 : Isa::scalar), Forms{}), "runs");
+  // 48 groups of signed levels, in whole blocks of channels: (112 + 112) * 3 * 48 = 32256.
+  Problem pairs = problem_of(of_bits(3, 208), {0, 0, 0, 0, 3, 0, 0, 0, 0});
+  expect(ByteWeights(pairs.conv, 4, true).run() == 48, "a run of 48 groups");
+  if (!isa_supported(Isa::neon)) return;
+  const Convolution kernel(pairs.conv, kernel_set(Isa::neon), Forms{});
+  expect(kernel.kernel_name() == "neon_int8_winograd_4x2_wide", "runs: " + kernel.kernel_name());
+  check_outputs(pairs, kernel, "runs of signed levels");
 }
 
 // Every level through the 16-bit product, pixels side by side and apart, whole vectors and not.

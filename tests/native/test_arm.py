@@ -29,7 +29,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "uneven": {"uneven": True, "stem7": True, "image": (30, 27), "widths": (16, 24)},
 }
 KERNELS = {
-    "neon": {"fp32_direct", "fp32_winograd", "int8_direct", "int8_narrow", "int8_winograd"},
+    "neon": {
+        *("fp32_direct", "fp32_winograd", "int8_direct", "int8_narrow", "int8_winograd"),
+        *("int8_winograd_4x2", "int8_winograd_4x2_wide"),
+    },
     "neon_dotprod": {"fp32_direct", "fp32_winograd", "int8_direct"},
     "neon_i8mm": {"fp32_direct", "fp32_winograd", "int8_direct"},
 }
@@ -90,6 +93,7 @@ LOOPS = [
     ("direct_neon", "fmla", 4, "fmla", "smlal", 0.43),
     ("winograd_neon", "smlal2?", 4, "smlal", "sadalp", 0.37),
     ("winograd_neon", "fmla", 4, "fmla", "smlal", 0.43),
+    ("winograd_bytes_neon", "smlal2?", 8, "dup", "fmla", 0.22),
     ("direct_dotprod", "sdot", 16, "sdot", "smlal", 0.112),
     ("direct_i8mm", "usmmla", 32, "usmmla", "sdot", 0.07),
 ]

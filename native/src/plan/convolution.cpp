@@ -186,7 +186,7 @@ struct Wanted {
     return forms.winograd && conv.in > 4 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.pad_top + w.pad_bottom == 2 && w.pad_left + w.pad_right == 2;
   }
   // Transformed weights are made to be proved.
-  ByteWeights& bytes(int rows) const { return in_bytes.try_emplace(rows, conv, rows).first->second; }
+  ByteWeights& bytes(int rows) const { return in_bytes.try_emplace(rows, conv, rows, set.byte_pairs).first->second; }
   // Sums of 32 bits cost in the outputs: with one block of channels more than fewer products save, and in any that must be widened often.
   // Rows of a tile that are not there may be anything to two others alone: four come from six that cancel out as levels do.
   bool fits_bytes(int rows, bool wide) const {

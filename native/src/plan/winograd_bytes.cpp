@@ -8,7 +8,8 @@
 //
 // Levels are 0 to M. A row of Bᵀ takes them to [-low M, high M]; what the columns then add up to [-(low + high) M, (low + high) M],
 // or [-2 low M, 2 high M] in the second column. An offset of as much as is below 0 makes bytes of them, at most 4 M for F(2x2) and 20 M
-// for F(4x2): up to 6 bits and 3. Its product with the sum of a position's weights is what sums begin below.
+// for F(4x2): up to 6 bits and 3. Its product with the sum of a position's weights is what sums begin below. Where bytes are signed,
+// as NEON multiplies them, there is no offset: 4 M and 16 M are the most, up to 5 bits and 3.
 //
 // Sums in 16 bits need not stay within them: they are right modulo 2^16. Where outputs are halved, numbers must be what they are:
 // m1 + m2 is even, so with both above 0, by what the sums begin with, `vpavgw` gives the exact half. That takes no more than
@@ -39,6 +40,8 @@ constexpr const Row* rows_of(int rows) { return rows == 2 ? kTwo : kFour; }
 // Below 0, and from there to the largest, in the second column and in others.
 constexpr int offset_of(const Row& row, bool second = false) { return second ? 2 * row.low : row.low + row.high; }
 constexpr int span_of(const Row& row) { return 2 * (row.low + row.high); }
+// The largest as they are, without an offset.
+constexpr int reach_of(const Row& row) { return 2 * std::max(row.low, row.high); }
 
 }  // namespace
 
@@ -96,19 +99,20 @@ struct ByteWeights::Filter {
     return true;
   }
 
-  // How many groups, at most so many, wherever they begin, a lane of 16 bits may add up: it takes two of a group's channels.
-  // Transformed levels reach `most`.
-  int exact_run(int position, int run, int most) const {
-    for (int half = 0; half < kByteChannels; half += 2) {
+  // How many groups, at most so many, wherever they begin, a lane of 16 bits may add up: it takes two of a group's channels, so
+  // far apart. Transformed levels are -low to high.
+  int exact_run(int position, int run, int apart, int low, int high) const {
+    for (int lane = 0; lane < 2; ++lane) {
       Range sum;
-      const auto add = [&](int group, int levels) {
-        for (int c = group * kByteChannels + half, end = c + 2; c < end; ++c) sum.add(at(c, position), 0, levels);
+      const auto add = [&](int group, int sign) {
+        const int first = group * kByteChannels + (apart == 1 ? 2 * lane : lane);
+        for (int c : {first, first + apart}) sum.add(at(c, position), sign * low, sign * high);
       };
       for (int begin = 0, end = 0; end < round_up(channels, kByteChannels) / kByteChannels; ++end) {
-        add(end, most);
+        add(end, 1);
         for (; sum.most > std::numeric_limits<std::int16_t>::max() || sum.least < std::numeric_limits<std::int16_t>::min(); ++begin) {
           run = std::min(run, end - begin);
-          add(begin, -most);
+          add(begin, -1);
         }
       }
     }
@@ -116,17 +120,17 @@ struct ByteWeights::Filter {
   }
 };
 
-ByteWeights::ByteWeights(const Conv& conv, int rows) : rows_(rows), groups_(round_up(conv.in, kBlock) / kByteChannels) {
+ByteWeights::ByteWeights(const Conv& conv, int rows, bool pairs) : rows_(rows), groups_(round_up(conv.in, kBlock) / kByteChannels), pairs_(pairs) {
   const Row* const row = rows_of(rows);
   const int tall = rows + kTaps - 1, blocks = round_up(conv.out, kBlock) / kBlock;
   for (int i = 0; i < tall; ++i) {
-    if (span_of(row[i]) * conv.most_level > std::numeric_limits<std::uint8_t>::max()) return;
+    if (pairs ? reach_of(row[i]) * conv.most_level > std::numeric_limits<std::int8_t>::max() : span_of(row[i]) * conv.most_level > std::numeric_limits<std::uint8_t>::max()) return;
   }
   packed_ = Buffer(kByteHeader + static_cast<std::size_t>(blocks) * byte_block(rows, groups_ * kByteChannels));
   for (std::vector<std::int32_t>& begin : begin_) begin.resize(static_cast<std::size_t>(blocks) * byte_positions(rows) * kBlock);
   ByteHeader& header = *packed_.as<ByteHeader>();
-  for (int i = 0; i < tall; ++i) header.offset[i] = static_cast<std::uint8_t>(offset_of(row[i]) * conv.most_level);
-  header.second_offset = static_cast<std::uint8_t>(offset_of(row[1], true) * conv.most_level);
+  for (int i = 0; i < tall && !pairs; ++i) header.offset[i] = static_cast<std::uint8_t>(offset_of(row[i]) * conv.most_level);
+  if (!pairs) header.second_offset = static_cast<std::uint8_t>(offset_of(row[1], true) * conv.most_level);
   Filter filter(conv.in, tall);
   int run = groups_;
   for (int out = 0; out < conv.out && run > 0; ++out) {
@@ -163,7 +167,7 @@ void ByteWeights::add_row(const Filter& filter, int out, int i, int top, std::in
       range.add(weight, below, span - below);
       sums[j] += weight;
     }
-    run = filter.exact_run(position, run, span);
+    run = pairs_ ? filter.exact_run(position, run, 2, below, span - below) : filter.exact_run(position, run, 1, 0, span);
     if (j == 1 || j == 2) from[j] = halved(range);
   }
   // Outputs are (m0 + half, m1 - half - m3).
@@ -171,7 +175,7 @@ void ByteWeights::add_row(const Filter& filter, int out, int i, int top, std::in
   from[3] = (from[1] - from[2]) / 2 - begin;
   for (int j = 0; j < kByteColumns; ++j) {
     const std::size_t at = (static_cast<std::size_t>(block) * positions + i * kByteColumns + j) * kBlock + place;
-    const std::int64_t below = offset_of(row, j == 1) * top * sums[j];
+    const std::int64_t below = pairs_ ? 0 : offset_of(row, j == 1) * top * sums[j];
     begin_[0][at] = static_cast<std::uint16_t>(from[j] - below);
     begin_[1][at] = static_cast<std::int32_t>(-below);
   }
@@ -189,9 +193,17 @@ Buffer ByteWeights::take(bool wide) {
   for (std::size_t block = 0; block * size < begin.size(); ++block) {
     char* const to = packed_.as<char>() + kByteHeader + block * byte_block(rows_, groups_ * kByteChannels);
     std::copy_n(&begin[block * size], size, reinterpret_cast<std::int32_t*>(to));
-    if (wide) continue;
+    if (wide && !pairs_) continue;
     char* group = to + size * sizeof(std::int32_t);
     for (std::size_t g = 0; g < static_cast<std::size_t>(byte_positions(rows_)) * groups_; ++g) {
+      if (pairs_) {
+        char apart[kBlock * kByteChannels];
+        for (int o = 0; o < kBlock; ++o) {
+          for (int c = 0; c < kByteChannels; ++c) apart[(c / 2 * kBlock + o) * 2 + c % 2] = group[o * kByteChannels + c];
+        }
+        group = std::copy_n(apart, sizeof apart, group);
+        continue;
+      }
       for (int o = 0; o < kBlock / 2; ++o, group += kByteChannels) std::swap_ranges(group + 2, group + 4, group + kBlock / 2 * kByteChannels + 2);
       group += kBlock / 2 * kByteChannels;
     }

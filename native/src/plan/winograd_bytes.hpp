@@ -14,7 +14,8 @@ struct Conv;
 // Of a 3x3 convolution of integers, for tiles of `rows` (2 or 4) by 2 outputs.
 class ByteWeights {
  public:
-  ByteWeights(const Conv& conv, int rows);
+  // `pairs`: for kernels of signed levels (byte_pairs of a set).
+  ByteWeights(const Conv& conv, int rows, bool pairs = false);
 
   // Whether levels and weights fit 8 bits once they are transformed, and sums of two products 16.
   bool operands() const { return run_ > 0; }
@@ -33,6 +34,7 @@ class ByteWeights {
   std::int64_t halved(const Range& sum);
 
   int rows_, groups_;
+  bool pairs_;
   int run_ = 0;
   bool short_sums_ = true;
   Buffer packed_;

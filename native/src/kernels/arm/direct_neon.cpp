@@ -133,6 +133,9 @@ constexpr KernelSet kNeonKernels = [] {
   set.conv_float = neon::dispatch<neon::DirectFloat>;
   set.winograd_int = neon::winograd_int;
   set.winograd_float = neon::winograd_float;
+  set.winograd_4x2_short = neon::winograd_4x2_short;
+  set.winograd_4x2_wide = neon::winograd_4x2_wide;
+  set.byte_pairs = true;
   set.winograd_group = 1;
   set.int_group = set.narrow_group = 2;
   set.int_multiple = 4;

@@ -11,6 +11,8 @@ namespace neon {
 
 void winograd_int(const ConvArgs& a);
 void winograd_float(const ConvArgs& a);
+void winograd_4x2_short(const ConvArgs& a);
+void winograd_4x2_wide(const ConvArgs& a);
 
 namespace {
 

@@ -253,6 +253,7 @@ struct KernelSet {
   // Those of few bits by Winograd's algorithm in bytes (winograd_bytes.hpp): its tiles' outputs, and whether sums take 16 bits or 32.
   ConvFunction winograd_4x2_short = nullptr, winograd_4x2_wide = nullptr;
   ConvFunction winograd_2x2_short = nullptr, winograd_2x2_wide = nullptr;
+  bool byte_pairs = false;  // whether their transformed levels are signed, and weights lie in pairs of channels
   ConvFunction tiles_int = nullptr;
   ConvFunction tiles_bf16 = nullptr;
   int int_group = 1;        // input channels whose weights conv_int wants side by side

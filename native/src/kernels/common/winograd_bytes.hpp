@@ -21,6 +21,7 @@ inline constexpr int kByteRun = 4;       // groups that kernels add up in 16 bit
 // Packed weights begin with this, in a line of their own. Each block of outputs follows: what its sums begin with,
 // int32 [position][kBlock], and its weights, [position][groups of kByteChannels][kBlock][kByteChannels]. Where sums are of 16 bits, the
 // last two channels' of outputs o and o + 8 are exchanged: pairs of products that belong together then come to lie side by side.
+// Of sets with signed levels there are no offsets, and a group's weights are [2][kBlock][2].
 struct ByteHeader {
   std::uint8_t offset[7];      // added to the transformed levels of a tile's row, so that none is negative
   std::uint8_t second_offset;  // in row 1, to those of the second column

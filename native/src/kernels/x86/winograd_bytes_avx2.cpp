@@ -150,7 +150,7 @@ static void winograd(const ConvArgs& a) {
   const auto multiply = products_of<Sum>(channels, header.run);
   for (int first = 0; first < tiles; first += kByteTiles) {
     const int count = tiles - first < kByteTiles ? tiles - first : kByteTiles;
-    transform_tiles<Rows>(a, first, count, across, v);
+    transform_tiles<Levels, Rows>(a, first, count, across, v);
     const char* block = static_cast<const char*>(a.weights) + kByteHeader;
     for (int b = 0; b < a.out_blocks; ++b, block += byte_block(Rows, channels)) {
       const std::int32_t* begin = reinterpret_cast<const std::int32_t*>(block);
