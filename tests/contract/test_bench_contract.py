@@ -18,7 +18,7 @@ from fracskip.bench.torch_engines import precisions as torch_precisions
 from fracskip.cli import main
 from fracskip.errors import ConfigError, MissingExtraError
 from fracskip.models import create_model
-from fracskip.runtime import session as sessions
+from fracskip.runtime import engines
 from fracskip.runtime.cascade_bundle import write_cascade
 from support.small_cascades import small_cascade
 from support.stand_in_engine import StandInEngine
@@ -211,7 +211,7 @@ def make_cascade_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Path, str]]:
     """A cascade whose engine is a stand-in, and the name of a data set for it."""
-    monkeypatch.setattr(sessions, "build_portable", StandInEngine)
+    monkeypatch.setattr(engines, "build_portable", StandInEngine)
     monkeypatch.setattr(timing, "interruptions", lambda: 0)  # all calls count
 
     def make(*sizes: tuple[int, int]) -> tuple[Path, str]:

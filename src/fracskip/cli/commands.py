@@ -36,7 +36,7 @@ from fracskip.machine import cores
 from fracskip.options import PRESETS
 from fracskip.runtime import InferenceSession
 from fracskip.runtime.bundle import BUNDLED, SUFFIX
-from fracskip.runtime.session import MAX_THREADS
+from fracskip.runtime.engines import MAX_THREADS
 from fracskip.text import visible
 
 DEMO_RECORD, DEMO_REPORT = "fracskip-demo.json", "fracskip-demo.html"

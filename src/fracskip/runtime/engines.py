@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from fracskip.data.resampling import resize
 from fracskip.errors import BundleError, ConfigError, MissingExtraError
 from fracskip.runtime.bundle import Bundle
+from fracskip.runtime.cascade_bundle import CascadeBundle
 from fracskip.runtime.inputs import Images
+
+ENGINES = ("auto", "native", "portable")
+MAX_THREADS = 256
 
 
 class Engine(Protocol):
@@ -112,6 +116,38 @@ def resized(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
         return resize(images, size)
     found: NDArray[np.uint8] = native.resize(np.ascontiguousarray(images), *size)
     return found
+
+
+def check_asked(engine: str, threads: int) -> None:
+    """Raises a ConfigError if there is no such engine, or it can't have so many threads."""
+    if engine not in ENGINES:
+        raise ConfigError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise ConfigError(f"threads {threads!r} is no whole number: use 1 to {MAX_THREADS}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
+
+
+def build(
+    bundle: Bundle | CascadeBundle, engine: str, isa: str, threads: int, name: str
+) -> tuple[str, Engine]:
+    """The engine that was asked for, of a bundle, and which one that is.
+
+    Raises:
+        BundleError: if the native engine refuses the bundle.
+        ConfigError: if the instruction set is none that there is.
+        MissingExtraError: if the engine is not installed.
+    """
+    native = native_module()
+    if engine == "native" and native is None:
+        raise MissingExtraError(
+            "this installation has no native engine (it was built without a C++17 compiler): "
+            "install one and reinstall fracskip, or use engine='portable'"
+        )
+    if native is not None and engine != "portable":
+        return "native", build_native(native, bundle.data, isa, threads, name)
+    parts = (bundle,) if isinstance(bundle, Bundle) else bundle.networks
+    return "portable", build_portable(parts, isa, threads)
 
 
 def build_native(native: Any, data: bytes, isa: str, threads: int, name: str) -> Engine:

@@ -17,28 +17,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fracskip.config import ImageConfig
-from fracskip.cost import CascadeCosts, CostReport, NetworkProfile, account, account_cascade
-from fracskip.errors import BundleError, ConfigError, DataError, MissingExtraError
-from fracskip.operating import Execution, Operation, Prediction, Setting, joined
+from fracskip.errors import BundleError, ConfigError, DataError
+from fracskip.operating import Execution, Operation, Prediction, joined
 from fracskip.operating.cascade import Choice
 from fracskip.operating.tracking import RateTracker
-from fracskip.options import Option, OptionSet
-from fracskip.runtime import engines
 from fracskip.runtime.bundle import BUNDLED, Bundle
-from fracskip.runtime.cascade_bundle import CascadeBundle, CascadePlan, read_any
-from fracskip.runtime.engines import Engine, build_native, build_portable
+from fracskip.runtime.cascade_bundle import CascadeBundle, read_any
+from fracskip.runtime.contents import Contents
+from fracskip.runtime.engines import build, check_asked
 from fracskip.runtime.inputs import Images, checked_decisions, checked_images
 from fracskip.runtime.operator import CONFIDENCE, Asked, CascadeOperator, checked_time
-from fracskip.runtime.plan import Plan
 from fracskip.runtime.profiling import Profile, profile
 from fracskip.runtime.timing import Times, measure, stored
 
-ENGINES = ("auto", "native", "portable")
-MAX_THREADS = 256
 HELD = 256  # images between which thresholds follow
 
 
-class InferenceSession:
+class InferenceSession(Contents):
     """A bundle, ready to classify. Any number of threads may call `run` at once.
 
     A session that is pickled or copied opens the same file again, with the same arguments, where
@@ -52,11 +47,7 @@ class InferenceSession:
             `instruction_sets` lists them.
 
     Attributes:
-        networks: What they are: one, or those of a cascade.
-        cascade: How a cascade is operated; None for a network.
-        digest: Of the bundle.
-        bytes: Of the bundle.
-        engine: 'native' or 'portable'.
+        engine: 'native' or 'portable'. What it runs: see `Contents`.
 
     Raises:
         BundleError: if the file is no sound bundle.
@@ -97,42 +88,17 @@ class InferenceSession:
         engine: Literal["auto", "native", "portable"],
         isa: str,
     ) -> None:
-        if engine not in ENGINES:
-            raise ConfigError(f"engine {engine!r} is unknown: use one of {', '.join(ENGINES)}")
-        if isinstance(threads, bool) or not isinstance(threads, int):
-            raise ConfigError(f"threads {threads!r} is no whole number: use 1 to {MAX_THREADS}")
-        if not 1 <= threads <= MAX_THREADS:
-            raise ConfigError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
+        check_asked(engine, threads)
         self._in_memory = bundle is not None
         bundle = read_any(path) if bundle is None else bundle
-        native = engines.native_module()
-        if engine == "native" and native is None:
-            raise MissingExtraError(
-                "this installation has no native engine (it was built without a C++17 compiler): "
-                "install one and reinstall fracskip, or use engine='portable'"
-            )
         known = self._in_memory or str(path) in BUNDLED
         self._name = str(path) if known else str(Path(path).absolute())
-        self._bundle = bundle
         self._opened = {"threads": threads, "engine": engine, "isa": isa}
-        single = isinstance(bundle, Bundle)
-        self.networks: tuple[Plan, ...] = (bundle.plan,) if single else bundle.plan.networks  # type: ignore[assignment, union-attr]
-        self.cascade: CascadePlan | None = None if single else bundle.plan  # type: ignore[assignment]
-        self.digest, self.bytes = bundle.digest, len(bundle.data)
-        self._engine: Engine
-        if native is not None and engine != "portable":
-            self.engine = "native"
-            self._engine = build_native(native, bundle.data, isa, threads, str(path))
-        else:
-            self.engine = "portable"
-            parts = (bundle,) if isinstance(bundle, Bundle) else bundle.networks
-            self._engine = build_portable(parts, isa, threads)
+        self._hold(bundle)
+        self.engine, self._engine = build(bundle, engine, isa, threads, str(path))
         self._blocks = [len(plan.gated) for plan in self.networks]
         self._times: Times | None = None
         self._operator = None if self.cascade is None else CascadeOperator(self.cascade)
-        self._cascade_costs = (
-            None if self.cascade is None else CascadeCosts.of(*_priced(self.cascade))
-        )
 
     def __repr__(self) -> str:
         shape = (*self.image.size, self.image.channels)
@@ -154,55 +120,6 @@ class InferenceSession:
     # -- what it runs -----------------------------------------------------------------------------
 
     @property
-    def plan(self) -> Plan:
-        """What the network is.
-
-        Raises:
-            ConfigError: if it is a cascade of several.
-        """
-        if self.cascade is not None:
-            raise ConfigError(
-                "this session runs a cascade of several networks: use session.networks"
-            )
-        return self.networks[0]
-
-    @property
-    def bundle(self) -> Bundle:
-        """The network's.
-
-        Raises:
-            ConfigError: if this is a cascade of several.
-        """
-        if isinstance(self._bundle, CascadeBundle):
-            raise ConfigError("this session runs a cascade of several networks, not one")
-        return self._bundle
-
-    @property
-    def options(self) -> OptionSet:
-        """What a decision's index stands for, in a network."""
-        return self.plan.option_set
-
-    @property
-    def profile(self) -> NetworkProfile:
-        """A network's MACs."""
-        return self.plan.cost
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """What a logit's index stands for."""
-        return self.networks[0].class_names
-
-    @property
-    def image(self) -> ImageConfig:
-        """Size, channels and normalisation of its images; in a cascade the largest network's."""
-        return self.networks[0].image if self.cascade is None else self.cascade.image
-
-    @property
-    def budgets(self) -> tuple[float, float] | None:
-        """The smallest and the largest budget that a caller may name; None if it takes none."""
-        return self.plan.budgets if self.cascade is None else self.cascade.budgets
-
-    @property
     def isa(self) -> str:
         """The instruction set in use; 'torch' for the portable engine."""
         return self._engine.isa
@@ -222,28 +139,6 @@ class InferenceSession:
             (f"{network}/{part}" if several else part, option, names)
             for network, part, option, names in self._engine.kernels()
         ]
-
-    def cost(self, executed: Prediction[NDArray[Any]] | NDArray[np.integer]) -> CostReport:
-        """Prices what was executed: see `fracskip.cost.account` and `account_cascade`.
-
-        Args:
-            executed: A prediction; or the decisions (B, L) of a network.
-        """
-        if not isinstance(executed, Prediction):
-            return account(executed, self.options, self.profile)
-        if self.cascade is None:
-            return account(executed.executions, self.options, self.profile)
-        networks, last = _priced(self.cascade)
-        return account_cascade(executed.executions, networks, last)
-
-    def forced(self, option: Option | int | str, images: int) -> NDArray[np.uint8]:
-        """Decisions (B, L) that give every block of a network the same option.
-
-        Raises:
-            ConfigError: if the option is not in the set.
-        """
-        shape = (images, len(self.plan.gated_names))
-        return np.full(shape, self.options.index(option), dtype=np.uint8)
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -331,13 +226,6 @@ class InferenceSession:
             )
         return images
 
-    def alone(self, budget: ArrayLike | None, count: int, forced: bool = False) -> Operation:
-        """How a network answers B images by itself, without a cascade of its own."""
-        if forced:
-            return Operation((Setting(np.zeros((), np.float32), None),))
-        points = self.plan.operating_points
-        return Operation((points.alone(budget, count, self.plan.budget_input),))
-
     def execute(
         self,
         images: Images,
@@ -389,23 +277,8 @@ class InferenceSession:
         for place, (member, decided) in enumerate(zip(members, chosen, strict=True)):
             rows = np.flatnonzero(answered >= place) if place else np.arange(count)
             executions.append(Execution(rows, decided[rows] if place else decided, member.network))
-        cost = self._costs(executions, count)
+        cost = self.costs(executions, count)
         return Prediction(logits, cost, tuple(executions), latency_us=latency_us, gate_us=gate_us)
-
-    def _costs(
-        self, executions: Sequence[Execution[NDArray[Any]]], count: int
-    ) -> NDArray[np.float32]:
-        """Of each image; see `Prediction`."""
-        if self._cascade_costs is not None:
-            return self._cascade_costs.of_images(executions, count)
-        costs = np.array(self.options.costs, np.float32)
-        total = np.zeros(count, np.float32)
-        for each in executions:
-            if each.decisions.shape[1]:
-                total[each.rows] += costs[each.decisions].mean(1)
-            else:
-                total[each.rows] += 1
-        return total
 
     def _check_logits(self, logits: NDArray[np.float32]) -> None:
         if not np.isfinite(logits).all():
@@ -553,11 +426,6 @@ class InferenceSession:
 def _input(image: ImageConfig) -> tuple[Any, ...]:
     """What makes normalised images of two networks the same."""
     return image.size, image.mean, image.std
-
-
-def _priced(cascade: CascadePlan) -> tuple[list[tuple[OptionSet, NetworkProfile]], int]:
-    """Options and MACs of a cascade's networks, and which one is the last member's."""
-    return [(plan.option_set, plan.cost) for plan in cascade.networks], cascade.members[-1].network
 
 
 def _reopened(

@@ -13,7 +13,7 @@ from fracskip.bench.native import native_contenders
 from fracskip.bench.subject import Images
 from fracskip.config import ImageConfig
 from fracskip.data import ImageSet
-from fracskip.runtime import session as sessions
+from fracskip.runtime import engines
 from fracskip.runtime.cascade_bundle import CascadeBundle, cascade_of, write_cascade
 from support.small_cascades import member, networks, points, small_cascade
 from support.stand_in_engine import StandInEngine
@@ -25,7 +25,7 @@ SCORES = (0.1, 0.6, 0.7, 0.95)  # of four images, by the engine that stands in
 def contenders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[CascadeBundle], list[Contender]]:
-    monkeypatch.setattr(sessions, "build_portable", StandInEngine)
+    monkeypatch.setattr(engines, "build_portable", StandInEngine)
 
     def made(bundle: CascadeBundle) -> list[Contender]:
         write_cascade(tmp_path / "x.fsk", bundle)
