@@ -106,6 +106,13 @@ def test_a_network_without_the_size_in_it_takes_any(forward: Forward) -> None:
         torch.testing.assert_close(TracedNetwork(traced, graph)(images(size)), wanted)
 
 
+def test_parameters_without_memory_are_the_same_at_every_size() -> None:
+    """As where a file's outline is made before anything of it is loaded."""
+    net = make(lambda n, x: n.stem(x) * n.gain)
+    net.gain = nn.Parameter(torch.ones(1))
+    assert trace(net.to("meta"), (3, *SIZE)).only is None
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("forward", FOR_ONE.values(), ids=FOR_ONE)
 def test_a_network_with_the_size_in_it_takes_that_alone(forward: Forward, training: bool) -> None:
