@@ -164,6 +164,7 @@ onednn-check: $(VENV)/test.stamp
 # Damaged bundles under sanitizers: refused, or read and run.
 fuzz: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python tools/fuzz_bundle.py --count 20000 --json results/fuzz_bundle.json
+	PYTHONPATH=tests $(BIN)/python tools/fuzz_json.py --count 500000
 
 # Hostile images, bundles and checkpoints: read, or refused. Runs that are killed: resumed.
 attack: $(VENV)/test.stamp
